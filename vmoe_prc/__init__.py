@@ -1,0 +1,1 @@
+"""Sparse mixture-of-experts vision transformers with Pairwise Router Consistency."""
