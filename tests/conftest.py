@@ -1,0 +1,34 @@
+"""Eight virtual CPU devices, and the golden arrays."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("vmoe_prc", deadline=None, max_examples=10, derandomize=True)
+settings.load_profile("vmoe_prc")
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a golden file by its name without extension."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    """Agreement to `tolerance`, relative or absolute, whichever is larger."""
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(scope="session")
+def close():
+    return assert_close

@@ -1,0 +1,134 @@
+"""Dispatch against the golden arrays; equality of the methods; properties of the plan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmoe_prc.models import dispatch
+
+METHODS = ("einsum", "gather")
+CASES = [
+    (k, cf, bp) for k in (1, 2, 3) for cf in (0.5, 1.05, 1.5, 4.0) for bp in (False, True)
+]
+
+
+@jax.jit
+def run(plan, x):
+    """Applies the golden experts, x * (e + 1) + e; a free slot is an expert's zero input."""
+    expert = jnp.arange(plan.num_experts, dtype=x.dtype)[:, None, None]
+    return plan.combine(plan.dispatch(x) * (expert + 1) + expert)
+
+
+@jax.jit
+def applied_weights(plan):
+    """(G, S, E): the weight that each expert's output really gets."""
+    kept = jnp.where(plan.kept, plan.weights, 0)
+    chosen = jax.nn.one_hot(plan.experts, plan.num_experts)
+    return jnp.einsum("GSK,GSKE->GSE", kept, chosen)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("k", "cf", "bp"), CASES)
+def test_golden_top_experts_per_item(golden, close, k, cf, bp, method):
+    data = golden("dispatch")
+    name = f"k{k}_cf{cf}_bp{int(bp)}"
+    plan = dispatch.top_experts_per_item(jnp.asarray(data["gates"]), k, cf, bp, method)
+    assert plan.capacity == data[f"capacity_{name}"]
+    close(applied_weights(plan), data[f"weight_{name}"])
+    close(run(plan, jnp.asarray(data["inputs"])), data[f"out_{name}"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("cf", [0.5, 1.05, 2.0])
+def test_golden_top_items_per_expert(golden, close, cf, method):
+    data = golden("dispatch")
+    plan = dispatch.top_items_per_expert(jnp.asarray(data["gates"]), cf, method)
+    close(run(plan, jnp.asarray(data["inputs"])), data[f"out_experts_choice_cf{cf}"])
+
+
+@st.composite
+def problems(draw):
+    num_experts = draw(st.integers(1, 6))
+    return {
+        "seed": draw(st.integers(0, 1000)),
+        "shape": (draw(st.integers(1, 3)), draw(st.integers(1, 20)), num_experts),
+        "k": draw(st.integers(1, num_experts)),
+        "capacity_factor": draw(st.sampled_from([0.3, 1.0, 1.7, 5.0])),
+        "batch_priority": draw(st.booleans()),
+        "expert_choice": draw(st.booleans()),
+    }
+
+
+def make(problem, method):
+    keys = jax.random.split(jax.random.key(problem["seed"]), 2)
+    gates = jax.nn.softmax(jax.random.normal(keys[0], problem["shape"]))
+    x = jax.random.normal(keys[1], (*problem["shape"][:2], 5))
+
+    def plan(gates):
+        if problem["expert_choice"]:
+            return dispatch.top_items_per_expert(gates, problem["capacity_factor"], method)
+        return dispatch.top_experts_per_item(
+            gates, problem["k"], problem["capacity_factor"], problem["batch_priority"], method
+        )
+
+    return gates, x, plan
+
+
+@given(problems())
+def test_methods_agree_with_gradients(problem):
+    results = []
+    for method in METHODS:
+        gates, x, plan = make(problem, method)
+
+        def loss(gates, x, plan=plan):
+            out = run(plan(gates), x)
+            return jnp.sum(jnp.sin(out)), out
+
+        gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(gates, x)
+        results.append((*gradients, out))
+    for einsum, gather in zip(*results, strict=True):
+        np.testing.assert_allclose(einsum, gather, rtol=1e-5, atol=1e-5)
+
+
+@given(problems())
+def test_no_slot_is_taken_twice_and_none_wasted(problem):
+    gates, _, plan = make(problem, "gather")
+    plan = plan(gates)
+    for g in range(gates.shape[0]):
+        kept = np.asarray(plan.kept[g])
+        taken = np.asarray(plan.experts[g] * plan.capacity + plan.slots[g])[kept]
+        assert len(set(taken.tolist())) == len(taken)
+        demand = np.bincount(np.asarray(plan.experts[g]).ravel(), minlength=plan.num_experts)
+        load = np.bincount(np.asarray(plan.experts[g])[kept], minlength=plan.num_experts)
+        np.testing.assert_array_equal(load, np.minimum(demand, plan.capacity))
+
+
+@given(problems(), st.integers(0, 1000))
+def test_groups_are_independent(problem, seed):
+    gates, x, plan = make(problem, "gather")
+    order = np.random.default_rng(seed).permutation(gates.shape[0])
+    np.testing.assert_allclose(run(plan(gates), x)[order], run(plan(gates[order]), x[order]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_moves_data_in_bfloat16_and_restores_the_dtype(method):
+    gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 8, 4)))
+    x = jax.random.normal(jax.random.key(1), (1, 8, 3))
+    sent = dispatch.top_experts_per_item(gates, 1, 4.0, method=method, bfloat16=True)
+    exact = dispatch.top_experts_per_item(gates, 1, 4.0, method=method)
+    assert sent.dispatch(x).dtype == jnp.float32
+    rounded = exact.dispatch(x.astype(jnp.bfloat16)).astype(jnp.float32)
+    np.testing.assert_array_equal(sent.dispatch(x), rounded)
+
+
+def test_errors():
+    gates = jnp.ones((1, 4, 2))
+    with pytest.raises(ValueError, match="num_selected_experts = 3 must be between 1 and"):
+        dispatch.top_experts_per_item(gates, 3, 1.0)
+    with pytest.raises(ValueError, match="'onehot'; allowed: einsum, gather"):
+        dispatch.top_experts_per_item(gates, 1, 1.0, method="onehot")
+    with pytest.raises(ValueError, match="capacity_factor = 0"):
+        dispatch.top_experts_per_item(gates, 1, 0)

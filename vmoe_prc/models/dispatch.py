@@ -1,0 +1,322 @@
+"""Sends tokens to the buffers of their experts and brings the results back.
+
+Letters: G groups of S tokens are routed independently of each other; each token has K
+choices among E experts; an expert has C buffer slots per group.
+
+A `Dispatcher` is a plan, the same for every method: the expert and the buffer slot of
+each choice of each token. The methods differ in how they move the data:
+
+* `einsum` multiplies by one-hot masks (G, S, E, C), as in the V-MoE paper: friendly to
+  matrix units, but its cost grows with S * E * C.
+* `gather` moves rows by their indices, forward and backward: the cost is that of a copy.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.mesh import BATCH_AXES, constrain
+
+
+@flax.struct.dataclass
+class Dispatcher:
+    """Where each choice of each token goes, and how to move the data there and back.
+
+    Attributes:
+      experts: (G, S, K) int32, expert of each choice.
+      slots: (G, S, K) int32, slot in the expert's buffer; C or more if dropped.
+      weights: (G, S, K) float32, weight of each choice in the token's output.
+      num_experts: E.
+      capacity: C.
+      method: Name of the method that moves the data.
+      bfloat16: Whether the data travels as bfloat16, to save bandwidth.
+    """
+
+    experts: jax.Array
+    slots: jax.Array
+    weights: jax.Array
+    num_experts: int = flax.struct.field(pytree_node=False)
+    capacity: int = flax.struct.field(pytree_node=False)
+    method: str = flax.struct.field(pytree_node=False, default="einsum")
+    bfloat16: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def kept(self) -> Bool[Array, "G S K"]:
+        """Choices that found a free slot."""
+        return self.slots < self.capacity
+
+    def dispatch(self, x: Float[Array, "G S D"]) -> Float[Array, "E GC D"]:
+        """Copies each token into the buffers of its experts; free slots hold zeros."""
+        with jax.named_scope("dispatch"):
+            sent = x.astype(jnp.bfloat16) if self.bfloat16 else x
+            buffers = METHODS[self.method].dispatch(self, sent)
+            return _groups_to_experts(buffers).astype(x.dtype)
+
+    def combine(self, y: Float[Array, "E GC D"]) -> Float[Array, "G S D"]:
+        """Sums the experts' outputs of each token, weighted; dropped choices give zero."""
+        with jax.named_scope("combine"):
+            sent = y.astype(jnp.bfloat16) if self.bfloat16 else y
+            buffers = _experts_to_groups(sent, self.experts.shape[0])
+            return METHODS[self.method].combine(self, buffers).astype(y.dtype)
+
+
+def top_experts_per_item(
+    gates: Float[Array, "G S E"],
+    num_selected_experts: int,
+    capacity_factor: float,
+    batch_priority: bool = False,
+    method: str = "einsum",
+    bfloat16: bool = False,
+) -> Dispatcher:
+    """Sends each token to its K experts of the largest gates (V-MoE, section 2.2).
+
+    All first choices take their slots before all second choices, and so on; within a
+    rank tokens go in their order, or by decreasing largest gate with `batch_priority`
+    (V-MoE, algorithm 2). The gates of the chosen experts weigh their outputs as they are.
+
+    Args:
+      gates: (G, S, E) routing weights.
+      num_selected_experts: K.
+      capacity_factor: Buffer size relative to S * K / E.
+      batch_priority: Whether tokens with a larger first gate take their slots first.
+      method: How the data is moved, 'einsum' or 'gather'.
+      bfloat16: Whether the data travels as bfloat16.
+
+    Raises:
+      ValueError: If K is not in [1, E], or the method is unknown.
+    """
+    _, group_size, num_experts = gates.shape
+    if not 1 <= num_selected_experts <= num_experts:
+        raise ValueError(
+            f"num_selected_experts = {num_selected_experts} must be between 1 and "
+            f"num_experts = {num_experts}"
+        )
+    _check_method(method)
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(gates), num_selected_experts)
+    chosen = experts[..., None] == jnp.arange(num_experts)  # (G, S, K, E)
+    weights = jnp.sum(jnp.where(chosen, gates[:, :, None, :], 0), axis=-1)
+    return Dispatcher(
+        experts=experts,
+        slots=_slots(chosen, weights[..., 0] if batch_priority else None),
+        weights=weights,
+        num_experts=num_experts,
+        capacity=compute_capacity(
+            group_size * num_selected_experts, num_experts, capacity_factor
+        ),
+        method=method,
+        bfloat16=bfloat16,
+    )
+
+
+def top_items_per_expert(
+    gates: Float[Array, "G S E"],
+    capacity_factor: float,
+    method: str = "einsum",
+    bfloat16: bool = False,
+) -> Dispatcher:
+    """Sends each expert the C tokens of its largest gates (Expert Choice routing).
+
+    In the returned plan every token has K = E choices, in the order of its gates, and
+    keeps those whose expert took it.
+
+    Args:
+      gates: (G, S, E) routing weights.
+      capacity_factor: Buffer size relative to S / E; at most all S tokens are taken.
+      method: How the data is moved, 'einsum' or 'gather'.
+      bfloat16: Whether the data travels as bfloat16.
+
+    Raises:
+      ValueError: If the method is unknown.
+    """
+    num_groups, group_size, num_experts = gates.shape
+    _check_method(method)
+    capacity = min(compute_capacity(group_size, num_experts, capacity_factor), group_size)
+    fixed = jax.lax.stop_gradient(gates)
+    _, tokens = jax.lax.top_k(jnp.swapaxes(fixed, 1, 2), capacity)  # (G, E, C)
+    group = jnp.arange(num_groups)[:, None, None]
+    expert = jnp.arange(num_experts)[:, None]
+    slots = jnp.full(gates.shape, capacity, jnp.int32)
+    slots = slots.at[group, tokens, expert].set(
+        jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), tokens.shape)
+    )
+    _, experts = jax.lax.top_k(fixed, num_experts)
+    return Dispatcher(
+        experts=experts,
+        slots=jnp.take_along_axis(slots, experts, axis=-1),
+        weights=jnp.take_along_axis(gates, experts, axis=-1),
+        num_experts=num_experts,
+        capacity=capacity,
+        method=method,
+        bfloat16=bfloat16,
+    )
+
+
+def compute_capacity(num_choices: int, num_experts: int, capacity_factor: float) -> int:
+    """Returns C = ceil(num_choices * capacity_factor / E), up to a multiple of 4.
+
+    Args:
+      num_choices: Choices to place in a group: S * K, or S for Expert Choice.
+      num_experts: E.
+      capacity_factor: Slots relative to perfectly balanced choices.
+
+    Raises:
+      ValueError: If the capacity factor is not positive.
+    """
+    if capacity_factor <= 0:
+        raise ValueError(f"capacity_factor = {capacity_factor} must be positive")
+    return 4 * math.ceil(math.ceil(num_choices * capacity_factor / num_experts) / 4)
+
+
+def _check_method(method: str):
+    if method not in METHODS:
+        raise ValueError(
+            f"unknown dispatch method {method!r}; allowed: {', '.join(sorted(METHODS))}"
+        )
+
+
+def _slots(
+    chosen: Bool[Array, "G S K E"], priority: Float[Array, "G S"] | None
+) -> Int[Array, "G S K"]:
+    """Numbers the choices of each expert, by rank first and token order second."""
+    num_groups, group_size, num_selected, num_experts = chosen.shape
+    chosen = chosen.astype(jnp.int32)
+    if priority is not None:
+        order = jnp.argsort(-priority, axis=1, stable=True)
+        chosen = jnp.take_along_axis(chosen, order[:, :, None, None], axis=1)
+    ranked = jnp.swapaxes(chosen, 1, 2)  # (G, K, S, E): ranks outermost.
+    queue = ranked.reshape(num_groups, num_selected * group_size, num_experts)
+    position = jnp.cumsum(queue, axis=1).reshape(ranked.shape) - 1
+    slots = jnp.swapaxes(jnp.sum(position * ranked, axis=-1), 1, 2)  # (G, S, K)
+    if priority is not None:
+        slots = jnp.take_along_axis(slots, jnp.argsort(order, axis=1)[:, :, None], axis=1)
+    return slots
+
+
+def _groups_to_experts(buffers: Float[Array, "G E C D"]) -> Float[Array, "E GC D"]:
+    """Regroups buffers by expert: an all-to-all over the `expert` axis of the mesh."""
+    num_groups, num_experts, capacity, size = buffers.shape
+    buffers = constrain(buffers, BATCH_AXES)
+    buffers = constrain(jnp.swapaxes(buffers, 0, 1), "expert", "data")
+    return buffers.reshape(num_experts, num_groups * capacity, size)
+
+
+def _experts_to_groups(buffers: Float[Array, "E GC D"], num_groups: int) -> jax.Array:
+    """Inverse of `_groups_to_experts`: (E, G*C, D) to (G, E, C, D)."""
+    num_experts, _, size = buffers.shape
+    buffers = buffers.reshape(num_experts, num_groups, -1, size)
+    buffers = constrain(buffers, "expert", "data")
+    return constrain(jnp.swapaxes(buffers, 0, 1), BATCH_AXES)
+
+
+class _Method(NamedTuple):
+    """A way to move data: (G, S, D) -> (G, E, C, D) and back."""
+
+    dispatch: Callable[[Dispatcher, jax.Array], jax.Array]
+    combine: Callable[[Dispatcher, jax.Array], jax.Array]
+
+
+def _one_hot_masks(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
+    """Returns the slots taken (G, S, E, C), as booleans, and gates (G, S, E)."""
+    chosen = plan.experts[..., None] == jnp.arange(plan.num_experts)  # (G, S, K, E)
+    slot_of_expert = jnp.max(jnp.where(chosen, plan.slots[..., None], -1), axis=2)
+    mask = slot_of_expert[..., None] == jnp.arange(plan.capacity)
+    gates = jnp.sum(jnp.where(chosen, plan.weights[..., None], 0), axis=2)
+    return mask, gates
+
+
+def _einsum_dispatch(plan: Dispatcher, x: jax.Array) -> jax.Array:
+    mask, _ = _one_hot_masks(plan)
+    return jnp.einsum("GSEC,GSD->GECD", mask.astype(x.dtype), x)
+
+
+def _einsum_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
+    mask, gates = _one_hot_masks(plan)
+    weights = jnp.where(mask, gates[..., None], 0).astype(y.dtype)
+    return jnp.einsum("GSEC,GECD->GSD", weights, y)
+
+
+def _gather_indices(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
+    """Returns the slot of each choice and the choice in each slot.
+
+    Returns:
+      (G, S*K) int32: flat slot e*C + c of choice s*K + k; E*C if it was dropped.
+      (G, E*C) int32: the choice s*K + k that holds each slot; S*K if the slot is free.
+    """
+    num_groups, group_size, num_selected = plan.experts.shape
+    num_choices, num_slots = group_size * num_selected, plan.num_experts * plan.capacity
+    slot = jnp.where(plan.kept, plan.experts * plan.capacity + plan.slots, num_slots)
+    slot = slot.reshape(num_groups, num_choices)
+
+    def invert(slot):
+        free = jnp.full((num_slots,), num_choices, jnp.int32)
+        choices = jnp.arange(num_choices, dtype=jnp.int32)
+        return free.at[slot].set(choices, mode="drop")
+
+    return slot, jax.vmap(invert)(slot)
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Takes rows x[g, index[g]]; an index past the end gives a row of zeros."""
+    return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x, index)
+
+
+def _gather_dispatch(plan: Dispatcher, x: jax.Array) -> jax.Array:
+    slot_of_choice, choice_in_slot = _gather_indices(plan)
+    num_groups, group_size, num_selected = plan.experts.shape
+
+    # Each direction of the permutation is known, so the gradient is a gather as well,
+    # where differentiating the forward gather would scatter.
+    @jax.custom_vjp
+    def send(x, slot_of_choice, choice_in_slot):
+        return _rows(x, choice_in_slot // num_selected)
+
+    def forward(x, slot_of_choice, choice_in_slot):
+        return send(x, slot_of_choice, choice_in_slot), (slot_of_choice, choice_in_slot)
+
+    def backward(indices, gradient):
+        slot_of_choice, _ = indices
+        rows = _rows(gradient, slot_of_choice)
+        rows = rows.reshape(num_groups, group_size, num_selected, -1)
+        return jnp.sum(rows, axis=2), *map(_no_gradient, indices)
+
+    send.defvjp(forward, backward)
+    buffers = send(x, slot_of_choice, choice_in_slot)
+    return buffers.reshape(num_groups, plan.num_experts, plan.capacity, -1)
+
+
+def _gather_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
+    slot_of_choice, choice_in_slot = _gather_indices(plan)
+    num_groups, group_size, num_selected = plan.experts.shape
+
+    @jax.custom_vjp
+    def receive(y, slot_of_choice, choice_in_slot):
+        return _rows(y, slot_of_choice)
+
+    def forward(y, slot_of_choice, choice_in_slot):
+        return receive(y, slot_of_choice, choice_in_slot), (slot_of_choice, choice_in_slot)
+
+    def backward(indices, gradient):
+        _, choice_in_slot = indices
+        return _rows(gradient, choice_in_slot), *map(_no_gradient, indices)
+
+    receive.defvjp(forward, backward)
+    rows = y.reshape(num_groups, plan.num_experts * plan.capacity, -1)
+    rows = receive(rows, slot_of_choice, choice_in_slot)
+    rows = rows.reshape(num_groups, group_size, num_selected, -1)
+    return jnp.einsum("GSKD,GSK->GSD", rows, plan.weights.astype(rows.dtype))
+
+
+def _no_gradient(indices: jax.Array) -> np.ndarray:
+    return np.zeros(indices.shape, jax.dtypes.float0)
+
+
+METHODS: dict[str, _Method] = {
+    "einsum": _Method(_einsum_dispatch, _einsum_combine),
+    "gather": _Method(_gather_dispatch, _gather_combine),
+}

@@ -1,0 +1,114 @@
+"""The MLP of a transformer block, dense or as a sparse mixture of experts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models.routing import ROUTERS, Routing
+
+
+class MlpBlock(nn.Module):
+    """Two dense layers with a GELU between them.
+
+    Attributes:
+      mlp_dim: Hidden width.
+      dropout_rate: Dropout after either layer.
+      deterministic: Whether dropout is off.
+      dtype: Dtype of the computation; the parameters are float32.
+    """
+
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    deterministic: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Applies the MLP to each token."""
+
+        def dense(features, name):
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                bias_init=nn.initializers.normal(stddev=1e-6),
+                name=name,
+            )
+
+        x = nn.gelu(dense(self.mlp_dim, "Dense_0")(inputs))
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
+        x = dense(inputs.shape[-1], "Dense_1")(x)
+        return nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
+
+
+class MlpMoeBlock(nn.Module):
+    """A mixture of MLPs, of which each token sees the few that the router picks.
+
+    Attributes:
+      mlp_dim: Hidden width of an expert.
+      num_experts: E.
+      group_size: S; tokens of all images are split into groups of this size, which are
+        routed independently.
+      dropout_rate: Dropout inside the experts.
+      deterministic: Whether dropout and routing noise are off.
+      router: Options of the router, and its class as `name`.
+      dtype: Dtype of the experts' computation; the router stays in float32.
+      split_rngs: Whether each expert is initialised, and has its dropout drawn, by
+        itself; otherwise all experts start equal, as in V-MoE.
+    """
+
+    mlp_dim: int
+    num_experts: int
+    group_size: int
+    dropout_rate: float = 0.0
+    deterministic: bool = False
+    router: Mapping[str, Any] | None = None
+    dtype: Any = None
+    split_rngs: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing]:
+        """Routes the tokens and applies their experts.
+
+        Args:
+          inputs: (N, T, D) tokens of N images.
+
+        Returns:
+          (N, T, D) outputs, zero for tokens that were dropped, and the routing record.
+
+        Raises:
+          ValueError: If the group size does not divide the number of tokens.
+        """
+        num_images, num_tokens, size = inputs.shape
+        if num_images * num_tokens % self.group_size:
+            raise ValueError(
+                f"group_size = {self.group_size} does not divide the number of tokens, "
+                f"{num_images} images x {num_tokens} tokens = {num_images * num_tokens}"
+            )
+        options = dict(self.router or {})
+        router_class = ROUTERS[options.pop("name", "NoisyTopExpertsPerItemRouter")]
+        router = router_class(
+            num_experts=self.num_experts,
+            deterministic=self.deterministic,
+            name="Router",
+            **options,
+        )
+        experts = nn.vmap(
+            MlpBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": self.split_rngs, "dropout": self.split_rngs},
+            axis_size=self.num_experts,
+        )(self.mlp_dim, self.dropout_rate, self.deterministic, self.dtype, name="Mlp")
+
+        x = inputs.reshape(-1, self.group_size, size)  # (G, S, D)
+        with jax.named_scope("route"):
+            routing, plan = router(x)
+        buffers = plan.dispatch(x)  # (E, G*C, D)
+        with jax.named_scope("experts"):
+            buffers = experts(buffers)
+        outputs = plan.combine(buffers)  # (G, S, D)
+        return outputs.reshape(inputs.shape).astype(jnp.result_type(inputs)), routing

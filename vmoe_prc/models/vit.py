@@ -1,0 +1,307 @@
+"""The vision transformer with MoE blocks; parameters are named as in V-MoE's releases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models.attention import attention
+from vmoe_prc.models.moe import MlpBlock, MlpMoeBlock
+from vmoe_prc.models.routing import Routing
+
+CLASSIFIERS = ("token", "gap", "map")
+POSITION_EMBEDDINGS = ("learned", "sincos2d", "none")
+SINCOS2D_TEMPERATURE = 10_000.0
+
+
+class VisionTransformerMoe(nn.Module):
+    """Sparse mixture-of-experts vision transformer (V-MoE, arXiv 2106.05974).
+
+    Attributes:
+      num_classes: Number of classes; None gives the representation instead of logits.
+      patch_size: (height, width) of a patch in pixels.
+      hidden_size: D.
+      encoder: Options of the `Encoder`.
+      classifier: 'token' (class token), 'gap' (mean of the tokens) or 'map' (attention
+        pooling).
+      representation_size: Width of the tanh layer before the head; None for none.
+      head_bias_init: Initial bias of the head; its kernel starts at zero.
+      deterministic: Whether dropout and routing noise are off.
+      dtype: Dtype of the computation, such as 'bfloat16'. Parameters, routers and the
+        logits are float32.
+    """
+
+    num_classes: int | None
+    patch_size: tuple[int, int]
+    hidden_size: int
+    encoder: Mapping[str, Any]
+    classifier: str = "token"
+    representation_size: int | None = None
+    head_bias_init: float = 0.0
+    deterministic: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "N H W 3"]
+    ) -> tuple[Float[Array, "N classes"], dict[str, Routing]]:
+        """Classifies images.
+
+        Args:
+          images: (N, H, W, 3) pixels in [-1, 1].
+
+        Returns:
+          (N, num_classes) float32 logits, and the routing record of each MoE block by
+          its name, such as `encoderblock_3`.
+
+        Raises:
+          ValueError: If the patches do not tile the image, or the classifier is unknown.
+        """
+        patch_size = tuple(self.patch_size)
+        if any(side % p for side, p in zip(images.shape[1:3], patch_size, strict=True)):
+            raise ValueError(
+                f"patch_size = {patch_size} does not divide the image size "
+                f"{images.shape[1:3]}"
+            )
+        if self.classifier not in CLASSIFIERS:
+            raise ValueError(
+                f"unknown classifier {self.classifier!r}; allowed: {', '.join(CLASSIFIERS)}"
+            )
+        x = nn.Conv(
+            self.hidden_size,
+            kernel_size=patch_size,
+            strides=patch_size,
+            padding="VALID",
+            dtype=self.dtype,
+            name="embedding",
+        )(images)
+        num_images, rows, cols, _ = x.shape
+        x = x.reshape(num_images, rows * cols, -1)  # (N, P, D)
+        if self.classifier == "token":
+            cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_size))
+            cls = jnp.broadcast_to(cls.astype(x.dtype), (num_images, 1, self.hidden_size))
+            x = jnp.concatenate([cls, x], axis=1)  # (N, T, D)
+        x, routings = Encoder(
+            **self.encoder,
+            grid=(rows, cols),
+            deterministic=self.deterministic,
+            dtype=self.dtype,
+            name="Encoder",
+        )(x)
+        x = self._pool(x)
+        if self.representation_size is not None:
+            x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
+            x = nn.tanh(x)
+        x = x.astype(jnp.float32)
+        if self.num_classes is None:
+            return x, routings
+        logits = nn.Dense(
+            self.num_classes,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.head_bias_init),
+            name="head",
+        )(x)
+        return logits, routings
+
+    def _pool(self, x: Float[Array, "N T D"]) -> Float[Array, "N D"]:
+        if self.classifier == "token":
+            return x[:, 0]
+        if self.classifier == "gap":
+            return jnp.mean(x, axis=1)
+        return MapHead(
+            mlp_dim=self.encoder["mlp_dim"],
+            num_heads=self.encoder["num_heads"],
+            dtype=self.dtype,
+            name="MapHead",
+        )(x)
+
+
+class Encoder(nn.Module):
+    """Transformer encoder; the MLPs of the blocks listed in `moe` are mixtures.
+
+    Attributes:
+      num_layers: Number of blocks.
+      mlp_dim: Hidden width of the MLPs.
+      num_heads: Number of attention heads.
+      grid: (rows, columns) of patches.
+      dropout_rate: Dropout after the embedding, the attention and inside the MLPs.
+      attention_dropout_rate: Dropout of the attention weights.
+      moe: Options of the `MlpMoeBlock`s, and the block numbers as `layers`; a `mlp_dim`
+        or `dropout_rate` here is that of the experts.
+      position_emb: `name` of the position embedding: 'learned' (default), 'sincos2d'
+        (with a `temperature`) or 'none'.
+      deterministic: Whether dropout and routing noise are off.
+      dtype: Dtype of the computation.
+    """
+
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+    grid: tuple[int, int]
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    moe: Mapping[str, Any] | None = None
+    position_emb: Mapping[str, Any] | None = None
+    deterministic: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> tuple[jax.Array, dict[str, Routing]]:
+        """Encodes (N, T, D) tokens; returns them and the routing record of each block."""
+        x = self._add_position_embedding(x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
+        shared = {"mlp_dim": self.mlp_dim, "dropout_rate": self.dropout_rate}
+        moe = {**shared, **(self.moe or {})}
+        moe_layers = tuple(moe.pop("layers", ()))
+        routings = {}
+        for block in range(self.num_layers):
+            name = f"encoderblock_{block}"
+            is_moe = block in moe_layers
+            x, routing = EncoderBlock(
+                mlp=moe if is_moe else shared,
+                is_moe=is_moe,
+                num_heads=self.num_heads,
+                dropout_rate=self.dropout_rate,
+                attention_dropout_rate=self.attention_dropout_rate,
+                deterministic=self.deterministic,
+                dtype=self.dtype,
+                name=name,
+            )(x)
+            if is_moe:
+                routings[name] = routing
+        return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x), routings
+
+    def _add_position_embedding(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        options = dict(self.position_emb or {})
+        name = options.pop("name", "learned")
+        if name == "learned":
+            return AddPositionEmbs(name="posembed_input")(x)
+        if name == "none":
+            return x
+        if name != "sincos2d":
+            raise ValueError(
+                f"unknown position embedding {name!r}; allowed: "
+                f"{', '.join(POSITION_EMBEDDINGS)}"
+            )
+        embedding = sincos2d_embedding(*self.grid, x.shape[-1], **options).astype(x.dtype)
+        # The class token, if there is one, stands first and has no position.
+        first_patch = x.shape[1] - embedding.shape[0]
+        return x.at[:, first_patch:].add(embedding)
+
+
+class AddPositionEmbs(nn.Module):
+    """Adds a learned vector to each position."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        """Adds the (1, T, D) embedding."""
+        shape = (1, *x.shape[1:])
+        embedding = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), shape)
+        return x + embedding.astype(x.dtype)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block whose MLP may be a mixture of experts.
+
+    Attributes:
+      mlp: Options of the MLP, or of the mixture.
+      is_moe: Whether the MLP is a mixture of experts.
+      num_heads: Number of attention heads.
+      dropout_rate: Dropout after the attention.
+      attention_dropout_rate: Dropout of the attention weights.
+      deterministic: Whether dropout and routing noise are off.
+      dtype: Dtype of the computation.
+    """
+
+    mlp: Mapping[str, Any]
+    is_moe: bool
+    num_heads: int
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    deterministic: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing | None]:
+        """Applies attention and MLP; returns tokens and the routing of a mixture."""
+        x = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(inputs)
+        x = nn.MultiHeadDotProductAttention(
+            num_heads=self.num_heads,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            broadcast_dropout=False,
+            deterministic=self.deterministic,
+            dropout_rate=self.attention_dropout_rate,
+            attention_fn=attention,
+            name="SelfAttention",
+        )(x, x)
+        x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
+        x = x + inputs
+
+        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+        options = {**self.mlp, "deterministic": self.deterministic, "dtype": self.dtype}
+        if self.is_moe:
+            y, routing = MlpMoeBlock(**options, name="Moe")(y)
+        else:
+            y, routing = MlpBlock(**options, name="Mlp")(y), None
+        return x + y, routing
+
+
+class MapHead(nn.Module):
+    """Pools the tokens by attention of one learned query (Set Transformer's pooling).
+
+    Attributes:
+      mlp_dim: Hidden width of the MLP.
+      num_heads: Number of attention heads.
+      dtype: Dtype of the computation.
+    """
+
+    mlp_dim: int
+    num_heads: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N D"]:
+        """Returns one vector an image."""
+        num_images, _, size = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, size))
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (num_images, 1, size))
+        x = nn.MultiHeadDotProductAttention(
+            num_heads=self.num_heads,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            deterministic=True,
+            attention_fn=attention,
+            name="MultiHeadDotProductAttention",
+        )(probe, x)
+        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm")(x)
+        y = MlpBlock(self.mlp_dim, deterministic=True, dtype=self.dtype, name="Mlp")(y)
+        return (x + y)[:, 0]
+
+
+def sincos2d_embedding(
+    rows: int, cols: int, size: int, temperature: float = SINCOS2D_TEMPERATURE
+) -> Float[Array, "P D"]:
+    """Returns fixed position embeddings of a grid (MoCo v3, arXiv 2104.02057).
+
+    Args:
+      rows: Rows of the grid.
+      cols: Columns of the grid.
+      size: D, a multiple of 4 and at least 8.
+      temperature: Ratio of the longest to the shortest wavelength.
+
+    Returns:
+      (rows * cols, D) float32: sine and cosine of the column, then of the row.
+
+    Raises:
+      ValueError: If D is not a multiple of 4, or less than 8.
+    """
+    if size % 4 or size < 8:
+        raise ValueError(f"hidden_size = {size} must be a multiple of 4, at least 8, for sincos2d")
+    row, col = jnp.divmod(jnp.arange(rows * cols), cols)
+    frequency = temperature ** (-jnp.arange(size // 4) / (size // 4 - 1))
+    x, y = col[:, None] * frequency, row[:, None] * frequency
+    return jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
