@@ -31,7 +31,7 @@ LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 
 def classification_loss(
     logits: Float[Array, "N classes"],
-    labels: Float[Array, "N classes"],
+    labels: Float[Array, "M classes"],
     name: str = "softmax_xent",
     label_smoothing: float = 0.0,
 ) -> Float[Array, " N"]:

@@ -1,7 +1,5 @@
 """Softmax attention through the fastest path that the device and the shapes allow."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,10 @@ def attention(
     key: Float[Array, "N S H Dh"],
     value: Float[Array, "N S H Dh"],
     *,
-    deterministic: bool = True,
+    dropout_rng: jax.Array | None = None,
     dropout_rate: float = 0.0,
-    **options: Any,
+    broadcast_dropout: bool = True,
+    deterministic: bool = True,
 ) -> Float[Array, "N T H Dh"]:
     """Attention for linen's `attention_fn`, equal to linen's own to rounding.
 
@@ -27,13 +26,19 @@ def attention(
       query: (N, T, H, Dh) for N sequences of T tokens and H heads.
       key: (N, S, H, Dh).
       value: (N, S, H, Dh).
-      deterministic: Whether dropout is off.
+      dropout_rng: Random key of the dropout.
       dropout_rate: Share of the attention weights set to zero.
-      **options: linen's other options, such as `dropout_rng`.
+      broadcast_dropout: Whether images and heads share one dropout mask.
+      deterministic: Whether dropout is off.
     """
     if dropout_rate > 0 and not deterministic:
         return nn.dot_product_attention(
-            query, key, value, deterministic=False, dropout_rate=dropout_rate, **options
+            query,
+            key,
+            value,
+            dropout_rng=dropout_rng,
+            dropout_rate=dropout_rate,
+            broadcast_dropout=broadcast_dropout,
         )
     implementation = "cudnn" if _flash_attention_fits(query) else "xla"
     with jax.named_scope("attention"):

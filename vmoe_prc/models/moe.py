@@ -99,7 +99,7 @@ class MlpMoeBlock(nn.Module):
         )
         experts = nn.vmap(
             MlpBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": self.split_rngs, "dropout": self.split_rngs},
             axis_size=self.num_experts,
         )(self.mlp_dim, self.dropout_rate, self.deterministic, self.dtype, name="Mlp")

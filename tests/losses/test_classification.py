@@ -1,0 +1,39 @@
+"""Classification losses against their definitions."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_prc.losses import classification_loss
+
+LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
+LABELS = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+def test_softmax():
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
+    expected = -np.log([p[0, 0], p[1, 1]])
+    np.testing.assert_allclose(classification_loss(LOGITS, LABELS), expected, rtol=1e-6)
+
+
+def test_sigmoid_sums_over_classes():
+    p = 1 / (1 + np.exp(-LOGITS))
+    expected = -(LABELS * np.log(p) + (1 - LABELS) * np.log(1 - p)).sum(-1)
+    actual = classification_loss(LOGITS, LABELS, "sigmoid_xent")
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_label_smoothing():
+    smooth = LABELS * 0.7 + 0.1
+    np.testing.assert_allclose(
+        classification_loss(LOGITS, LABELS, label_smoothing=0.3),
+        classification_loss(LOGITS, smooth),
+        rtol=1e-6,
+    )
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="unknown loss 'hinge'; allowed: sigmoid_xent, softmax"):
+        classification_loss(LOGITS, LABELS, "hinge")
+    with pytest.raises(ValueError, match=r"need labels alike, not \(1, 3\)"):
+        classification_loss(LOGITS, LABELS[:1])
