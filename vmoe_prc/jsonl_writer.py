@@ -1,0 +1,91 @@
+"""The metric writer behind `metrics.jsonl`; apart, because clu imports TensorFlow."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from clu import metric_writers
+from etils import epath
+
+from vmoe_prc.metrics import truncate_metrics
+
+
+class JsonlWriter(metric_writers.MetricWriter):
+    """Appends the scalars of each step as one line of JSON; see `vmoe_prc.metrics`.
+
+    What is written for the same step in several calls is gathered in one line, which is
+    therefore written when the next step begins, or by `flush` or `close`. Images and all
+    else that is not a scalar is left to TensorBoard.
+
+    Args:
+      path: The file; appended to if it exists, after repair of a torn last line.
+    """
+
+    def __init__(self, path: str | PathLike[str]):
+        self._path = epath.Path(path)
+        self._record: dict[str, Any] = {}
+        truncate_metrics(self._path, math.inf)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes NumPy, JAX or Python scalars; a later value of a metric replaces it.
+
+        Raises:
+          ValueError: If a value is not a scalar.
+        """
+        values = {name: _to_json(name, value) for name, value in scalars.items()}
+        step = int(step)
+        if self._record and self._record["step"] != step:
+            self.flush()
+        self._record |= {"step": step, "time": round(time.time(), 3), **values}
+
+    def flush(self) -> None:
+        """Writes out the line of the current step."""
+        if not self._record:
+            return
+        line = json.dumps(self._record, allow_nan=False) + "\n"
+        with self._path.open("a") as file:
+            file.write(line)
+        self._record = {}
+
+    def close(self) -> None:
+        """Writes out the last line."""
+        self.flush()
+
+    def write_summaries(self, step, values, metadata=None) -> None:
+        """Does nothing."""
+
+    def write_images(self, step, images) -> None:
+        """Does nothing."""
+
+    def write_videos(self, step, videos) -> None:
+        """Does nothing."""
+
+    def write_audios(self, step, audios, *, sample_rate) -> None:
+        """Does nothing."""
+
+    def write_texts(self, step, texts) -> None:
+        """Does nothing."""
+
+    def write_histograms(self, step, arrays, num_buckets=None) -> None:
+        """Does nothing."""
+
+    def write_hparams(self, hparams) -> None:
+        """Does nothing."""
+
+
+def _to_json(name: str, value: Any) -> bool | int | float | str:
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"metric {name!r} must be a scalar, but has shape {array.shape}")
+    if array.dtype.kind in "biu":
+        return array.item()
+    number = float(array.reshape(()))
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number
