@@ -1,9 +1,14 @@
 """The array types of our annotations: `Float[Array, "G S E"]` takes JAX and NumPy arrays."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Array = jax.Array | np.ndarray
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+# An array field of a record. Tree functions put shapes, shardings or tracers there too.
+Leaf = Any
+
+__all__ = ["Array", "Bool", "Float", "Int", "Leaf"]

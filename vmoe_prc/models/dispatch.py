@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.arrays import Array, Bool, Float, Int, Leaf
 from vmoe_prc.mesh import BATCH_AXES, constrain
 
 
@@ -38,9 +38,9 @@ class Dispatcher:
       bfloat16: Whether the data travels as bfloat16, to save bandwidth.
     """
 
-    experts: jax.Array
-    slots: jax.Array
-    weights: jax.Array
+    experts: Leaf
+    slots: Leaf
+    weights: Leaf
     num_experts: int = flax.struct.field(pytree_node=False)
     capacity: int = flax.struct.field(pytree_node=False)
     method: str = flax.struct.field(pytree_node=False, default="einsum")

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Float, Leaf
 from vmoe_prc.models import dispatch
 from vmoe_prc.models.dispatch import Dispatcher
 
@@ -30,12 +30,12 @@ class Routing:
       noise_scale: Standard deviation of the noise in `noisy_logits`; 0 without.
     """
 
-    logits: jax.Array
-    noisy_logits: jax.Array | None
-    gates: jax.Array
-    dispatch_gates: jax.Array
-    experts: jax.Array
-    kept: jax.Array
+    logits: Leaf
+    noisy_logits: Leaf | None
+    gates: Leaf
+    dispatch_gates: Leaf
+    experts: Leaf
+    kept: Leaf
     noise_scale: float = flax.struct.field(pytree_node=False, default=0.0)
 
 

@@ -1,0 +1,97 @@
+"""Optimisers against the golden updates; decay, freezing and clipping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vmoe_prc.optimizer import create_optimizer
+
+RECIPES = {
+    "adam_wd": {
+        "name": "adam",
+        "b1": 0.9,
+        "b2": 0.999,
+        "weight_decay": [("kernel", 0.1)],
+        "gradient_clip": {"global_norm": 1.0},
+        "learning_rate": {
+            "schedule": "warmup_linear_decay",
+            "peak_value": 1e-2,
+            "end_value": 1e-5,
+            "warmup_steps": 2,
+        },
+    },
+    "sgd_mom": {
+        "name": "sgd",
+        "momentum": 0.9,
+        "gradient_clip": {"global_norm": 10.0},
+        "learning_rate": {
+            "schedule": "warmup_cosine_decay",
+            "peak_value": 1e-2,
+            "end_value": 1e-5,
+            "warmup_steps": 2,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_golden(golden, close, recipe):
+    data = golden("optimizer")
+    optimizer = create_optimizer(total_steps=6, **RECIPES[recipe])
+    params = {name: jnp.asarray(data[f"init/{name}"]) for name in ("kernel", "bias")}
+    state = optimizer.init(params)
+    for step in range(6):
+        grads = {name: jnp.asarray(data[f"grads/{name}"][step]) for name in params}
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for name in params:
+            # adam_wd/bias holds the bias repeated over the rows of the kernel.
+            expected = data[f"{recipe}/{name}"][step]
+            close(jnp.broadcast_to(params[name], expected.shape), expected)
+
+
+PARAMS = {"head": {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}, "cls": jnp.ones(1)}
+
+
+def update(**options):
+    optimizer = create_optimizer(
+        **{"name": "sgd", "total_steps": 9, "learning_rate": 1.0, **options}
+    )
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    return jax.tree.map(lambda x: float(x[0]), updates)
+
+
+def test_decay_follows_the_first_rule_that_matches():
+    rules = [("head/kernel", 0.5), ("head", 0.25)]
+    assert update(weight_decay=rules) == {"head": {"kernel": -3.0, "bias": -2.5}, "cls": -1.0}
+    assert update(weight_decay=0.5) == {"head": {"kernel": -3.0, "bias": -3.0}, "cls": -1.5}
+
+
+def test_frozen_parameters_do_not_move():
+    frozen = update(frozen_pattern=["bias$", "^cls"], weight_decay=0.5)
+    assert frozen == {"head": {"kernel": -3.0, "bias": 0.0}, "cls": 0.0}
+    assert update(frozen_pattern="head")["cls"] == -1.0
+
+
+def test_clipping():
+    norm = np.sqrt(6 * 4 + 1)
+    assert np.isclose(update(gradient_clip={"global_norm": 1.0})["cls"], -1 / norm)
+    clipped = update(gradient_clip={"absolute_value": 1.5})
+    assert clipped == {"head": {"kernel": -1.5, "bias": -1.5}, "cls": -1.0}
+
+
+def test_moments_may_be_bfloat16():
+    optimizer = create_optimizer(
+        name="adam", total_steps=9, learning_rate=1.0, mu_dtype="bfloat16"
+    )
+    dtypes = {x.dtype for x in jax.tree.leaves(optimizer.init(PARAMS)) if x.ndim}
+    assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'; allowed: adam, sgd"):
+        update(name="lion")
+    with pytest.raises(ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"):
+        update(gradient_clip={"global_norm": 1.0, "absolute_value": 2.0})

@@ -1,0 +1,50 @@
+"""Learning rates against the golden values."""
+
+import jax
+import numpy as np
+import pytest
+
+from vmoe_prc.schedule import create_learning_rate_schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("warmup_linear_decay", 1e-3), ("warmup_cosine_decay", 3e-3)]
+)
+def test_golden(golden, close, name, peak):
+    data = golden("schedule")
+    schedule = create_learning_rate_schedule(
+        schedule=name, total_steps=1000, peak_value=peak, end_value=1e-5, warmup_steps=100
+    )
+    rates = jax.jit(jax.vmap(schedule))(data["steps"])
+    np.testing.assert_allclose(rates, data[name], rtol=1e-5, atol=1e-9)
+
+
+def test_constant():
+    schedule = create_learning_rate_schedule(schedule="constant", total_steps=9, value=0.1)
+    assert schedule(5) == 0.1
+
+
+def test_reciprocal_root_cools_down_to_zero():
+    schedule = create_learning_rate_schedule(
+        schedule="big_vision_rsqrt",
+        total_steps=1000,
+        peak_value=1.0,
+        timescale=100,
+        warmup_steps=50,
+        cooldown_steps=200,
+    )
+    np.testing.assert_allclose(schedule(25), 0.5)
+    np.testing.assert_allclose(schedule(50 + 300), 0.5)
+    before = 1 / np.sqrt(1 + 750 / 100)
+    np.testing.assert_allclose(schedule(800), before, rtol=1e-6)
+    np.testing.assert_allclose(schedule(900), before / 2, rtol=1e-6)
+    np.testing.assert_allclose(schedule(1000), 0, atol=1e-9)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="did you mean 'warmup_cosine_decay'"):
+        create_learning_rate_schedule(schedule="warmup_cosin_decay", total_steps=9)
+    with pytest.raises(ValueError, match="warmup_steps = 9 must be less than the 9 steps"):
+        create_learning_rate_schedule(
+            schedule="warmup_linear_decay", total_steps=9, peak_value=1, warmup_steps=9
+        )

@@ -1,0 +1,209 @@
+"""Training and evaluation steps: meshes, accumulation, averages, masks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from vmoe_prc import mesh as mesh_lib
+from vmoe_prc.evaluate import evaluate, finish_metrics
+from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.train_state import abstract_train_state, create_train_state
+from vmoe_prc.train_step import make_eval_step, make_train_step
+
+PRC = {"name": "prc", "pair_class_tokens": True}
+SOFTMAX = {"name": "softmax_xent"}
+
+
+def setup(mesh=None, model=None, use_ema=False, **options):
+    model = model or tiny.tiny_model()
+    mesh = mesh or mesh_lib.create_mesh(1, jax.devices()[:1])
+    optimizer = create_optimizer(total_steps=10, **tiny.OPTIMIZER)
+    shape = (16, 32, 32, 3)
+    with jax.set_mesh(mesh):
+        abstract = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES, use_ema)
+        state = create_train_state(model, optimizer, shape, 0, abstract)
+        step = make_train_step(model, optimizer, **{"loss": SOFTMAX, **options})
+    return mesh, state, jax.jit(step)
+
+
+def run(batches, **options):
+    mesh, state, step = setup(**options)
+    history = []
+    with jax.set_mesh(mesh):
+        for batch in batches:
+            batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+            state, metrics = step(state, batch)
+            history.append(metrics)
+    return jax.device_get((state, history))
+
+
+@functools.cache
+def reference(kind):
+    return run([tiny.two_view_batch(seed=i) for i in range(3)], **OPTIONS[kind])
+
+
+OPTIONS = {
+    "prc": {"consistency": PRC},
+    "v-moe": {"auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1}},
+}
+
+
+@pytest.mark.parametrize("dispatcher", ["gather", "einsum"])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_eight_devices_equal_one(kind, dispatcher):
+    expected_state, expected = reference(kind)
+    mesh = mesh_lib.create_mesh(2)
+    assert dict(mesh.shape) == {"data": 4, "expert": 2}
+    state, history = run(
+        [tiny.two_view_batch(seed=i) for i in range(3)],
+        mesh=mesh,
+        model=tiny.tiny_model(dispatcher=dispatcher),
+        **OPTIONS[kind],
+    )
+    assert history[0].keys() == expected[0].keys()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, history, expected)
+    # The moments hold the gradients of all steps.
+    jax.tree.map(close, state.opt_state, expected_state.opt_state)
+    jax.tree.map(close, state.params, expected_state.params)
+
+
+def test_expert_weights_and_moments_are_split_over_the_expert_axis():
+    _, state, _ = setup(mesh=mesh_lib.create_mesh(2))
+    split = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if not x.is_fully_replicated
+    }
+    assert len(split) == 2 * 4  # parameters and momentum of two dense layers
+    assert all("encoderblock_1/Moe/Mlp/Dense_" in name for name in split)
+
+
+def test_prc_metrics_and_gradient():
+    state, history = reference("prc")
+    metrics = history[0]
+    assert metrics["encoderblock_1/num_pairs"] > 20
+    total = metrics["main_loss"] + metrics["auxiliary_loss"]
+    np.testing.assert_allclose(metrics["total_loss"], total, rtol=1e-6)
+    prc = 5e-3 * metrics["encoderblock_1/diagonal"] + 5e-2 * metrics["encoderblock_1/off_diagonal"]
+    np.testing.assert_allclose(metrics["auxiliary_loss"], prc, rtol=1e-5)
+    assert state.step == 3
+
+
+def test_order_of_the_images_does_not_matter_without_capacity_limits():
+    model = tiny.tiny_model(
+        dropout_rate=0.0,
+        router={
+            "num_selected_experts": 2,
+            "noise_std": 0.0,
+            "dispatcher": {"name": "gather", "capacity_factor": 4.0},
+        },
+    )
+    batch = tiny.two_view_batch()
+    order = np.random.default_rng(0).permutation(8)
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    _, [a] = run([batch], model=model, consistency=PRC)
+    _, [b] = run([shuffled], model=model, consistency=PRC)
+    for name in ("main_loss", "encoderblock_1/diagonal", "global_norm/grads"):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_microsteps_average_the_gradients_of_the_parts():
+    model = tiny.tiny_model(
+        dropout_rate=0.0, router={"noise_std": 0.0, "dispatcher": {"capacity_factor": 9.0}}
+    )
+    batch = tiny.one_view_batch()
+    whole_state, [whole] = run([batch], model=model)
+    parts_state, [parts] = run([batch], model=model, microsteps=4)
+    np.testing.assert_allclose(parts["main_loss"], whole["main_loss"], rtol=1e-5)
+    np.testing.assert_allclose(parts["global_norm/grads"], whole["global_norm/grads"], rtol=1e-4)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5),
+        parts_state.opt_state,
+        whole_state.opt_state,
+    )
+
+
+def test_average_of_the_parameters():
+    mesh, state, step = setup(use_ema=True, ema_decay=0.9)
+    start = jax.device_get(state.params)
+    with jax.set_mesh(mesh):
+        state, _ = step(state, tiny.one_view_batch())
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, state.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        state.eval_params,
+        expected,
+    )
+
+
+def test_same_seed_same_steps_and_another_seed_another():
+    batches = [tiny.one_view_batch()]
+    _, [a] = run(batches, seed=1)
+    _, [b] = run(batches, seed=1)
+    _, [c] = run(batches, seed=2)
+    assert a == b
+    assert a["encoderblock_1/load_loss"] != c["encoderblock_1/load_loss"]
+
+
+def test_mixup_mixes_labels():
+    options = {"concentration": 10.0, "size": 2, "granularity": "batch"}
+    _, [metrics] = run([tiny.one_view_batch()], mixup_options=options)
+    _, [plain] = run([tiny.one_view_batch()])
+    assert metrics["main_loss"] == pytest.approx(plain["main_loss"], rel=1e-5)  # zero head
+    assert metrics["global_norm/grads"] != plain["global_norm/grads"]
+
+
+def trained_params():
+    state, _ = reference("prc")
+    return state.params
+
+
+def test_evaluation_counts_each_image_once_whatever_the_batches():
+    # One image a group: what else is in the batch cannot matter.
+    model = tiny.tiny_model(deterministic=True, group_size=17)
+    eval_step = jax.jit(make_eval_step(model, SOFTMAX))
+    data = tiny.two_view_batch(12)
+    params = trained_params()
+
+    def batches(size):
+        for start in range(0, 12, size):
+            rows = jax.tree.map(lambda x: x[start : start + size], data)
+            missing = size - len(rows["labels"])
+            fill = lambda x: jnp.concatenate([x, jnp.ones((missing, *x.shape[1:]), x.dtype)])
+            mask = jnp.arange(size) < size - missing
+            yield {**jax.tree.map(fill, rows), "mask": mask}
+
+    whole = evaluate(eval_step, params, batches(12))
+    assert whole["images"] == 24
+    for size in (5, 8):
+        parts = evaluate(eval_step, params, batches(size))
+        assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_evaluation_metrics_against_the_model_itself():
+    model = tiny.tiny_model(deterministic=True)
+    params, data = trained_params(), tiny.two_view_batch(8)
+    sums = jax.jit(make_eval_step(model, SOFTMAX))(params, {**data, "mask": jnp.ones(8, bool)})
+    metrics = finish_metrics(sums)
+    logits, routings = model.apply({"params": params}, data["image"].reshape(-1, 32, 32, 3))
+    labels = jnp.repeat(data["labels"], 2, axis=0)
+    loss = optax.softmax_cross_entropy(logits, labels).mean()
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    routing = routings["encoderblock_1"]
+    assert metrics["encoderblock_1/dropped"] == pytest.approx(1 - routing.kept.mean())
+    kept = np.asarray(routing.experts)[np.asarray(routing.kept)]
+    load = [metrics[f"encoderblock_1/load/{e}"] for e in range(4)]
+    np.testing.assert_allclose(load, np.bincount(kept, minlength=4) / len(kept), rtol=1e-6)
+    assert metrics["top1"] == metrics["encoderblock_1/top1"]
+    assert 0 < metrics["top2"] <= metrics["top2_unordered"] <= metrics["overlap"] <= 1
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(make_eval_step(tiny.tiny_model(True), SOFTMAX), {}, [])

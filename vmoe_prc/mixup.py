@@ -1,0 +1,64 @@
+"""Mixup as V-MoE has it: each image is mixed with its successors in its group."""
+
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Float
+
+GRANULARITIES = ("batch", "device", "example")
+
+
+def mixup(
+    key: jax.Array,
+    images: Float[Array, "N H W 3"],
+    labels: Float[Array, "N classes"],
+    *,
+    concentration: float,
+    size: int = 2,
+    granularity: str = "device",
+    num_devices: int = 1,
+) -> tuple[Float[Array, "N H W 3"], Float[Array, "N classes"]]:
+    """Mixes images and labels with Dirichlet weights (arXiv 1710.09412).
+
+    The largest weight goes to the image itself, so that no image is lost.
+
+    Args:
+      key: Random key.
+      images: (N, H, W, 3).
+      labels: (N, classes).
+      concentration: Parameter of the Dirichlet distribution; with `size` 2 that of the
+        Beta distribution.
+      size: Number of images in each mixture.
+      granularity: What shares its weights: 'batch', 'device' (the images of a device,
+        which are mixed among themselves) or 'example' (each image has its own).
+      num_devices: Devices that the batch is split over.
+
+    Raises:
+      ValueError: If an option is out of range, or the devices do not divide the batch.
+    """
+    num_images = images.shape[0]
+    if concentration <= 0 or granularity not in GRANULARITIES:
+        raise ValueError(
+            f"mixup needs concentration > 0 and a granularity of {', '.join(GRANULARITIES)}; "
+            f"got {concentration} and {granularity!r}"
+        )
+    num_groups = num_devices if granularity == "device" else 1
+    if num_images % num_groups or num_images // num_groups < size:
+        raise ValueError(
+            f"cannot mix {size} images each in {num_groups} groups of {num_images} images"
+        )
+    num_weights = num_images if granularity == "example" else num_groups
+    weights = jax.random.dirichlet(key, jnp.full(size, concentration), (num_weights,))
+    weights = jnp.sort(weights, axis=-1, descending=True)
+    weights = weights.reshape(num_groups, -1, size)  # (groups, 1 or N, size)
+
+    def mix(x):
+        groups = x.reshape(num_groups, -1, *x.shape[1:])
+        mixed = sum(
+            weights[..., i].reshape(*weights.shape[:2], *[1] * (x.ndim - 1))
+            * jnp.roll(groups, -i, axis=1)
+            for i in range(size)
+        )
+        return mixed.reshape(x.shape).astype(x.dtype)
+
+    return mix(images), mix(labels)

@@ -1,0 +1,44 @@
+"""How many floating-point operations the model itself asks for, however it is compiled."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def forward_flops_per_image(model: Mapping[str, Any], image_size: tuple[int, int]) -> int:
+    """Counts 2 operations per multiply-add of the matrix products of a forward pass.
+
+    A token counts its K chosen experts, whether or not capacity lets it keep them, and
+    nothing for moving it there: dispatch is overhead, not work. A training step costs
+    three times as much.
+
+    Args:
+      model: The `model` part of a config.
+      image_size: (height, width) in pixels.
+    """
+    encoder = model["encoder"]
+    size, mlp_dim = model["hidden_size"], encoder["mlp_dim"]
+    patch_height, patch_width = model["patch_size"]
+    patches = (image_size[0] // patch_height) * (image_size[1] // patch_width)
+    tokens = patches + (model["classifier"] == "token")
+    moe = encoder.get("moe") or {}
+    moe_layers = tuple(moe.get("layers", ()))
+    router = moe.get("router") or {}
+
+    embedding = patches * patch_height * patch_width * 3 * size
+    attention = tokens * 4 * size * size + 2 * tokens * tokens * size
+    dense_mlp = tokens * 2 * size * mlp_dim
+    num_selected = router.get("num_selected_experts", 1)
+    experts = tokens * num_selected * 2 * size * moe.get("mlp_dim", mlp_dim)
+    routing = tokens * size * moe.get("num_experts", 0)
+    num_layers, num_moe = encoder["num_layers"], len(moe_layers)
+
+    representation = model.get("representation_size")
+    head = (representation or size) * (model["num_classes"] or 0)
+    head += size * (representation or 0)
+    return 2 * (
+        embedding
+        + num_layers * attention
+        + (num_layers - num_moe) * dense_mlp
+        + num_moe * (experts + routing)
+        + head
+    )

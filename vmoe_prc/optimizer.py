@@ -1,0 +1,121 @@
+"""The optimiser of a config: clipping, Adam or SGD, weight decay, learning rate."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from vmoe_prc.schedule import create_learning_rate_schedule
+
+Patterns = str | Sequence[str]
+
+
+def create_optimizer(
+    *,
+    name: str,
+    total_steps: int,
+    learning_rate: float | Mapping[str, Any],
+    gradient_clip: Mapping[str, float | None] | None = None,
+    weight_decay: float | Sequence[tuple[str, float]] | None = None,
+    frozen_pattern: Patterns | None = None,
+    **options: Any,
+) -> optax.GradientTransformation:
+    """Creates the optimiser.
+
+    The decay is added to the direction of the update before the learning rate scales
+    it, so it is decoupled from Adam's moments (Loshchilov and Hutter, AdamW).
+
+    Args:
+      name: 'adam' (options `b1`, `b2`, `eps`, `mu_dtype`) or 'sgd' (options `momentum`,
+        `nesterov`).
+      total_steps: Steps of the whole training.
+      learning_rate: A constant, or the options of a schedule.
+      gradient_clip: `global_norm` or `absolute_value`.
+      weight_decay: Factor for all parameters, or pairs (regex, factor) of which the
+        first regex found in a parameter's name counts; no match, no decay.
+      frozen_pattern: Parameters whose name holds one of these regexes stay as they are.
+      **options: Options of the optimiser.
+
+    Raises:
+      ValueError: If a name is unknown, or both kinds of clipping are asked for.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"unknown optimizer {name!r}; allowed: {', '.join(sorted(OPTIMIZERS))}"
+        )
+    if not isinstance(learning_rate, Mapping):
+        learning_rate = {"schedule": "constant", "value": learning_rate}
+    schedule = create_learning_rate_schedule(total_steps=total_steps, **learning_rate)
+    return optax.chain(
+        _clip(**(gradient_clip or {})),
+        OPTIMIZERS[name](**options),
+        _decay(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+        _freeze(frozen_pattern),
+    )
+
+
+def parameter_names(params: Any) -> list[str]:
+    """Returns names such as `Encoder/encoderblock_0/Mlp/Dense_0/kernel`, in tree order."""
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def _map_names(function: Callable[[str], Any], params: Any) -> Any:
+    values = [function(name) for name in parameter_names(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), values)
+
+
+def _sgd(momentum: float | None = None, nesterov: bool = False) -> optax.GradientTransformation:
+    return optax.trace(momentum, nesterov) if momentum else optax.identity()
+
+
+def _clip(
+    global_norm: float | None = None, absolute_value: float | None = None
+) -> optax.GradientTransformation:
+    if global_norm and absolute_value:
+        raise ValueError(
+            f"gradient_clip takes global_norm = {global_norm} or absolute_value = "
+            f"{absolute_value}, not both"
+        )
+    if global_norm:
+        return optax.clip_by_global_norm(global_norm)
+    return optax.clip(absolute_value) if absolute_value else optax.identity()
+
+
+def _decay(
+    weight_decay: float | Sequence[tuple[str, float]] | None,
+) -> optax.GradientTransformation:
+    if not weight_decay:
+        return optax.identity()
+    if isinstance(weight_decay, (int, float)):
+        weight_decay = [("", weight_decay)]
+    rules = [(re.compile(regex), factor) for regex, factor in weight_decay]
+
+    def follows(i):
+        def first_match(name):
+            return next((j for j, (r, _) in enumerate(rules) if r.search(name)), None) == i
+
+        return lambda params: _map_names(first_match, params)
+
+    return optax.chain(
+        *(optax.add_decayed_weights(f, mask=follows(i)) for i, (_, f) in enumerate(rules))
+    )
+
+
+def _freeze(patterns: Patterns | None) -> optax.GradientTransformation:
+    if not patterns:
+        return optax.identity()
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    regex = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return optax.masked(
+        optax.set_to_zero(), lambda params: _map_names(lambda n: bool(regex.search(n)), params)
+    )
+
+
+OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.scale_by_adam,
+    "sgd": _sgd,
+}

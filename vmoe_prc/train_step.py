@@ -1,0 +1,205 @@
+"""One step of training, and one of evaluation, as pure functions to be jitted."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe_prc.agreement import agreement_per_image
+from vmoe_prc.alignment import match_patches, view1_from_view0
+from vmoe_prc.losses import auxiliary_loss, classification_loss
+from vmoe_prc.mixup import mixup
+from vmoe_prc.models.routing import Routing
+from vmoe_prc.train_state import TrainState, step_keys
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Batch], Metrics]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss: Mapping[str, Any],
+    auxiliary_loss_weights: Mapping[str, float] | None = None,
+    consistency: Mapping[str, Any] | None = None,
+    mixup_options: Mapping[str, Any] | None = None,
+    microsteps: int = 1,
+    ema_decay: float | None = None,
+    seed: int = 0,
+) -> TrainStep:
+    """Builds the function (state, batch) -> (state, metrics) of one update.
+
+    A batch has `image` (B, H, W, 3) or, for two views, (B, 2, H, W, 3), `labels`
+    (B, classes), and for two views `view_from_image` (B, 2, 3, 3). Metrics are float32
+    scalars over the whole batch, whatever devices it is on.
+
+    Args:
+      model: The model, with `deterministic=False`.
+      optimizer: The optimiser.
+      loss: Options of `losses.classification_loss`.
+      auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
+      consistency: `name` and options of the consistency loss, `pair_class_tokens` among
+        them; None for no such loss.
+      mixup_options: Options of `mixup.mixup`; None for no mixup.
+      microsteps: Parts of the batch whose gradients are averaged one after the other, to
+        save memory. The consistency loss is then that of each part.
+      ema_decay: Decay of the average of the parameters; None for no average.
+      seed: Seed of dropout, routing noise and mixup.
+    """
+    consistency = dict(consistency or {})
+    pair_class_tokens = consistency.pop("pair_class_tokens", False)
+
+    def objective(params, batch, keys):
+        images, labels = merge_views(batch["image"], batch["labels"])
+        if mixup_options:
+            images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
+        logits, routings = model.apply({"params": params}, images, rngs=keys)
+        pairs = _match(model, batch, pair_class_tokens) if consistency else None
+        main = jnp.mean(classification_loss(logits, labels, **loss))
+        auxiliary, metrics = auxiliary_loss(
+            routings,
+            **(auxiliary_loss_weights or {}),
+            pairs=pairs,
+            consistency_options=consistency or None,
+        )
+        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
+        metrics |= {
+            "main_loss": main,
+            "total_loss": main + auxiliary,
+            "accuracy": jnp.mean(correct.astype(jnp.float32)),
+            **_balance_metrics(routings),
+        }
+        return main + auxiliary, metrics
+
+    gradients = _accumulate(jax.grad(objective, has_aux=True), microsteps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(state.params, batch, step_keys(seed, state.step))
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        ema_params = None
+        if ema_decay is not None:
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        metrics |= {
+            "global_norm/grads": optax.tree.norm(grads),
+            "global_norm/params": optax.tree.norm(params),
+            "global_norm/updates": optax.tree.norm(updates),
+        }
+        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
+    """Builds the function (params, batch) -> sums over one batch of evaluation.
+
+    A batch is as in training, with `mask` (B,) bool: rows with False count nowhere. With
+    two views there are agreement metrics as well. The sums of all batches added up give
+    the metrics by `evaluate.finish_metrics`.
+
+    Args:
+      model: The model, with `deterministic=True`.
+      loss: Options of `losses.classification_loss`.
+    """
+
+    def eval_step(params: Any, batch: Batch) -> Metrics:
+        two_views = batch["image"].ndim == 5
+        images, labels = merge_views(batch["image"], batch["labels"])
+        mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
+        logits, routings = model.apply({"params": params}, images)
+        losses = classification_loss(logits, labels, **loss)
+        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
+
+        def total(values):
+            return jnp.sum(jnp.where(mask, values, 0), dtype=jnp.float32)
+
+        sums = {"images": total(1), "loss": total(losses), "accuracy": total(correct)}
+        pairs = _match(model, batch, False) if two_views else None
+        for block, routing in routings.items():
+            for name, value in _routing_sums(routing, mask, pairs).items():
+                sums[f"{block}/{name}"] = value
+        return sums
+
+    return eval_step
+
+
+def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Makes 2B images of B pairs of views, the views of an image adjacent.
+
+    Args:
+      images: (B, H, W, 3), which is returned as it is, or (B, 2, H, W, 3).
+      labels: (B, classes).
+    """
+    if images.ndim == 4:
+        return images, labels
+    return images.reshape(-1, *images.shape[2:]), jnp.repeat(labels, 2, axis=0)
+
+
+def _match(model: nn.Module, batch: Batch, pair_class_tokens: bool) -> jax.Array:
+    return match_patches(
+        view1_from_view0(batch["view_from_image"]),
+        batch["image"].shape[2:4],
+        tuple(model.patch_size),
+        class_token=model.classifier == "token",
+        pair_class_tokens=pair_class_tokens,
+    )
+
+
+def _balance_metrics(routings: Mapping[str, Routing]) -> Metrics:
+    metrics = {}
+    for block, routing in routings.items():
+        kept = jnp.mean(routing.kept.astype(jnp.float32))
+        metrics[f"{block}/dropped"] = 1 - kept
+    return metrics
+
+
+def _routing_sums(routing: Routing, mask: jax.Array, pairs: jax.Array | None) -> Metrics:
+    """Sums of one block over the images that count; `load` is (E,), the rest scalar."""
+    num_images, num_experts = mask.shape[0], routing.gates.shape[-1]
+    num_selected = routing.experts.shape[-1]
+    experts = routing.experts.reshape(num_images, -1, num_selected)  # (N, T, K)
+    kept = routing.kept.reshape(experts.shape) & mask[:, None, None]
+    chosen = experts[..., None] == jnp.arange(num_experts)
+    num_choices = jnp.sum(mask) * experts.shape[1] * num_selected
+    sums = {
+        "choices": num_choices.astype(jnp.float32),
+        "dropped": (num_choices - jnp.sum(kept)).astype(jnp.float32),
+        "load": jnp.sum(chosen & kept[..., None], axis=(0, 1, 2), dtype=jnp.float32),
+    }
+    if pairs is not None:
+        views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
+        for name, values in agreement_per_image(views, pairs).items():
+            sums[name] = jnp.sum(jnp.where(mask[::2], values, 0))
+    return sums
+
+
+def _accumulate(gradients: Callable, microsteps: int) -> Callable:
+    """Averages the gradients and metrics of parts of the batch."""
+    if microsteps == 1:
+        return gradients
+
+    def averaged(params, batch, keys):
+        # Part i takes every `microsteps`-th row from i on: each device keeps its rows.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, microsteps, *x.shape[1:]), 0, 1), batch
+        )
+
+        def add(total, part):
+            i, batch = part
+            part_keys = {name: jax.random.fold_in(key, i) for name, key in keys.items()}
+            return jax.tree.map(jnp.add, total, gradients(params, batch, part_keys)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, first, keys)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(microsteps), parts))
+        return jax.tree.map(lambda x: x / microsteps, total)
+
+    return averaged
