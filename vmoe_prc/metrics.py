@@ -1,6 +1,6 @@
 """Metrics of a run: TensorBoard logs, and `metrics.jsonl`, which needs no tool to read.
 
-A line of `metrics.jsonl` is one JSON object, `{"step": 10, "time": ..., "train/loss": ...}`,
+A line of `metrics.jsonl` is a JSON object, `{"step": 10, "time": ..., "train/loss": ...}`,
 with every metric of that step. JSON has no NaN and no infinities: they are written as the
 strings "NaN", "Infinity" and "-Infinity", which `read_metrics` and `float` understand.
 """

@@ -43,8 +43,11 @@ def _palette(num_experts: int) -> tuple[tuple[float, ...], ...]:
     chosen = np.asarray(chosen)[:num_experts]
     levels = np.linspace(0, 1, 18)
     candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
-    lightness = lab_from_rgb(candidates)[:, 0]
-    candidates = candidates[(lightness > 25) & (lightness < 92)]
+    lightness, *ab = lab_from_rgb(candidates).T
+    chroma = np.hypot(*ab)
+    # Neither neon nor gray: gray is for patches without a match.
+    usable = (lightness > 25) & (lightness < 92) & (chroma > 18) & (chroma < 80)
+    candidates = candidates[usable]
     nearest = color_distance(candidates, chosen).min(axis=1)
     while len(chosen) < num_experts:
         farthest = candidates[np.argmax(nearest)]

@@ -1,0 +1,1 @@
+"""Looks at what routers do; no training code imports it."""

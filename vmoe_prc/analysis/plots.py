@@ -1,0 +1,301 @@
+"""The picture that a run ends with: which expert each patch of two views goes to."""
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch, Patch
+
+from vmoe_prc.analysis.palette import expert_colors
+from vmoe_prc.arrays import Array, Float, Int
+
+# Inches. The lines cross _JOINED_GAP; the agreement of a row stands in the gap above it.
+_PANEL, _GAP, _ROW_GAP, _JOINED_GAP = 1.9, 0.1, 0.26, 1.3
+_TOP, _BOTTOM, _SIDE, _LEGEND_ROW = 0.98, 0.16, 0.36, 0.205
+_TINT, _PALE_TINT = 0.68, 0.20
+_LEGEND_COLUMNS = 8
+_SAME = {"color": "#1A1A1A", "linestyle": "-", "linewidth": 0.8}
+_DIFFERENT = {"color": "#C1121F", "linestyle": (0, (3, 1.6)), "linewidth": 1.1}
+
+
+def routing_pairs_figure(
+    images: Float[Array, "N 2 H W C"],
+    experts: Int[Array, "N 2 T"],
+    pairs: Int[Array, "N X 2"],
+    patch_size: int | tuple[int, int],
+    *,
+    num_experts: int,
+    class_token: bool = True,
+    block: str = "",
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """Draws two views of each image, their patches coloured by expert and joined by pair.
+
+    A row an image: the two views; then both in gray, each patch tinted by its expert.
+    Matched patches are joined, by a solid line where their experts are the same and by a
+    dashed red one where they differ. Patches without a match are pale and hatched.
+
+    Args:
+      images: (N, 2, H, W, C) in [-1, 1], C = 3, or 1 for gray.
+      experts: (N, 2, T) first choice of each token; T = P patches in row-major order,
+        after the class token if there is one.
+      pairs: (N, X, 2) token indices (view 0, view 1), (-1, -1) for no match; a pair of
+        class tokens is left out.
+      patch_size: Side of a patch in pixels, or (height, width).
+      num_experts: E.
+      class_token: Whether token 0 is the class token.
+      block: Name of the MoE block, for the title.
+      labels: N texts, one for each row.
+
+    Returns:
+      The figure, bound to no window and not known to pyplot.
+
+    Raises:
+      ValueError: If shapes do not fit each other, or an index is out of range.
+    """
+    images, experts, pairs = (np.asarray(array) for array in (images, experts, pairs))
+    if isinstance(patch_size, int):
+        patch_size = (patch_size, patch_size)
+    _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
+    offset = int(class_token)
+    experts = experts[:, :, offset:]  # (N, 2, P)
+    matched = (pairs >= offset).all(axis=-1)  # (N, X)
+    rows = [pairs[n][matched[n]] - offset for n in range(len(pairs))]  # (matches, 2) each
+    same = [experts[n, 0, r[:, 0]] == experts[n, 1, r[:, 1]] for n, r in enumerate(rows)]
+
+    colors = expert_colors(num_experts)
+    load = np.bincount(experts.ravel(), minlength=num_experts) / experts.size
+    figure, axes = _panels(len(images), images.shape[2] / images.shape[3], num_experts)
+    for n, panels in enumerate(axes):
+        for view in range(2):
+            _show(panels[view], images[n, view])
+            matched_patches = np.isin(np.arange(experts.shape[-1]), rows[n][:, view])
+            _show_routing(
+                panels[2 + view],
+                images[n, view],
+                experts[n, view],
+                matched_patches,
+                patch_size,
+                colors,
+            )
+        _join(figure, panels[2], panels[3], rows[n], same[n], images.shape[3], patch_size)
+        _note(figure, panels[2], panels[3], same[n])
+        if labels is not None:
+            panels[0].set_ylabel(labels[n], fontsize=9, color="0.25")
+    for axis, title in zip(axes[0], ("view 0", "view 1") * 2, strict=True):
+        axis.set_title(title, fontsize=9, color="0.35", pad=4)
+    _headline(figure, np.concatenate(same), block)
+    _legend(figure, colors, load)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 160) -> None:
+    """Writes a figure as PNG, whole or not at all; folders are created."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.tmp"
+    with temporary.open("wb") as file:
+        figure.savefig(file, format="png", dpi=dpi)
+    temporary.replace(path)
+
+
+def _check(images, experts, pairs, patch_size, num_experts, class_token, labels) -> None:
+    if images.ndim != 5 or images.shape[1] != 2 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be (N, 2, H, W, 3 or 1), but are {images.shape}")
+    num_images, _, height, width, _ = images.shape
+    if height % patch_size[0] or width % patch_size[1]:
+        raise ValueError(f"patch_size {patch_size} does not divide images {images.shape}")
+    patches = (height // patch_size[0]) * (width // patch_size[1])
+    expected = (num_images, 2, patches + class_token)
+    if experts.shape != expected:
+        raise ValueError(
+            f"experts must be {expected} for images {images.shape} with patch_size "
+            f"{patch_size} and class_token = {class_token}, but are {experts.shape}"
+        )
+    if pairs.ndim != 3 or pairs.shape[0] != num_images or pairs.shape[2] != 2:
+        raise ValueError(
+            f"pairs must be ({num_images}, X, 2) for images {images.shape}, "
+            f"but are {pairs.shape}"
+        )
+    if labels is not None and len(labels) != num_images:
+        raise ValueError(f"{len(labels)} labels for {num_images} images")
+    for name, array, low, high in (
+        ("experts", experts, 0, num_experts),
+        ("pairs", pairs, -1, expected[2]),
+    ):
+        if array.size and (array.min() < low or array.max() >= high):
+            raise ValueError(
+                f"{name} must be in [{low}, {high}), but are in "
+                f"[{array.min()}, {array.max()}]"
+            )
+
+
+def _panels(
+    num_rows: int, aspect: float, num_experts: int
+) -> tuple[Figure, list[list[Axes]]]:
+    """Places four panels a row, in inches: everything keeps its size as rows are added."""
+    panel_height = _PANEL * aspect
+    left = (0, _PANEL + _GAP, 2 * _PANEL + 4 * _GAP, 3 * _PANEL + 4 * _GAP + _JOINED_GAP)
+    width = left[-1] + _PANEL + 2 * _SIDE
+    bottom = _BOTTOM + _legend_height(num_experts)
+    height = bottom + num_rows * (panel_height + _ROW_GAP) + _TOP
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = []
+    for row in range(num_rows):
+        y = height - _TOP - (row + 1) * panel_height - row * _ROW_GAP
+        boxes = ((_SIDE + x, y, _PANEL, panel_height) for x in left)
+        axes.append(
+            [
+                figure.add_axes((x / width, y / height, w / width, h / height))
+                for x, y, w, h in boxes
+            ]
+        )
+    return figure, axes
+
+
+def _show(axes: Axes, image: Float[np.ndarray, "H W C"]) -> None:
+    height, width, _ = image.shape
+    rgb = np.broadcast_to(image, (height, width, 3))
+    axes.imshow(
+        np.clip((rgb.astype(np.float32) + 1) / 2, 0, 1),
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.6, color="0.6")
+
+
+def _show_routing(axes, image, experts, matched, patch_size, colors) -> None:
+    """Shows a view in gray, its patches tinted; (P,) experts, (P,) bool matched."""
+    height, width, _ = image.shape
+    patch_height, patch_width = patch_size
+    gray = (image.astype(np.float32).mean(axis=-1, keepdims=True) + 1) / 2
+    gray = 0.25 + 0.7 * np.clip(gray, 0, 1)  # black would hide its tint
+
+    def per_pixel(values):  # (P, ...) -> (H, W, ...)
+        grid = values.reshape(height // patch_height, width // patch_width, -1)
+        return grid.repeat(patch_height, axis=0).repeat(patch_width, axis=1)
+
+    tint = per_pixel(colors[experts])
+    vivid = (1 - _TINT) * gray + _TINT * tint
+    pale = 0.55 + 0.45 * ((1 - _PALE_TINT) * gray + _PALE_TINT * tint)
+    _show(axes, 2 * np.where(per_pixel(matched), vivid, pale) - 1)
+
+    rows, cols = np.arange(0, height, patch_height), np.arange(0, width, patch_width)
+    grid = [((0, y), (width, y)) for y in rows[1:]] + [
+        ((x, 0), (x, height)) for x in cols[1:]
+    ]
+    axes.add_collection(LineCollection(grid, colors="white", linewidths=0.5))
+    y, x = (corner.ravel()[~matched] for corner in np.meshgrid(rows, cols, indexing="ij"))
+    hatch = np.stack([x, y + patch_height, x + patch_width, y], axis=-1).reshape(-1, 2, 2)
+    axes.add_collection(LineCollection(hatch, colors="0.62", linewidths=0.6))
+
+
+def _join(figure, axes0, axes1, pairs, same, width, patch_size) -> None:
+    """Joins (matches, 2) patches of the views; those that differ lie on top."""
+    patch_height, patch_width = patch_size
+    columns = width // patch_width
+    row, col = np.divmod(pairs, columns)
+    x = (col + 0.5) * patch_width
+    # A line leaves its patch a little above or below the centre, by its column in view 0,
+    # against its slope: the lines of a row of patches would else lie on top of each other.
+    fall = np.bincount(row[:, 0], weights=row[:, 1] - row[:, 0])  # of each row of patches
+    shift = np.where(fall[row[:, :1]] > 0, -0.56, 0.56) * (
+        (col[:, :1] + 0.5) / columns - 0.5
+    )
+    y = (row + 0.5 + shift) * patch_height
+    thinner = min(1.0, max(0.45, (50 / max(len(pairs), 1)) ** 0.5))
+    for style, marker, chosen in ((_SAME, "o", same), (_DIFFERENT, "X", ~same)):
+        style = style | {"linewidth": thinner * style["linewidth"]}
+        for start, end in zip(
+            np.stack([x, y], -1)[chosen, 0], np.stack([x, y], -1)[chosen, 1], strict=True
+        ):
+            line = ConnectionPatch(start, end, "data", axesA=axes0, axesB=axes1, **style)
+            figure.add_artist(line)
+        for view, axes in enumerate((axes0, axes1)):
+            axes.scatter(
+                x[chosen, view],
+                y[chosen, view],
+                s=thinner**2 * (11 if marker == "o" else 20),
+                marker=marker,
+                color=style["color"],
+                edgecolors="white",
+                linewidths=0.5 * thinner,
+                zorder=3,
+            )
+
+
+def _note(figure, axes0, axes1, same) -> None:
+    """Writes the agreement of a row between its joined panels, above the lines."""
+    left, right = axes0.get_position(), axes1.get_position()
+    figure.text(
+        (left.x1 + right.x0) / 2,
+        left.y1 + 0.04 / figure.get_size_inches()[1],
+        f"{same.sum()} of {same.size} agree" if same.size else "no match",
+        ha="center",
+        fontsize=9,
+        color="0.35",
+    )
+
+
+def _headline(figure, same, block) -> None:
+    width, height = figure.get_size_inches()
+    title = "Which expert sees which patch" + (f" \N{EN DASH} {block}" if block else "")
+    if same.size:
+        share = f"{100 * same.mean():.1f}% of them go to the same expert"
+        text = f"{same.size:,} matched patch pairs, {share} in both views"
+    else:
+        text = "no matched patch pairs"
+    x = _SIDE / width
+    figure.text(x, 1 - 0.2 / height, title, fontsize=13, weight="bold", va="top")
+    figure.text(x, 1 - 0.47 / height, text, fontsize=10.5, color="0.25", va="top")
+
+
+def _legend(figure, colors, load) -> None:
+    """Names the experts with the share of patches each gets, and the kinds of lines."""
+    width, height = figure.get_size_inches()
+    top = _BOTTOM + _legend_height(len(colors))
+    style = {"frameon": False, "fontsize": 8.5, "borderpad": 0, "borderaxespad": 0}
+    experts = [
+        Patch(color=color, label=f"{e}: {share:.1%}")
+        for e, (color, share) in enumerate(zip(colors, load, strict=True))
+    ]
+    figure.legend(
+        # A legend fills columns first; this order makes it read by rows.
+        handles=[h for c in range(_LEGEND_COLUMNS) for h in experts[c::_LEGEND_COLUMNS]],
+        loc="upper left",
+        bbox_to_anchor=(_SIDE / width, top / height),
+        ncols=min(_LEGEND_COLUMNS, len(experts)),
+        title="share of patches per expert",
+        title_fontsize=8.5,
+        alignment="left",
+        handlelength=1,
+        **style,
+    )
+    marks = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    lines = [
+        Line2D([], [], marker="o", label="same expert", **_SAME, **marks),
+        Line2D([], [], marker="X", label="different experts", **_DIFFERENT, **marks),
+        Patch(facecolor="0.9", edgecolor="0.62", hatch="///", lw=0, label="no match"),
+    ]
+    figure.legend(
+        handles=lines,
+        loc="upper right",
+        bbox_to_anchor=(1 - _SIDE / width, top / height),
+        ncols=3,
+        handlelength=3,
+        **style,
+    )
+
+
+def _legend_height(num_experts: int) -> float:
+    return _LEGEND_ROW * (1 + math.ceil(num_experts / _LEGEND_COLUMNS))
