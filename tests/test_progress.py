@@ -105,10 +105,10 @@ def test_log_lines_elsewhere():
     ]
 
 
-@pytest.mark.parametrize("columns", [120, 0])
-def test_a_bar_on_a_terminal(columns):
+@pytest.mark.parametrize(("lines", "columns"), [(24, 120), (0, 0)])
+def test_a_bar_on_a_terminal(lines, columns):
     terminal, device = pty.openpty()
-    ioctl(device, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    ioctl(device, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=device)
     os.close(device)
     shown = b""

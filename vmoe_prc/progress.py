@@ -136,12 +136,11 @@ def progress(
         yield Progress(total, None)
         return
     layout = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}{postfix}]"
-    # Containers have terminals of no width, on which tqdm would show nothing.
-    width = None if os.get_terminal_size(stream.fileno()).columns else 80
+    # Terminals of containers may have no size, and tqdm would show nothing.
+    columns, lines = os.get_terminal_size(stream.fileno())
+    size = {} if columns and lines else {"ncols": 80, "nrows": 24}
     with (
-        tqdm(
-            total=total, initial=initial, file=stream, bar_format=layout, leave=True
-        ) as bar,
+        tqdm(total=total, initial=initial, file=stream, bar_format=layout, **size) as bar,
         _logs_above(stream),
     ):
         yield Progress(total, bar)
