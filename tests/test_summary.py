@@ -1,8 +1,10 @@
 """The final table: every number in its place, and nothing wider than a terminal."""
 
+from pathlib import Path
+
 import pytest
 
-from vmoe_prc.summary import Paths, format_summary
+from vmoe_prc.summary import format_summary
 
 RESULTS = {
     "test/loss": 1.23456,
@@ -35,7 +37,7 @@ def rows(text):
 
 
 def test_the_whole_table():
-    paths = Paths(checkpoint="run/checkpoints/10", picture="run/routing.png")
+    paths = {"checkpoint": "run/checkpoints/10", "picture": Path("run/routing.png")}
     assert format_summary(RESULTS, paths) == "\n".join(
         [
             "Classification",
@@ -59,8 +61,8 @@ def test_the_whole_table():
             "",
             "Files",
             "─────",
-            "  checkpoint        run/checkpoints/10",
-            "  picture           run/routing.png",
+            "  checkpoint  run/checkpoints/10",
+            "  picture     run/routing.png",
         ]
     )
 

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
-from typing import NamedTuple
 
 _LOADS_PER_ROW = 8
 _BLOCK = re.compile(r"(?P<block>[^/]*?(?P<number>\d+))/")
@@ -11,16 +10,9 @@ _AGREEMENT = {"top1": "top-1", "top2": "top-2", "top2_unordered": "top-2 unord."
 _COLUMNS = {**_AGREEMENT, "overlap": "overlap", "dropped": "dropped"}
 
 
-class Paths(NamedTuple):
-    """Where a run left what it made; None or empty if it made none."""
-
-    checkpoint: str | PathLike[str] | None = None
-    tensorboard: str | PathLike[str] | None = None
-    metrics: str | PathLike[str] | None = None
-    picture: str | PathLike[str] | None = None
-
-
-def format_summary(results: Mapping[str, float], paths: Paths | None = None) -> str:
+def format_summary(
+    results: Mapping[str, float], paths: Mapping[str, str | PathLike[str]] | None = None
+) -> str:
     """Formats the results of the last evaluation.
 
     Args:
@@ -34,7 +26,8 @@ def format_summary(results: Mapping[str, float], paths: Paths | None = None) -> 
         A block is a name without '/' that ends in its number, such as 'encoderblock_3'.
         Metrics that are missing (top-2 where K = 1, agreement of a split without pairs)
         get no column, or '-' if others have them; unknown names are left out.
-      paths: Where the run left its files; those that are None are left out.
+      paths: Where the run left its files, by what they are, such as 'checkpoint',
+        'TensorBoard', 'metrics' and 'picture'.
 
     Returns:
       Lines of at most 100 columns, except where a path is longer.
@@ -46,7 +39,7 @@ def format_summary(results: Mapping[str, float], paths: Paths | None = None) -> 
             k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)
         }
         sections += [_routing_table(split, own), _load_table(split, own)]
-    sections.append(_path_list(paths or Paths()))
+    sections.append(_path_list(paths or {}))
     return "\n\n".join(section for section in sections if section)
 
 
@@ -101,17 +94,11 @@ def _load_table(split: str, results: Mapping[str, float]) -> str:
     return _table(title, ["block", *map(str, range(columns - 1))], rows)
 
 
-def _path_list(paths: Paths) -> str:
-    names = {
-        "checkpoint": "checkpoint",
-        "tensorboard": "TensorBoard logs",
-        "metrics": "metrics",
-        "picture": "picture",
-    }
-    written = {names[field]: path for field, path in paths._asdict().items() if path}
-    if not written:
+def _path_list(paths: Mapping[str, str | PathLike[str]]) -> str:
+    if not paths:
         return ""
-    lines = [f"  {name:<16}  {path}" for name, path in written.items()]
+    width = max(map(len, paths))
+    lines = [f"  {name:<{width}}  {path}" for name, path in paths.items()]
     return "\n".join(["Files", _rule("Files"), *lines])
 
 
