@@ -6,8 +6,13 @@ from os import PathLike
 
 _LOADS_PER_ROW = 8
 _BLOCK = re.compile(r"(?P<block>[^/]*?(?P<number>\d+))/")
-_AGREEMENT = {"top1": "top-1", "top2": "top-2", "top2_unordered": "top-2 unord."}
-_COLUMNS = {**_AGREEMENT, "overlap": "overlap", "dropped": "dropped"}
+_COLUMNS = {
+    "top1": "top-1",
+    "top2": "top-2",
+    "top2_unordered": "top-2 unord.",
+    "overlap": "overlap",
+    "dropped": "dropped",
+}
 
 
 def format_summary(
