@@ -1,6 +1,22 @@
 """Vision transformers with sparse mixtures of experts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.vit import VisionTransformerMoe
 
-__all__ = ["Routing", "VisionTransformerMoe"]
+__all__ = ["Routing", "VisionTransformerMoe", "create_model"]
+
+_MODELS = {"VisionTransformerMoe": VisionTransformerMoe}
+
+
+def create_model(config: Mapping[str, Any], *, deterministic: bool) -> VisionTransformerMoe:
+    """Creates the model of the `model` part of a completed configuration.
+
+    Args:
+      config: `name` of the model class, and its attributes.
+      deterministic: Whether dropout and routing noise are off, as in evaluation.
+    """
+    attributes = {key: value for key, value in config.items() if key != "name"}
+    return _MODELS[config["name"]](**attributes, deterministic=deterministic)
