@@ -30,7 +30,7 @@ from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.progress import StepTimer, progress, show_logs
 from vmoe_prc.schedule import create_learning_rate_schedule
-from vmoe_prc.summary import Paths, format_summary
+from vmoe_prc.summary import format_summary
 from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.train_step import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -103,7 +103,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         ) as checkpointer,
     ):
         state = _restore_or_create(program, checkpointer)
-        truncate_metrics(workdir / METRICS_FILE, int(state.step))
+        if jax.process_index() == 0:
+            truncate_metrics(workdir / METRICS_FILE, int(state.step))
         writer = create_writer(workdir, process_index=jax.process_index())
         try:
             state, results = _train(program, state, checkpointer, writer, workdir)
@@ -111,15 +112,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             picture = _save_picture(program, state, workdir)
         finally:
             writer.close()
-        return format_summary(
-            results,
-            Paths(
-                checkpoint=workdir / CHECKPOINT_FOLDER / str(checkpointer.latest_step()),
-                tensorboard=workdir / TENSORBOARD_FOLDER,
-                metrics=workdir / METRICS_FILE,
-                picture=picture,
-            ),
-        )
+        paths = {
+            "checkpoint": workdir / CHECKPOINT_FOLDER / str(checkpointer.latest_step()),
+            "TensorBoard": workdir / TENSORBOARD_FOLDER,
+            "metrics": workdir / METRICS_FILE,
+            "picture": picture,
+        }
+        return format_summary(results, {name: p for name, p in paths.items() if p})
 
 
 def build_program(config: ml_collections.ConfigDict) -> Program:
