@@ -1,0 +1,5 @@
+"""Data sets of our own, which are prepared when they are first used."""
+
+from vmoe_prc.data.datasets.digits import Digits
+
+OWN_BUILDERS = {"digits": Digits}

@@ -1,0 +1,42 @@
+"""TFDS builder of scikit-learn's handwritten digits: real images that need no download."""
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+TEST_EVERY = 5
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1,797 digits of 8x8 pixels, the test part of UCI's optical digits (E. Alpaydin)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Every fifth image is a test image."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://archive.ics.uci.edu/dataset/80",
+            # In the order of the list: the split into parts does not depend on a hash.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+        test = np.arange(len(images)) % TEST_EVERY == TEST_EVERY - 1
+        return {
+            "train": self._generate_examples(images[~test], digits.target[~test]),
+            "test": self._generate_examples(images[test], digits.target[test]),
+        }
+
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray):
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield i, {"image": image, "label": int(label)}

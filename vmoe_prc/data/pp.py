@@ -1,0 +1,103 @@
+"""Preprocessing written as a string: `decode|two_views(224)|flip_lr|value_range(-1, 1)`.
+
+An op is made by a factory, registered under its name, from the arguments in the string.
+It takes an example, a dict of tensors, and a seed, a (2,) int64 tensor, and returns the
+changed example. Randomness is a function of the seed alone, so that a run can be repeated
+whatever the number of threads.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from vmoe_prc.config import ConfigError, nearest
+
+Example = dict[str, Any]
+Op = Callable[[Example, Any], Example]
+
+REGISTRY: dict[str, Callable[..., Op]] = {}
+
+
+def register(factory: Callable[..., Op]) -> Callable[..., Op]:
+    """Makes an op known by the name of its factory."""
+    REGISTRY[factory.__name__] = factory
+    return factory
+
+
+def parse(process: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Splits `op|op(args)` into names, positional and keyword arguments.
+
+    Arguments are Python literals.
+
+    Raises:
+      ValueError: If the string is not of this form.
+    """
+    try:
+        tree = ast.parse(process, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"expected op|op(args)|..., but {error.msg}") from None
+    nodes = []
+    # To Python `a|b|c` is (a|b)|c: the last op is at the top of the tree.
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
+        nodes.append(tree.right)
+        tree = tree.left
+    return [_parse_op(node) for node in reversed([*nodes, tree])]
+
+
+def build(process: str, field: str) -> Op:
+    """Makes one op of a whole preprocessing string.
+
+    Args:
+      process: The string.
+      field: Name of its field, for errors.
+
+    Raises:
+      ConfigError: If an op is unknown or its arguments do not fit.
+    """
+    try:
+        calls = parse(process)
+    except ValueError as error:
+        raise ConfigError(field, process, str(error)) from None
+    # Imported here: parsing alone needs no TensorFlow.
+    import tensorflow as tf
+
+    ops = [_make(name, args, kwargs, field) for name, args, kwargs in calls]
+
+    def apply(example: Example, seed: Any) -> Example:
+        for i, op in enumerate(ops):
+            example = op(example, tf.random.experimental.stateless_fold_in(seed, i))
+        return example
+
+    return apply
+
+
+def _parse_op(node: ast.expr) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    if isinstance(node, ast.Name):
+        return node.id, (), {}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        try:
+            args = tuple(ast.literal_eval(arg) for arg in node.args)
+            kwargs = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+        except ValueError:
+            raise ValueError(f"the arguments of {node.func.id} must be literals") from None
+        return node.func.id, args, kwargs
+    raise ValueError(f"expected op|op(args)|..., not {ast.unparse(node)!r}")
+
+
+def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) -> Op:
+    if name not in REGISTRY:
+        allowed = f"unknown op; allowed: {', '.join(sorted(REGISTRY))}"
+        raise ConfigError(field, name, allowed, nearest(name, REGISTRY))
+    factory = REGISTRY[name]
+    written = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+    call = f"{name}({written})"
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ConfigError(field, call, f"{error}; expected {name}{signature}") from None
+    try:
+        return factory(*args, **kwargs)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(field, call, str(error)) from None

@@ -1,0 +1,184 @@
+"""Raw records of TFDS data sets, in an order that a seed and an epoch fix."""
+
+from typing import Any
+
+import ml_collections
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.data.datasets import OWN_BUILDERS
+
+READ_AHEAD = 16
+
+
+def load_builder(
+    config: ml_collections.ConfigDict, field: str = "config.dataset"
+) -> tfds.core.DatasetBuilder:
+    """Opens a prepared data set; prepares it if it is one of our own.
+
+    Args:
+      config: `name`, `data_dir` and `manual_dir` of the data set.
+      field: Name of the config's section, for errors.
+
+    Raises:
+      ConfigError: If the data set is unknown or not prepared.
+    """
+    name = config.name.partition(":")[0].partition("/")[0]
+    if name in OWN_BUILDERS:
+        builder = OWN_BUILDERS[name](data_dir=config.data_dir)
+        builder.download_and_prepare()
+        return builder
+    try:
+        builder = tfds.builder(config.name, data_dir=config.data_dir)
+    except tfds.core.DatasetNotFoundError:
+        known = [*OWN_BUILDERS, *tfds.list_builders()]
+        raise ConfigError(
+            f"{field}.name",
+            config.name,
+            "is neither a data set of TFDS nor prepared in data_dir",
+            nearest(name, known),
+        ) from None
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{field}.name", config.name, str(error)) from None
+    if not builder.is_prepared():
+        raise ConfigError(
+            f"{field}.name",
+            config.name,
+            f"is not prepared in {builder.data_path}; run `tfds build {config.name}` where it "
+            f"can be downloaded, or set {field}.data_dir to where it has been prepared",
+        )
+    return builder
+
+
+def num_examples(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of examples of the split."""
+    return split_info(config).num_examples
+
+
+def split_info(
+    config: ml_collections.ConfigDict, field: str = "config.dataset"
+) -> tfds.core.SplitInfo:
+    """Returns what TFDS knows of the split.
+
+    Raises:
+      ConfigError: If the data set or the split does not exist, or is empty.
+    """
+    builder = load_builder(config, field)
+    try:
+        info = builder.info.splits[config.split]
+        count = info.num_examples
+    except (KeyError, ValueError, AssertionError):
+        names = list(builder.info.splits)
+        raise ConfigError(
+            f"{field}.split",
+            config.split,
+            f"unknown split; allowed: {', '.join(names)} and parts such as {names[0]}[:99%]",
+            nearest(config.split, names),
+        ) from None
+    if not count:
+        raise ConfigError(f"{field}.split", config.split, "has no examples")
+    return info
+
+
+def examples(config: ml_collections.ConfigDict, field: str = "config.dataset") -> "Examples":
+    """Opens the split for reading.
+
+    Raises:
+      ConfigError: If it cannot be opened.
+    """
+    builder = load_builder(config, field)
+    info = split_info(config, field)
+    source = _Memory(info) if config.cache == "loaded" else _Files(info)
+    return Examples(builder.info.features, source, info.num_examples)
+
+
+class Examples:
+    """The examples of a split, whose images are still encoded.
+
+    Attributes:
+      num_examples: How many there are.
+    """
+
+    def __init__(self, features: tfds.features.FeaturesDict, source: Any, num_examples: int):
+        self._features, self._source, self.num_examples = features, source, num_examples
+
+    def in_order(self) -> tf.data.Dataset:
+        """All serialised examples once, in the order of the files."""
+        return self._source.read()
+
+    def shuffled_from(self, position: int, seed: int, buffer: int) -> tf.data.Dataset:
+        """Endless epochs of serialised examples, each shuffled in its own way.
+
+        Args:
+          position: Examples to leave out at the beginning: the stream is the same as one
+            read from 0 up to there. Only records of the epoch in progress are read again.
+          seed: Seed of the shuffling.
+          buffer: Size of the shuffle buffer; 0 keeps the order.
+        """
+        epoch, skipped = divmod(position, self.num_examples)
+        epochs = tf.data.Dataset.range(epoch, tf.int64.max)
+
+        def read(epoch: tf.Tensor) -> tf.data.Dataset:
+            epoch_seed = tf.random.stateless_uniform(
+                (), tf.stack([tf.cast(seed, tf.int64), epoch]), None, None, tf.int64
+            )
+            return self._source.read_shuffled(epoch_seed, buffer) if buffer else self.in_order()
+
+        return epochs.flat_map(read).skip(skipped)
+
+    def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Parses a serialised example; images stay encoded."""
+        images = [k for k, f in self._features.items() if isinstance(f, tfds.features.Image)]
+        skip = {key: tfds.decode.SkipDecoding() for key in images}
+        return self._features.deserialize_example(record, decoders=skip)
+
+
+class _Files:
+    """Records read from the files of a split whenever they are needed."""
+
+    def __init__(self, info: tfds.core.SplitInfo):
+        parts = info.file_instructions
+        self._files = tf.data.Dataset.from_tensor_slices(
+            (
+                [str(part.filename) for part in parts],
+                tf.constant([part.skip for part in parts], tf.int64),
+                tf.constant([part.take for part in parts], tf.int64),
+            )
+        )
+        self._num_files = len(parts)
+
+    def read(self) -> tf.data.Dataset:
+        return self._files.flat_map(_read_file)
+
+    def read_shuffled(self, seed: tf.Tensor, buffer: int) -> tf.data.Dataset:
+        files = self._files.shuffle(self._num_files, seed, reshuffle_each_iteration=False)
+        records = files.interleave(
+            _read_file,
+            cycle_length=min(READ_AHEAD, self._num_files),
+            block_length=READ_AHEAD,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return records.shuffle(buffer, seed, reshuffle_each_iteration=False)
+
+
+class _Memory:
+    """Records of a small split, read once and kept."""
+
+    def __init__(self, info: tfds.core.SplitInfo):
+        self._records = tf.constant(list(_Files(info).read().as_numpy_iterator()))
+
+    def read(self) -> tf.data.Dataset:
+        return self._take(tf.data.Dataset.range(len(self._records)))
+
+    def read_shuffled(self, seed: tf.Tensor, buffer: int) -> tf.data.Dataset:
+        order = tf.data.Dataset.range(len(self._records))
+        return self._take(order.shuffle(buffer, seed, reshuffle_each_iteration=False))
+
+    def _take(self, order: tf.data.Dataset) -> tf.data.Dataset:
+        return order.map(lambda i: self._records[i])
+
+
+def _read_file(name: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
+    return tf.data.TFRecordDataset(name, buffer_size=8 << 20).skip(skip).take(take)
