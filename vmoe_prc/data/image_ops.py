@@ -72,7 +72,8 @@ def crop_and_resize(
     image: tf.Tensor, begin: tf.Tensor, size: tf.Tensor, target: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Cuts out a box and resizes it; returns the view and its view_from_image."""
-    box = tf.slice(image, [begin[0], begin[1], 0], [size[0], size[1], -1])
+    end = begin + size
+    box = image[begin[0] : end[0], begin[1] : end[1]]
     matrix = affine.crop_and_resize_matrix((begin[0], begin[1]), (size[0], size[1]), target)
     return _resize(box, target), matrix
 
@@ -278,7 +279,7 @@ def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
     with tf.control_dependencies(
         [tf.debugging.assert_non_negative(tf.shape(image)[:2] - size, "image too small to crop")]
     ):
-        cut = tf.slice(image, [begin[0], begin[1], 0], [*size, 3])
+        cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
     shift = tf.unstack(-tf.cast(begin, tf.float32))
     return tf.ensure_shape(cut, (*size, 3)), affine.translation_matrix(*shift)
 
