@@ -12,13 +12,13 @@ import math
 from vmoe_prc.config import complete, parse_arguments
 from vmoe_prc.recipes import router_losses
 
-IMAGES_PER_STEP = 128
+IMAGES_PER_STEP = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 FINISH = 'value_range(-1, 1)|onehot(10, inkey="label", outkey="labels")'
-ONE_VIEW = f'decode|inception_crop({IMAGE_SIZE}, 40, 100)|{FINISH}|keep("image", "labels")'
+ONE_VIEW = f'decode|inception_crop({IMAGE_SIZE}, 50, 100)|{FINISH}|keep("image", "labels")'
 TWO_VIEWS = (
-    f"decode|two_views({IMAGE_SIZE}, (40, 100), (40, 100))|{FINISH}"
+    f"decode|two_views({IMAGE_SIZE}, (50, 100), (50, 100))|{FINISH}"
     '|keep("image", "labels", "view_from_image")'
 )
 WHOLE = f'decode|resize({IMAGE_SIZE})|{FINISH}|keep("image", "labels")'
@@ -42,7 +42,7 @@ def get_config(arguments: str = ""):
         {
             "description": f"digits, E=4, K={args.k}",
             "seed": args.seed,
-            "train_steps": 500,
+            "train_steps": 600,
             "dataset": {
                 "train": dataset(
                     "train", process, IMAGES_PER_STEP // views, shuffle_buffer=1438
@@ -79,18 +79,18 @@ def get_config(arguments: str = ""):
                 "gradient_clip": {"global_norm": 1.0},
                 "learning_rate": {
                     "schedule": "warmup_cosine_decay",
-                    "peak_value": 2e-3,
+                    "peak_value": 4e-3,
                     "end_value": 1e-5,
                     "warmup_steps": 50,
                 },
             },
             "evaluate": {
-                "every_steps": 250,
+                "every_steps": 300,
                 "model_overrides": {
                     "encoder": {"moe": {"router": {"dispatcher": {"capacity_factor": 4.0}}}}
                 },
             },
-            "save_checkpoint": {"every_steps": 250, "keep_last": 1},
+            "save_checkpoint": {"every_steps": 300, "keep_last": 1},
             "report_progress": {"every_steps": 25},
         }
     )

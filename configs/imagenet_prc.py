@@ -24,7 +24,10 @@ def get_config(arguments: str = ""):
     model = vmoe_model(description, image_size=224, num_classes=NUM_CLASSES)
     model["encoder"]["moe"]["dropout_rate"] = 0.2
     if args.prc:
-        train, batch_size = f'{TWO_VIEWS}|{FINISH}|keep("image", "labels", "view_from_image")', 512
+        train, batch_size = (
+            f'{TWO_VIEWS}|{FINISH}|keep("image", "labels", "view_from_image")',
+            512,
+        )
     else:
         train, batch_size = f'{ONE_VIEW}|{FINISH}|keep("image", "labels")', IMAGES_PER_STEP
 

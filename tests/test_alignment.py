@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from vmoe_prc import alignment
 
 CASES = [
-    f"{sizes}_{kind}" for sizes in ("32_8", "224_32", "96_16") for kind in ("crop", "affine")
+    f"{sizes}_{kind}"
+    for sizes in ("32_8", "224_32", "96_16")
+    for kind in ("crop", "affine")
 ]
 
 

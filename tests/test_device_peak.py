@@ -50,7 +50,5 @@ def test_unknown_devices_have_no_peak(device_kind):
 
 
 def test_other_dtypes_are_refused():
-    with pytest.raises(
-        ValueError, match="unknown dtype 'int8'; allowed: bfloat16"
-    ):
+    with pytest.raises(ValueError, match="unknown dtype 'int8'; allowed: bfloat16"):
         peak_flops("TPU v4", "int8")

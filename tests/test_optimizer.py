@@ -52,7 +52,10 @@ def test_golden(golden, close, recipe):
             close(jnp.broadcast_to(params[name], expected.shape), expected)
 
 
-PARAMS = {"head": {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}, "cls": jnp.ones(1)}
+PARAMS = {
+    "head": {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)},
+    "cls": jnp.ones(1),
+}
 
 
 def update(**options):
@@ -65,7 +68,10 @@ def update(**options):
 
 def test_decay_follows_the_first_rule_that_matches():
     rules = [("head/kernel", 0.5), ("head", 0.25)]
-    assert update(weight_decay=rules) == {"head": {"kernel": -3.0, "bias": -2.5}, "cls": -1.0}
+    assert update(weight_decay=rules) == {
+        "head": {"kernel": -3.0, "bias": -2.5},
+        "cls": -1.0,
+    }
     assert update(weight_decay=0.5) == {"head": {"kernel": -3.0, "bias": -3.0}, "cls": -1.5}
 
 
@@ -93,5 +99,7 @@ def test_moments_may_be_bfloat16():
 def test_errors():
     with pytest.raises(ValueError, match="unknown optimizer 'lion'; allowed: adam, sgd"):
         update(name="lion")
-    with pytest.raises(ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"):
+    with pytest.raises(
+        ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"
+    ):
         update(gradient_clip={"global_norm": 1.0, "absolute_value": 2.0})

@@ -60,7 +60,11 @@ def two_view_batch(num_pairs=8, seed=0):
     scale = rng.uniform(0.5, 1.5, (num_pairs, 2, 2))
     shift = rng.uniform(-8, 8, (num_pairs, 2, 2))
     matrix = np.zeros((num_pairs, 2, 3, 3), np.float32)
-    matrix[..., 0, 0], matrix[..., 1, 1], matrix[..., 2, 2] = scale[..., 0], scale[..., 1], 1
+    matrix[..., 0, 0], matrix[..., 1, 1], matrix[..., 2, 2] = (
+        scale[..., 0],
+        scale[..., 1],
+        1,
+    )
     matrix[..., :2, 2] = shift
     batch = one_view_batch(2 * num_pairs, seed)
     return {

@@ -5,6 +5,7 @@ Points are homogeneous pixel coordinates (row, col, 1); a pixel [r, c] covers
 """
 
 import jax.numpy as jnp
+
 from vmoe_prc.arrays import Array, Float, Int
 
 Size = int | tuple[int, int]
@@ -45,7 +46,9 @@ def match_patches(
     """
     (height, width), (patch_height, patch_width) = _pair(image_size), _pair(patch_size)
     if height % patch_height or width % patch_width:
-        raise ValueError(f"patch_size = {patch_size} does not divide image_size = {image_size}")
+        raise ValueError(
+            f"patch_size = {patch_size} does not divide image_size = {image_size}"
+        )
     if pair_class_tokens and not class_token:
         raise ValueError("pair_class_tokens = True needs class_token = True")
     rows, cols = height // patch_height, width // patch_width
@@ -62,7 +65,8 @@ def match_patches(
 
     offset = int(class_token)
     pairs = jnp.stack(
-        jnp.broadcast_arrays(i * cols + j + offset, match.astype(jnp.int32) + offset), axis=-1
+        jnp.broadcast_arrays(i * cols + j + offset, match.astype(jnp.int32) + offset),
+        axis=-1,
     )
     pairs = jnp.where(inside[..., None], pairs, -1).astype(jnp.int32)
     if pair_class_tokens:

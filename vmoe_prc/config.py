@@ -13,7 +13,6 @@ from typing import Any
 
 import ml_collections
 
-
 Config = Mapping[str, Any] | ml_collections.ConfigDict
 
 
@@ -27,7 +26,9 @@ class ConfigError(ValueError):
       suggestion: A near value that is allowed, if there is one.
     """
 
-    def __init__(self, field: str, value: Any, expected: str, suggestion: str | None = None):
+    def __init__(
+        self, field: str, value: Any, expected: str, suggestion: str | None = None
+    ):
         hint = f"; did you mean {suggestion!r}?" if suggestion else ""
         super().__init__(f"{field} = {value!r}: {expected}{hint}")
         self.field, self.value = field, value
@@ -131,7 +132,9 @@ ROUTER = Section(
         "dispatcher": DISPATCHER,
     },
     variants={
-        "NoisyTopExpertsPerItemRouter": {"num_selected_experts": Field(**_COUNT, default=1)},
+        "NoisyTopExpertsPerItemRouter": {
+            "num_selected_experts": Field(**_COUNT, default=1)
+        },
         "NoisyTopItemsPerExpertRouter": {},
     },
 )
@@ -154,8 +157,14 @@ MODEL = Section(
                 "dropout_rate": Field(**_SHARE, default=0.0),
                 "attention_dropout_rate": Field(**_SHARE, default=0.0),
                 "position_emb": Section(
-                    {"name": Field(str, "learned", allowed=("learned", "sincos2d", "none"))},
-                    variants={"sincos2d": {"temperature": Field(float, 10_000.0, above=0.0)}},
+                    {
+                        "name": Field(
+                            str, "learned", allowed=("learned", "sincos2d", "none")
+                        )
+                    },
+                    variants={
+                        "sincos2d": {"temperature": Field(float, 10_000.0, above=0.0)}
+                    },
                 ),
                 "moe": Section(
                     {
@@ -209,7 +218,10 @@ OPTIMIZER = Section(
                 "constant": {"value": Field(float, minimum=0.0)},
                 "warmup_cosine_decay": _WARMUP,
                 "warmup_linear_decay": _WARMUP,
-                "warmup_polynomial_decay": {**_WARMUP, "power": Field(float, 1.0, above=0.0)},
+                "warmup_polynomial_decay": {
+                    **_WARMUP,
+                    "power": Field(float, 1.0, above=0.0),
+                },
                 "big_vision_rsqrt": {
                     "peak_value": Field(float, minimum=0.0),
                     "warmup_steps": Field(int, 0, minimum=0),
@@ -325,7 +337,9 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     _check_length(completed)
     _check_datasets(completed)
     _check_model(completed["model"], "config.model")
-    _check_model(evaluation_model(completed), "config.model with config.evaluate.model_overrides")
+    _check_model(
+        evaluation_model(completed), "config.model with config.evaluate.model_overrides"
+    )
     _check_optimizer(completed["optimizer"])
     _check_two_views(completed)
     return ml_collections.ConfigDict(completed)
@@ -335,12 +349,12 @@ def evaluation_model(config: Config) -> dict[str, Any]:
     """Returns the `model` of a configuration as it is evaluated, with its overrides."""
     overrides = _plain(config["evaluate"]["model_overrides"])
     merged = _merge(_plain(config["model"]), overrides)
-    return _complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
+    return _complete_section(
+        merged, MODEL, "config.model with config.evaluate.model_overrides"
+    )
 
 
-def check_batch(
-    config: Config, split: str, image_shape: Sequence[int], num_devices: int
-):
+def check_batch(config: Config, split: str, image_shape: Sequence[int], num_devices: int):
     """Checks that the images of a split fit the model, its groups and the devices.
 
     Args:
@@ -409,7 +423,10 @@ def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
         field = f"config argument {name!r}"
         if name not in defaults:
             raise ConfigError(
-                field, value, f"unknown; allowed: {', '.join(defaults)}", nearest(name, defaults)
+                field,
+                value,
+                f"unknown; allowed: {', '.join(defaults)}",
+                nearest(name, defaults),
             )
         arguments[name] = _parse_value(field, value, type(defaults[name]))
     return ml_collections.ConfigDict(arguments)
@@ -478,8 +495,13 @@ def _complete_value(value: Any, spec: Any, field: str) -> Any:
         return _complete_section(value, spec, field)
     if isinstance(spec, Named):
         if not isinstance(value, Mapping):
-            raise ConfigError(field, None if value is REQUIRED else value, "expected sections")
-        return {key: _complete_section(v, spec.section, f"{field}.{key}") for key, v in value.items()}
+            raise ConfigError(
+                field, None if value is REQUIRED else value, "expected sections"
+            )
+        return {
+            key: _complete_section(v, spec.section, f"{field}.{key}")
+            for key, v in value.items()
+        }
     return _complete_field(value, spec, field)
 
 
@@ -496,7 +518,11 @@ def _complete_field(value: Any, spec: Field, field: str) -> Any:
     if wrong:
         raise ConfigError(field, value, f"expected {_describe(spec)}")
     if spec.allowed and value not in spec.allowed:
-        near = nearest(value, [a for a in spec.allowed if a]) if isinstance(value, str) else None
+        near = (
+            nearest(value, [a for a in spec.allowed if a])
+            if isinstance(value, str)
+            else None
+        )
         raise ConfigError(field, value, f"expected {_describe(spec)}", near)
     if isinstance(value, (int, float)):
         too_small = spec.minimum is not None and value < spec.minimum
@@ -550,7 +576,9 @@ def _check_datasets(config: Mapping[str, Any]):
 def _check_model(model: Mapping[str, Any], field: str):
     encoder, patch_size = model["encoder"], model["patch_size"]
     if len(patch_size) != 2 or not all(isinstance(p, int) and p > 0 for p in patch_size):
-        raise ConfigError(f"{field}.patch_size", patch_size, "expected (height, width) in pixels")
+        raise ConfigError(
+            f"{field}.patch_size", patch_size, "expected (height, width) in pixels"
+        )
     if model["hidden_size"] % encoder["num_heads"]:
         raise ConfigError(
             f"{field}.encoder.num_heads",

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from absl import logging
 from clu import periodic_actions
@@ -24,7 +23,12 @@ from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.evaluate import evaluate
 from vmoe_prc.mesh import batch_sharding, create_mesh
-from vmoe_prc.metrics import METRICS_FILE, TENSORBOARD_FOLDER, create_writer, truncate_metrics
+from vmoe_prc.metrics import (
+    METRICS_FILE,
+    TENSORBOARD_FOLDER,
+    create_writer,
+    truncate_metrics,
+)
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
@@ -75,7 +79,9 @@ class Program:
         return [split for split in self.config.dataset if split != "train"]
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike
+) -> str:
     """Trains, evaluates and saves; resumes if the work directory holds a run already.
 
     Args:
@@ -191,7 +197,9 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     )
 
 
-def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, dict[str, float]]:
+def _train(
+    program, state, checkpointer, writer, workdir
+) -> tuple[TrainState, dict[str, float]]:
     """Runs the remaining steps; returns the last state and its evaluation."""
     config, total_steps = program.config, program.total_steps
     start = int(state.step)
@@ -247,7 +255,9 @@ def _restore_or_create(program: Program, checkpointer: Checkpointer) -> TrainSta
     if checkpointer.latest_step() is None:
         state = program.create_state()
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")
+        logging.info(
+            "new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}"
+        )
         return state
     state = checkpointer.restore(program.abstract_state)
     logging.info("resuming after step %d of %d", int(state.step), program.total_steps)
@@ -352,4 +362,8 @@ def _save_config(config: ml_collections.ConfigDict, workdir: epath.Path):
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {k: v for key, item in tree.items() for k, v in _flatten(item, f"{prefix}.{key}").items()}
+    return {
+        k: v
+        for key, item in tree.items()
+        for k, v in _flatten(item, f"{prefix}.{key}").items()
+    }

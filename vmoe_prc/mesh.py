@@ -17,7 +17,9 @@ AxisRules = Sequence[tuple[str, Sequence[Any]]]
 BATCH_AXES = ("data", "expert")
 
 
-def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def create_mesh(
+    num_expert_partitions: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """Arranges the devices as a (data, expert) mesh.
 
     Args:

@@ -68,7 +68,9 @@ def _map_names(function: Callable[[str], Any], params: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
-def _sgd(momentum: float | None = None, nesterov: bool = False) -> optax.GradientTransformation:
+def _sgd(
+    momentum: float | None = None, nesterov: bool = False
+) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 
@@ -111,7 +113,8 @@ def _freeze(patterns: Patterns | None) -> optax.GradientTransformation:
     patterns = [patterns] if isinstance(patterns, str) else patterns
     regex = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
     return optax.masked(
-        optax.set_to_zero(), lambda params: _map_names(lambda n: bool(regex.search(n)), params)
+        optax.set_to_zero(),
+        lambda params: _map_names(lambda n: bool(regex.search(n)), params),
     )
 
 

@@ -5,17 +5,29 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from logging import WARNING, LogRecord
+from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from absl import logging
 from tqdm import tqdm
 
+_PACKAGE = str(Path(__file__).parent)
+
 
 def show_logs() -> None:
-    """Makes absl's log lines appear on stderr from INFO on, each once."""
+    """Makes our log lines appear on stderr from INFO on, and the libraries' warnings."""
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold(logging.INFO)
+    handler = logging.get_absl_handler()
+    if _ours_or_warning not in handler.filters:
+        handler.addFilter(_ours_or_warning)
+
+
+def _ours_or_warning(record: LogRecord) -> bool:
+    return record.levelno >= WARNING or record.pathname.startswith(_PACKAGE)
 
 
 class StepTimer:

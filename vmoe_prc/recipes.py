@@ -35,7 +35,9 @@ def parse_description(description: str) -> dict[str, Any]:
     match = _DESCRIPTION.fullmatch(description)
     if not match:
         raise ConfigError(
-            "config.description", description, "expected 'ViT-S/32, E=8, K=2, Last 2, 300 Epochs'"
+            "config.description",
+            description,
+            "expected 'ViT-S/32, E=8, K=2, Last 2, 300 Epochs'",
         )
     size, number = match["size"], int(match["number"])
     num_layers = SIZES[size][0]

@@ -71,7 +71,11 @@ def make(problem, method):
         if problem["expert_choice"]:
             return dispatch.top_items_per_expert(gates, problem["capacity_factor"], method)
         return dispatch.top_experts_per_item(
-            gates, problem["k"], problem["capacity_factor"], problem["batch_priority"], method
+            gates,
+            problem["k"],
+            problem["capacity_factor"],
+            problem["batch_priority"],
+            method,
         )
 
     return gates, x, jax.jit(plan)
@@ -111,7 +115,9 @@ def test_no_slot_is_taken_twice_and_none_wasted(problem):
 def test_groups_are_independent(problem, seed):
     gates, x, plan = make(problem, "gather")
     order = np.random.default_rng(seed).permutation(gates.shape[0])
-    np.testing.assert_allclose(run(plan(gates), x)[order], run(plan(gates[order]), x[order]))
+    np.testing.assert_allclose(
+        run(plan(gates), x)[order], run(plan(gates[order]), x[order])
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -6,7 +6,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from vmoe_prc.losses import auxiliary_loss, classification_loss
@@ -15,7 +14,12 @@ from vmoe_prc.models.vit import sincos2d_embedding
 
 GOLDEN = {
     "token_k2": {"classifier": "token", "representation_size": 32, "k": 2, "tokens": 17},
-    "token_k1_norep": {"classifier": "token", "representation_size": None, "k": 1, "tokens": 17},
+    "token_k1_norep": {
+        "classifier": "token",
+        "representation_size": None,
+        "k": 1,
+        "tokens": 17,
+    },
     "gap_k2": {"classifier": "gap", "representation_size": 32, "k": 2, "tokens": 16},
 }
 
@@ -133,9 +137,11 @@ def test_options_train(options):
     @jax.jit
     def step(images):
         variables = model.init(rngs, images)
+
         def loss(variables):
             logits, routings = model.apply(variables, images, rngs=rngs)
             return jnp.sum(logits**2) + auxiliary_loss(routings, 1.0)[0], routings
+
         return jax.grad(loss, has_aux=True)(variables)
 
     grads, routings = step(images)
@@ -158,7 +164,8 @@ def test_routing_record_is_deterministic_without_noise():
     assert routing.noise_scale == 0
     np.testing.assert_array_equal(routing.gates, routing.dispatch_gates)
     np.testing.assert_array_equal(
-        routing.experts, np.argsort(-np.asarray(routing.gates), axis=-1, kind="stable")[..., :2]
+        routing.experts,
+        np.argsort(-np.asarray(routing.gates), axis=-1, kind="stable")[..., :2],
     )
     assert routing.kept.shape == routing.experts.shape == (2, 34, 2)
 
@@ -202,7 +209,11 @@ def test_sincos2d_tells_rows_from_columns():
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
-        ({"tokens": 10}, 32, "group_size = 20 does not divide the number of tokens, 4 images x"),
+        (
+            {"tokens": 10},
+            32,
+            "group_size = 20 does not divide the number of tokens, 4 images x",
+        ),
         ({}, 36, r"patch_size = \(8, 8\) does not divide the image size \(36, 36\)"),
         ({"classifier": "cls"}, 32, "unknown classifier 'cls'; allowed: token, gap, map"),
         ({"position_emb": {"name": "rope"}}, 32, "unknown position embedding 'rope'"),

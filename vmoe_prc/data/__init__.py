@@ -1,10 +1,5 @@
 """The TensorFlow side: from TFDS data sets to batches of NumPy arrays."""
 
-import os
-
-# Before TensorFlow starts: no chatter about what its build could do elsewhere.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import tensorflow as tf
 
 from vmoe_prc.data import image_ops, randaugment, two_views  # noqa: F401  They register ops.

@@ -55,7 +55,7 @@ def rotation_matrix(radians: Scalar, height: Scalar, width: Scalar) -> tf.Tensor
 
 
 def warp(image: tf.Tensor, new_from_old: tf.Tensor, fill: int) -> tf.Tensor:
-    """Resamples an image by nearest neighbours, keeping its size.
+    """Resamples an image bilinearly, keeping its size.
 
     Args:
       image: (H, W, C) uint8.
@@ -69,11 +69,12 @@ def warp(image: tf.Tensor, new_from_old: tf.Tensor, fill: int) -> tf.Tensor:
     size = tf.shape(image)[:2]
     zero = tf.zeros(())
     warped = tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[None],
+        # In float32: on uint8 the op would cut off fractions and darken the image.
+        images=tf.cast(image[None], tf.float32),
         transforms=tf.stack([d, c, tx, b, a, ty, zero, zero])[None],
         output_shape=size,
         fill_value=float(fill),
-        interpolation="NEAREST",
+        interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    return tf.ensure_shape(warped[0], image.shape)
+    return tf.ensure_shape(tf.cast(tf.round(warped[0]), image.dtype), image.shape)

@@ -124,7 +124,9 @@ def decode_jpeg_and_inception_crop(
 
         def partial() -> tuple[tf.Tensor, tf.Tensor]:
             begin, size = sample_crop(tf.io.extract_jpeg_shape(encoded), area, seed)
-            box = tf.io.decode_and_crop_jpeg(encoded, tf.concat([begin, size], 0), channels=3)
+            box = tf.io.decode_and_crop_jpeg(
+                encoded, tf.concat([begin, size], 0), channels=3
+            )
             matrix = affine.crop_and_resize_matrix(
                 (begin[0], begin[1]), (size[0], size[1]), target
             )
@@ -185,7 +187,9 @@ def resize_small(size: int) -> Op:
 def central_crop(size: int | tuple[int, int]) -> Op:
     """Cuts out the middle; an image that is too small is an error."""
     target = check_size(size)
-    return each_view(lambda image, seed: _cut(image, (tf.shape(image)[:2] - target) // 2, target))
+    return each_view(
+        lambda image, seed: _cut(image, (tf.shape(image)[:2] - target) // 2, target)
+    )
 
 
 @register
@@ -277,7 +281,11 @@ def _resize(image: tf.Tensor, size) -> tf.Tensor:
 
 def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
     with tf.control_dependencies(
-        [tf.debugging.assert_non_negative(tf.shape(image)[:2] - size, "image too small to crop")]
+        [
+            tf.debugging.assert_non_negative(
+                tf.shape(image)[:2] - size, "image too small to crop"
+            )
+        ]
     ):
         cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
     shift = tf.unstack(-tf.cast(begin, tf.float32))
@@ -287,4 +295,6 @@ def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
 def _check_keys(example: Example, keys: tuple[str, ...]):
     missing = [key for key in keys if key not in example]
     if missing:
-        raise ValueError(f"the example has no {missing[0]!r}; it has {', '.join(sorted(example))}")
+        raise ValueError(
+            f"the example has no {missing[0]!r}; it has {', '.join(sorted(example))}"
+        )

@@ -42,14 +42,18 @@ def validate(config: ml_collections.ConfigDict, field: str = "config.dataset") -
     shape = spec["image"].shape
     if shape.rank not in (3, 4) or not shape.is_fully_defined():
         raise ConfigError(
-            process_field, config.process, f"images need a fixed size, not the shape {shape}"
+            process_field,
+            config.process,
+            f"images need a fixed size, not the shape {shape}",
         )
     if spec["image"].dtype != tf.float32:
         raise ConfigError(
             process_field, config.process, "images must be float: add value_range(-1, 1)"
         )
     if shape.rank == 4 and "view_from_image" not in spec:
-        raise ConfigError(process_field, config.process, "two views need 'view_from_image', too")
+        raise ConfigError(
+            process_field, config.process, "two views need 'view_from_image', too"
+        )
     if config.batch_size % jax.process_count():
         raise ConfigError(
             f"{field}.batch_size",
@@ -128,11 +132,15 @@ def eval_batches(
     rows = _rows(split.in_order(), config.batch_size, 0, process_index, process_count)
     size = config.batch_size // process_count
     batches = iter(
-        _prefetch(_preprocess(config, split, rows, seed).batch(size), config).as_numpy_iterator()
+        _prefetch(
+            _preprocess(config, split, rows, seed).batch(size), config
+        ).as_numpy_iterator()
     )
     spec = batch_spec(config, train=True)
     for _ in range(-(-split.num_examples // config.batch_size)):
-        batch = next(batches, {k: np.zeros((0, *x.shape[1:]), x.dtype) for k, x in spec.items()})
+        batch = next(
+            batches, {k: np.zeros((0, *x.shape[1:]), x.dtype) for k, x in spec.items()}
+        )
         count = len(batch["image"])
         yield {
             **{key: _fill(x, size) for key, x in batch.items()},
@@ -141,7 +149,11 @@ def eval_batches(
 
 
 def _rows(
-    records: tf.data.Dataset, batch_size: int, start: int, process_index: int, process_count: int
+    records: tf.data.Dataset,
+    batch_size: int,
+    start: int,
+    process_index: int,
+    process_count: int,
 ) -> tf.data.Dataset:
     """Numbers the records by their position and keeps those of this process."""
     numbered = records.enumerate(start)
@@ -166,12 +178,16 @@ def _preprocess(
     return rows.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _prefetch(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
+def _prefetch(
+    batches: tf.data.Dataset, config: ml_collections.ConfigDict
+) -> tf.data.Dataset:
     autotune = config.prefetch == "autotune"
     return batches.prefetch(tf.data.AUTOTUNE if autotune else config.prefetch)
 
 
-def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf.TensorSpec]:
+def _example_spec(
+    config: ml_collections.ConfigDict, field: str
+) -> dict[str, tf.TensorSpec]:
     """Traces the preprocessing of one example."""
     process_field = f"{field}.process"
     pp.build(config.process, process_field)

@@ -93,10 +93,14 @@ def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) 
     written = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
     call = f"{name}({written})"
     signature = inspect.signature(factory)
+    expected = f"expected {name}{signature.replace(return_annotation=signature.empty)}"
+    if unknown := [key for key in kwargs if key not in signature.parameters]:
+        near = nearest(unknown[0], signature.parameters)
+        raise ConfigError(field, call, f"unknown argument {unknown[0]!r}; {expected}", near)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ConfigError(field, call, f"{error}; expected {name}{signature}") from None
+        raise ConfigError(field, call, f"{error}; {expected}") from None
     try:
         return factory(*args, **kwargs)
     except (ValueError, TypeError) as error:

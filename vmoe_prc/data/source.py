@@ -11,6 +11,9 @@ from vmoe_prc.data.datasets import OWN_BUILDERS
 
 READ_AHEAD = 16
 
+# A whole split, or a part of one such as train[:99%].
+SplitInfo = tfds.core.SplitInfo | tfds.core.splits.SubSplitInfo
+
 
 def load_builder(
     config: ml_collections.ConfigDict, field: str = "config.dataset"
@@ -58,7 +61,7 @@ def num_examples(config: ml_collections.ConfigDict) -> int:
 
 def split_info(
     config: ml_collections.ConfigDict, field: str = "config.dataset"
-) -> tfds.core.SplitInfo:
+) -> SplitInfo:
     """Returns what TFDS knows of the split.
 
     Raises:
@@ -81,7 +84,9 @@ def split_info(
     return info
 
 
-def examples(config: ml_collections.ConfigDict, field: str = "config.dataset") -> "Examples":
+def examples(
+    config: ml_collections.ConfigDict, field: str = "config.dataset"
+) -> "Examples":
     """Opens the split for reading.
 
     Raises:
@@ -100,7 +105,9 @@ class Examples:
       num_examples: How many there are.
     """
 
-    def __init__(self, features: tfds.features.FeaturesDict, source: Any, num_examples: int):
+    def __init__(
+        self, features: tfds.features.FeaturesDict, source: Any, num_examples: int
+    ):
         self._features, self._source, self.num_examples = features, source, num_examples
 
     def in_order(self) -> tf.data.Dataset:
@@ -123,13 +130,19 @@ class Examples:
             epoch_seed = tf.random.stateless_uniform(
                 (), tf.stack([tf.cast(seed, tf.int64), epoch]), None, None, tf.int64
             )
-            return self._source.read_shuffled(epoch_seed, buffer) if buffer else self.in_order()
+            return (
+                self._source.read_shuffled(epoch_seed, buffer)
+                if buffer
+                else self.in_order()
+            )
 
         return epochs.flat_map(read).skip(skipped)
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """Parses a serialised example; images stay encoded."""
-        images = [k for k, f in self._features.items() if isinstance(f, tfds.features.Image)]
+        images = [
+            k for k, f in self._features.items() if isinstance(f, tfds.features.Image)
+        ]
         skip = {key: tfds.decode.SkipDecoding() for key in images}
         return self._features.deserialize_example(record, decoders=skip)
 
@@ -137,7 +150,7 @@ class Examples:
 class _Files:
     """Records read from the files of a split whenever they are needed."""
 
-    def __init__(self, info: tfds.core.SplitInfo):
+    def __init__(self, info: SplitInfo):
         parts = info.file_instructions
         self._files = tf.data.Dataset.from_tensor_slices(
             (
@@ -166,7 +179,7 @@ class _Files:
 class _Memory:
     """Records of a small split, read once and kept."""
 
-    def __init__(self, info: tfds.core.SplitInfo):
+    def __init__(self, info: SplitInfo):
         self._records = tf.constant(list(_Files(info).read().as_numpy_iterator()))
 
     def read(self) -> tf.data.Dataset:

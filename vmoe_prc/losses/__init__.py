@@ -80,7 +80,11 @@ def _balance_losses(routing: Routing) -> dict[str, jax.Array]:
 
 
 def _consistency_loss(
-    routing: Routing, pairs: jax.Array | None, name: str, weight: float = 1.0, **options: Any
+    routing: Routing,
+    pairs: jax.Array | None,
+    name: str,
+    weight: float = 1.0,
+    **options: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     if pairs is None:
         raise ValueError(f"the consistency loss {name!r} needs pairs of matched tokens")

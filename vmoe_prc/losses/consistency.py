@@ -94,7 +94,11 @@ def matched_gates(
     Raises:
       ValueError: If the shapes do not fit.
     """
-    if gates.ndim != 4 or gates.shape[1] != 2 or pairs.shape != (len(gates), pairs.shape[1], 2):
+    if (
+        gates.ndim != 4
+        or gates.shape[1] != 2
+        or pairs.shape != (len(gates), pairs.shape[1], 2)
+    ):
         raise ValueError(
             "expected gates (B, 2, T, E) and pairs (B, X, 2), not shapes "
             f"{gates.shape} and {pairs.shape}"

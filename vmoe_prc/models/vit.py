@@ -300,7 +300,9 @@ def sincos2d_embedding(
       ValueError: If D is not a multiple of 4, or less than 8.
     """
     if size % 4 or size < 8:
-        raise ValueError(f"hidden_size = {size} must be a multiple of 4, at least 8, for sincos2d")
+        raise ValueError(
+            f"hidden_size = {size} must be a multiple of 4, at least 8, for sincos2d"
+        )
     row, col = jnp.divmod(jnp.arange(rows * cols), cols)
     frequency = temperature ** (-jnp.arange(size // 4) / (size // 4 - 1))
     x, y = col[:, None] * frequency, row[:, None] * frequency

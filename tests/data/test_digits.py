@@ -1,0 +1,24 @@
+"""The bundled data set, prepared for real."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from vmoe_prc import data
+from vmoe_prc.data.datasets.digits import Digits
+
+
+def test_digits(tmp_path, dataset):
+    config = dataset(
+        name="digits",
+        split="test",
+        data_dir=str(tmp_path),
+        process='decode|resize(8)|value_range(0, 16)|onehot(10)|keep("image", "labels")',
+        batch_size=359,
+    )
+    data.validate(config, "config.dataset.test")
+    [batch] = data.eval_batches(config)
+    digits = load_digits()
+    np.testing.assert_array_equal(np.argmax(batch["labels"], -1), digits.target[4::5])
+    np.testing.assert_allclose(batch["image"][..., 0], digits.images[4::5], atol=0.05)
+    splits = Digits(data_dir=tmp_path).info.splits
+    assert splits["train"].num_examples + splits["test"].num_examples == 1797

@@ -1,0 +1,153 @@
+"""The matrices say where the pixels went: proven on images with dots at known places."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import vmoe_prc.data  # noqa: F401  Registers the ops.
+from vmoe_prc.data import affine, pp, randaugment
+from vmoe_prc.data.image_ops import each_view
+
+SIDE = 96
+
+
+def dot_image(points, shape=(SIDE, SIDE), radius=3.0):
+    """A black image with soft dots centred at continuous (row, col) points."""
+    rows, cols = np.mgrid[: shape[0], : shape[1]] + 0.5
+    image = np.zeros(shape)
+    for row, col in points:
+        image += 255 * np.exp(-((rows - row) ** 2 + (cols - col) ** 2) / (2 * radius**2))
+    return np.repeat(np.clip(image, 0, 255).round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def centroid(image):
+    weights = np.asarray(image, np.float64)[..., 0]
+    rows, cols = np.mgrid[: weights.shape[0], : weights.shape[1]] + 0.5
+    return np.array([(rows * weights).sum(), (cols * weights).sum()]) / weights.sum()
+
+
+def run(process, image, seed=0):
+    op = pp.build(process, "process")
+    example = op({"image": tf.constant(image)}, tf.constant([0, seed], tf.int64))
+    return np.asarray(example["image"]), np.asarray(example["view_from_image"])
+
+
+def transform(matrix, point):
+    mapped = matrix.astype(np.float64) @ [*point, 1.0]
+    return mapped[:2] / mapped[2]
+
+
+@pytest.mark.parametrize("case", ["32_8", "224_32", "96_16"])
+def test_golden_matrices_of_crops_and_flips(golden, close, case):
+    data = golden("correspondence")
+    size = int(case.split("_")[0])
+    boxes, flipped = data[f"boxes_yxhw_{case}_crop"], data[f"flipped_{case}_crop"]
+    for image in range(len(boxes)):
+        for view in range(2):
+            y, x, height, width = boxes[image, view]
+            matrix = affine.crop_and_resize_matrix((y, x), (height, width), (size, size))
+            if flipped[image, view]:
+                matrix = affine.flip_matrix(size) @ matrix
+            close(matrix, data[f"view_from_image_{case}_crop"][image, view])
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        "resize((120, 80))",
+        "resize_small(128)",
+        "central_crop(64)",
+        "random_crop(80)",
+        "inception_crop(96, 70, 100)",
+        "inception_crop(64, 70, 100)|flip_lr",
+        "resize(128)|central_crop(100)|flip_lr",
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_dot_is_where_the_matrix_says(process, seed):
+    point = (50.0, 44.0)
+    image = dot_image([point], shape=(SIDE, 110))
+    view, matrix = run(f"decode|{process}", image, seed)
+    # Bilinear interpolation of a smooth dot is exact to a small part of a pixel.
+    np.testing.assert_allclose(centroid(view), transform(matrix, point), atol=0.1)
+
+
+@pytest.mark.parametrize("name", randaugment.GEOMETRIC)
+@pytest.mark.parametrize("level", [-1.0, 0.37, 1.0])
+def test_a_dot_is_where_randaugment_moved_it(name, level):
+    point = (40.0, 54.0)
+    matrix = randaugment.GEOMETRIC[name](level, SIDE, SIDE, 17.0)
+    view = affine.warp(tf.constant(dot_image([point])), matrix, 0)
+    np.testing.assert_allclose(centroid(view), transform(matrix.numpy(), point), atol=0.05)
+
+
+def test_translation_by_whole_pixels_is_exact():
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
+    moved = affine.warp(
+        tf.constant(image), affine.translation_matrix(2.0, -3.0), 128
+    ).numpy()
+    np.testing.assert_array_equal(moved[2:, :-3], image[:-2, 3:])
+    assert (moved[:2] == 128).all()
+    assert (moved[:, -3:] == 128).all()
+
+
+def test_rotation_by_a_right_angle_is_exact():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    matrix = affine.rotation_matrix(np.pi / 2, 8.0, 8.0)
+    turned = affine.warp(tf.constant(image), matrix, 128).numpy()
+    np.testing.assert_array_equal(turned, np.rot90(image, -1))
+
+
+def test_flipping_is_exact():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    seen = set()
+    for seed in range(8):
+        view, matrix = run("decode|flip_lr", image, seed)
+        flipped = matrix[1, 1] < 0
+        seen.add(bool(flipped))
+        np.testing.assert_array_equal(view, image[:, ::-1] if flipped else image)
+        if flipped:
+            np.testing.assert_allclose(transform(matrix, (2.5, 0.5)), (2.5, 5.5))
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
+    """The whole chain: a dot of the image is found in both views where they say."""
+    monkeypatch.setattr(randaugment, "PHOTOMETRIC", {})
+    point = (60.0, 66.0)
+    image = dot_image([point], shape=(128, 128), radius=4.0)
+    process = "decode|two_views(96, (80, 100), (80, 100))|flip_lr|randaug(2, 5, 20, 0)|value_range(0, 255)"
+    monkeypatch.setattr(randaugment, "GRAY", 0)
+    views, matrices = run(process, image, seed)
+    assert views.shape == (2, 96, 96, 3)
+    assert abs(np.linalg.det(matrices[0])) >= 0.8 * abs(np.linalg.det(matrices[1]))
+    for view, matrix in zip(views, matrices, strict=True):
+        np.testing.assert_allclose(centroid(view), transform(matrix, point), atol=0.1)
+    assert not np.allclose(matrices[0], matrices[1])
+
+
+def test_photometric_ops_leave_the_matrix_alone(monkeypatch):
+    monkeypatch.setattr(randaugment, "GEOMETRIC", {})
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    changed = 0
+    for seed in range(12):
+        view, matrix = run("decode|randaug(2, 7)", image, seed)
+        np.testing.assert_array_equal(matrix, np.eye(3))
+        changed += not np.array_equal(view, image)
+    assert changed > 6
+
+
+def test_views_draw_their_own_randomness_from_the_seed():
+    draws = []
+
+    def function(image, seed):
+        draws.append(seed.numpy().tolist())
+        return image, None
+
+    example = {
+        "image": tf.zeros((2, 4, 4, 3)),
+        "view_from_image": tf.eye(3, batch_shape=[2]),
+    }
+    each_view(function)(example, tf.constant([1, 2], tf.int64))
+    assert draws[0] != draws[1]
