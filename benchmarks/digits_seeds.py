@@ -1,6 +1,6 @@
 """Trains both arms of the digits config with several seeds and prints their table.
 
-    python benchmarks/digits_seeds.py --seeds=3 --workdir=workdir/digits_seeds
+    python -m benchmarks.digits_seeds --seeds=3 --workdir=workdir/digits_seeds
 
 A run that has ended is not repeated, one that was interrupted goes on.
 """
@@ -46,11 +46,14 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     rows = [["digits, %", *(COLUMNS[c] for c in columns)], ["---"] * (len(columns) + 1)]
     for arm, runs in results.items():
         values = [100 * np.array([metrics[c] for metrics in runs]) for c in columns]
-        rows.append([f"{arm}, k={_K.value}", *(f"{v.mean():.2f} ± {v.std(ddof=1):.2f}" for v in values)])
+        rows.append(
+            [f"{arm}, k={_K.value}", *(f"{v.mean():.2f} ± {v.std(ddof=1):.2f}" for v in values)]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main(argv: list[str]):
+    """Runs what is missing and prints the table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     results: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}

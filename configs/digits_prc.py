@@ -44,9 +44,7 @@ def get_config(arguments: str = ""):
             "seed": args.seed,
             "train_steps": 600,
             "dataset": {
-                "train": dataset(
-                    "train", process, IMAGES_PER_STEP // views, shuffle_buffer=1438
-                ),
+                "train": dataset("train", process, IMAGES_PER_STEP // views, shuffle_buffer=1438),
                 "test": dataset("test", WHOLE, IMAGES_PER_STEP),
                 "test_pairs": dataset("test", TWO_VIEWS, IMAGES_PER_STEP // 2),
             },

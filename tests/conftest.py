@@ -25,6 +25,18 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
 @pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Directory where TFDS has prepared `tiny_jpegs`, in several files."""
+    import tensorflow_datasets as tfds
+    from tiny_jpegs import TinyJpegs
+
+    path = tmp_path_factory.mktemp("tfds")
+    config = tfds.download.DownloadConfig(num_shards=4)
+    TinyJpegs(data_dir=path).download_and_prepare(download_config=config)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
 def golden():
     """Loads a golden file by its name without extension."""
     return lambda name: np.load(GOLDEN / f"{name}.npz")

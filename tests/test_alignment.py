@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from vmoe_prc import alignment
 
-CASES = [
-    f"{sizes}_{kind}"
-    for sizes in ("32_8", "224_32", "96_16")
-    for kind in ("crop", "affine")
-]
+CASES = [f"{sizes}_{kind}" for sizes in ("32_8", "224_32", "96_16") for kind in ("crop", "affine")]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -41,9 +37,7 @@ def test_golden_pairs(golden, case, pair_class_tokens):
 
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), p=st.integers(1, 5))
 def test_identity_matches_each_patch_with_itself(rows, cols, p):
-    pairs = alignment.match_patches(
-        jnp.eye(3)[None], (rows * p, cols * p), p, class_token=False
-    )
+    pairs = alignment.match_patches(jnp.eye(3)[None], (rows * p, cols * p), p, class_token=False)
     index = np.arange(rows * cols)
     np.testing.assert_array_equal(pairs[0], np.stack([index, index], -1))
 

@@ -13,8 +13,8 @@ from clu import metric_writers
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from vmoe_prc import metrics
-from vmoe_prc.jsonl_writer import JsonlWriter
+from vmoe_prc import metrics, writers
+from vmoe_prc.writers import JsonlWriter
 
 
 def write_lines(path, *lines):
@@ -22,7 +22,7 @@ def write_lines(path, *lines):
 
 
 def test_scalars_reach_both_files(tmp_path):
-    writer = metrics.create_writer(tmp_path / "run")
+    writer = writers.create_writer(tmp_path / "run")
     writer.write_scalars(10, {"train/loss": jnp.float32(0.5), "images": np.int64(7)})
     writer.write_scalars(20, {"train/loss": jnp.bfloat16(0.25), "images": 9})
     writer.close()
@@ -41,7 +41,7 @@ def test_scalars_reach_both_files(tmp_path):
 
 
 def test_images_reach_tensorboard_only(tmp_path):
-    writer = metrics.create_writer(tmp_path)
+    writer = writers.create_writer(tmp_path)
     writer.write_images(3, {"routing": np.zeros((4, 5, 3), np.uint8)})
     writer.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -50,7 +50,7 @@ def test_images_reach_tensorboard_only(tmp_path):
 
 
 def test_other_processes_write_nothing(tmp_path):
-    writer = metrics.create_writer(tmp_path, process_index=1)
+    writer = writers.create_writer(tmp_path, process_index=1)
     writer.write_scalars(1, {"loss": 1.0})
     writer.close()
     assert list(tmp_path.iterdir()) == []

@@ -35,9 +35,7 @@ def test_weights(granularity, size):
     assert distinct == {"batch": 1, "device": 2, "example": 8}[granularity]
 
 
-@pytest.mark.parametrize(
-    "options", [{"concentration": 0.0}, {"granularity": "pixel"}, {"size": 9}]
-)
+@pytest.mark.parametrize("options", [{"concentration": 0.0}, {"granularity": "pixel"}, {"size": 9}])
 def test_errors(options):
-    with pytest.raises(ValueError, match="mixup needs|cannot mix"):
+    with pytest.raises(ValueError, match=r"mixup needs|cannot mix"):
         mixup(jax.random.key(0), IMAGES, LABELS, **{"concentration": 1.0, **options})

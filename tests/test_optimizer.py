@@ -89,9 +89,7 @@ def test_clipping():
 
 
 def test_moments_may_be_bfloat16():
-    optimizer = create_optimizer(
-        name="adam", total_steps=9, learning_rate=1.0, mu_dtype="bfloat16"
-    )
+    optimizer = create_optimizer(name="adam", total_steps=9, learning_rate=1.0, mu_dtype="bfloat16")
     dtypes = {x.dtype for x in jax.tree.leaves(optimizer.init(PARAMS)) if x.ndim}
     assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
 
@@ -99,7 +97,5 @@ def test_moments_may_be_bfloat16():
 def test_errors():
     with pytest.raises(ValueError, match="unknown optimizer 'lion'; allowed: adam, sgd"):
         update(name="lion")
-    with pytest.raises(
-        ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"
-    ):
+    with pytest.raises(ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"):
         update(gradient_clip={"global_norm": 1.0, "absolute_value": 2.0})

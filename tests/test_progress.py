@@ -31,7 +31,8 @@ def main(_):
                 bar.report(step, {"loss": 1 / step}, rates)
             if step == 25:
                 logging.warning("a line in between")
-    logging.info("a line at the end")
+    logging.info("a library's line")
+    logging.warning("a library's warning")
 
 app.run(main)
 """
@@ -101,7 +102,7 @@ def test_log_lines_elsewhere():
         "a line in between",
         "step 30 of 40 (75.0%), loss 0.03333, 1,234 images/s, MFU 12.5%, ETA 00:20",
         "step 40 of 40 (100.0%), loss 0.025, 1,234 images/s, MFU 12.5%, ETA 00:00",
-        "a line at the end",
+        "a library's warning",
     ]
 
 
@@ -123,7 +124,7 @@ def test_a_bar_on_a_terminal(lines, columns):
     assert process.wait() == 0
     pieces = re.split(r"[\r\n]+", shown.decode())
     assert sum("a line in between" in piece for piece in pieces) == 1
-    assert sum("a line at the end" in piece for piece in pieces) == 1
+    assert sum("a library's warning" in piece for piece in pieces) == 1
     last = [piece for piece in pieces if "%|" in piece][-1]
     assert re.search(r"100%\|█+\| 40/40 \[00:0\d, loss 0.025, 1,234 images/s", last)
     # Each line stands by itself, not at the end of a bar.

@@ -49,9 +49,7 @@ def reference(kind):
 
 OPTIONS = {
     "prc": {"consistency": PRC},
-    "v-moe": {
-        "auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1}
-    },
+    "v-moe": {"auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1}},
 }
 
 
@@ -92,10 +90,7 @@ def test_prc_metrics_and_gradient():
     assert metrics["encoderblock_1/num_pairs"] > 20
     total = metrics["main_loss"] + metrics["auxiliary_loss"]
     np.testing.assert_allclose(metrics["total_loss"], total, rtol=1e-6)
-    prc = (
-        5e-3 * metrics["encoderblock_1/diagonal"]
-        + 5e-2 * metrics["encoderblock_1/off_diagonal"]
-    )
+    prc = 5e-3 * metrics["encoderblock_1/diagonal"] + 5e-2 * metrics["encoderblock_1/off_diagonal"]
     np.testing.assert_allclose(metrics["auxiliary_loss"], prc, rtol=1e-5)
     assert state.step == 3
 
@@ -126,9 +121,7 @@ def test_microsteps_average_the_gradients_of_the_parts():
     whole_state, [whole] = run([batch], model=model)
     parts_state, [parts] = run([batch], model=model, microsteps=4)
     np.testing.assert_allclose(parts["main_loss"], whole["main_loss"], rtol=1e-5)
-    np.testing.assert_allclose(
-        parts["global_norm/grads"], whole["global_norm/grads"], rtol=1e-4
-    )
+    np.testing.assert_allclose(parts["global_norm/grads"], whole["global_norm/grads"], rtol=1e-4)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5),
         parts_state.opt_state,
@@ -178,15 +171,17 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
     data = tiny.two_view_batch(12)
     params = trained_params()
 
+    def batch(start, size):
+        count = min(size, 12 - start)
+
+        def fill(x):
+            rows = x[start : start + count]
+            return jnp.concatenate([rows, jnp.ones((size - count, *x.shape[1:]), x.dtype)])
+
+        return {**jax.tree.map(fill, data), "mask": jnp.arange(size) < count}
+
     def batches(size):
-        for start in range(0, 12, size):
-            rows = jax.tree.map(lambda x: x[start : start + size], data)
-            missing = size - len(rows["labels"])
-            fill = lambda x: jnp.concatenate(
-                [x, jnp.ones((missing, *x.shape[1:]), x.dtype)]
-            )
-            mask = jnp.arange(size) < size - missing
-            yield {**jax.tree.map(fill, rows), "mask": mask}
+        return [batch(start, size) for start in range(0, 12, size)]
 
     whole = evaluate(eval_step, params, batches(12))
     assert whole["images"] == 24
@@ -198,9 +193,7 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
 def test_evaluation_metrics_against_the_model_itself():
     model = tiny.tiny_model(deterministic=True)
     params, data = trained_params(), tiny.two_view_batch(8)
-    sums = jax.jit(make_eval_step(model, SOFTMAX))(
-        params, {**data, "mask": jnp.ones(8, bool)}
-    )
+    sums = jax.jit(make_eval_step(model, SOFTMAX))(params, {**data, "mask": jnp.ones(8, bool)})
     metrics = finish_metrics(sums)
     logits, routings = model.apply({"params": params}, data["image"].reshape(-1, 32, 32, 3))
     labels = jnp.repeat(data["labels"], 2, axis=0)

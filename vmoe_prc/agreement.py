@@ -26,9 +26,7 @@ def agreement_per_image(
     num_selected = experts.shape[-1]
     matched = pairs[..., 0] >= 0  # (B, X)
     a, b = (
-        jnp.take_along_axis(
-            experts[:, view], jnp.maximum(pairs[..., view], 0)[..., None], axis=1
-        )
+        jnp.take_along_axis(experts[:, view], jnp.maximum(pairs[..., view], 0)[..., None], axis=1)
         for view in (0, 1)
     )  # (B, X, K)
     shared = jnp.sum(a[..., :, None] == b[..., None, :], axis=(-2, -1))

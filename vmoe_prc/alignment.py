@@ -46,9 +46,7 @@ def match_patches(
     """
     (height, width), (patch_height, patch_width) = _pair(image_size), _pair(patch_size)
     if height % patch_height or width % patch_width:
-        raise ValueError(
-            f"patch_size = {patch_size} does not divide image_size = {image_size}"
-        )
+        raise ValueError(f"patch_size = {patch_size} does not divide image_size = {image_size}")
     if pair_class_tokens and not class_token:
         raise ValueError("pair_class_tokens = True needs class_token = True")
     rows, cols = height // patch_height, width // patch_width

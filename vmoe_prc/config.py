@@ -26,9 +26,7 @@ class ConfigError(ValueError):
       suggestion: A near value that is allowed, if there is one.
     """
 
-    def __init__(
-        self, field: str, value: Any, expected: str, suggestion: str | None = None
-    ):
+    def __init__(self, field: str, value: Any, expected: str, suggestion: str | None = None):
         hint = f"; did you mean {suggestion!r}?" if suggestion else ""
         super().__init__(f"{field} = {value!r}: {expected}{hint}")
         self.field, self.value = field, value
@@ -132,9 +130,7 @@ ROUTER = Section(
         "dispatcher": DISPATCHER,
     },
     variants={
-        "NoisyTopExpertsPerItemRouter": {
-            "num_selected_experts": Field(**_COUNT, default=1)
-        },
+        "NoisyTopExpertsPerItemRouter": {"num_selected_experts": Field(**_COUNT, default=1)},
         "NoisyTopItemsPerExpertRouter": {},
     },
 )
@@ -157,14 +153,8 @@ MODEL = Section(
                 "dropout_rate": Field(**_SHARE, default=0.0),
                 "attention_dropout_rate": Field(**_SHARE, default=0.0),
                 "position_emb": Section(
-                    {
-                        "name": Field(
-                            str, "learned", allowed=("learned", "sincos2d", "none")
-                        )
-                    },
-                    variants={
-                        "sincos2d": {"temperature": Field(float, 10_000.0, above=0.0)}
-                    },
+                    {"name": Field(str, "learned", allowed=("learned", "sincos2d", "none"))},
+                    variants={"sincos2d": {"temperature": Field(float, 10_000.0, above=0.0)}},
                 ),
                 "moe": Section(
                     {
@@ -337,9 +327,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     _check_length(completed)
     _check_datasets(completed)
     _check_model(completed["model"], "config.model")
-    _check_model(
-        evaluation_model(completed), "config.model with config.evaluate.model_overrides"
-    )
+    _check_model(evaluation_model(completed), "config.model with config.evaluate.model_overrides")
     _check_optimizer(completed["optimizer"])
     _check_two_views(completed)
     return ml_collections.ConfigDict(completed)
@@ -349,9 +337,7 @@ def evaluation_model(config: Config) -> dict[str, Any]:
     """Returns the `model` of a configuration as it is evaluated, with its overrides."""
     overrides = _plain(config["evaluate"]["model_overrides"])
     merged = _merge(_plain(config["model"]), overrides)
-    return _complete_section(
-        merged, MODEL, "config.model with config.evaluate.model_overrides"
-    )
+    return _complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
 
 
 def check_batch(config: Config, split: str, image_shape: Sequence[int], num_devices: int):
@@ -495,12 +481,9 @@ def _complete_value(value: Any, spec: Any, field: str) -> Any:
         return _complete_section(value, spec, field)
     if isinstance(spec, Named):
         if not isinstance(value, Mapping):
-            raise ConfigError(
-                field, None if value is REQUIRED else value, "expected sections"
-            )
+            raise ConfigError(field, None if value is REQUIRED else value, "expected sections")
         return {
-            key: _complete_section(v, spec.section, f"{field}.{key}")
-            for key, v in value.items()
+            key: _complete_section(v, spec.section, f"{field}.{key}") for key, v in value.items()
         }
     return _complete_field(value, spec, field)
 
@@ -518,11 +501,7 @@ def _complete_field(value: Any, spec: Field, field: str) -> Any:
     if wrong:
         raise ConfigError(field, value, f"expected {_describe(spec)}")
     if spec.allowed and value not in spec.allowed:
-        near = (
-            nearest(value, [a for a in spec.allowed if a])
-            if isinstance(value, str)
-            else None
-        )
+        near = nearest(value, [a for a in spec.allowed if a]) if isinstance(value, str) else None
         raise ConfigError(field, value, f"expected {_describe(spec)}", near)
     if isinstance(value, (int, float)):
         too_small = spec.minimum is not None and value < spec.minimum
@@ -568,17 +547,13 @@ def _check_datasets(config: Mapping[str, Any]):
             f"expected a metric of an evaluated split, such as {allowed}",
         )
     if config["save_checkpoint"]["keep_best"] and metric is None:
-        raise ConfigError(
-            "config.save_checkpoint.best_metric", None, "missing; keep_best needs it"
-        )
+        raise ConfigError("config.save_checkpoint.best_metric", None, "missing; keep_best needs it")
 
 
 def _check_model(model: Mapping[str, Any], field: str):
     encoder, patch_size = model["encoder"], model["patch_size"]
     if len(patch_size) != 2 or not all(isinstance(p, int) and p > 0 for p in patch_size):
-        raise ConfigError(
-            f"{field}.patch_size", patch_size, "expected (height, width) in pixels"
-        )
+        raise ConfigError(f"{field}.patch_size", patch_size, "expected (height, width) in pixels")
     if model["hidden_size"] % encoder["num_heads"]:
         raise ConfigError(
             f"{field}.encoder.num_heads",

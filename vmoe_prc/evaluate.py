@@ -61,9 +61,7 @@ def finish_metrics(sums: Mapping[str, Array]) -> dict[str, float]:
     blocks = [key.removesuffix("/choices") for key in sums if key.endswith("/choices")]
     for block in blocks:
         load = np.asarray(sums[f"{block}/load"], np.float64)
-        metrics[f"{block}/dropped"] = float(
-            sums[f"{block}/dropped"] / sums[f"{block}/choices"]
-        )
+        metrics[f"{block}/dropped"] = float(sums[f"{block}/dropped"] / sums[f"{block}/choices"])
         for expert, share in enumerate(load / max(load.sum(), 1)):
             metrics[f"{block}/load/{expert}"] = float(share)
         for name in AGREEMENT:

@@ -23,12 +23,7 @@ from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.evaluate import evaluate
 from vmoe_prc.mesh import batch_sharding, create_mesh
-from vmoe_prc.metrics import (
-    METRICS_FILE,
-    TENSORBOARD_FOLDER,
-    create_writer,
-    truncate_metrics,
-)
+from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
@@ -37,6 +32,7 @@ from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.summary import format_summary
 from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.train_step import EvalStep, TrainStep, make_eval_step, make_train_step
+from vmoe_prc.writers import TENSORBOARD_FOLDER, create_writer
 
 CONFIG_FILE = "config.json"
 PICTURE_FILE = "routing.png"
@@ -79,9 +75,7 @@ class Program:
         return [split for split in self.config.dataset if split != "train"]
 
 
-def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike
-) -> str:
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
     """Trains, evaluates and saves; resumes if the work directory holds a run already.
 
     Args:
@@ -197,9 +191,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     )
 
 
-def _train(
-    program, state, checkpointer, writer, workdir
-) -> tuple[TrainState, dict[str, float]]:
+def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, dict[str, float]]:
     """Runs the remaining steps; returns the last state and its evaluation."""
     config, total_steps = program.config, program.total_steps
     start = int(state.step)
@@ -255,9 +247,7 @@ def _restore_or_create(program: Program, checkpointer: Checkpointer) -> TrainSta
     if checkpointer.latest_step() is None:
         state = program.create_state()
         count = sum(x.size for x in jax.tree.leaves(state.params))
-        logging.info(
-            "new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}"
-        )
+        logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")
         return state
     state = checkpointer.restore(program.abstract_state)
     logging.info("resuming after step %d of %d", int(state.step), program.total_steps)
@@ -363,7 +353,5 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix: tree}
     return {
-        k: v
-        for key, item in tree.items()
-        for k, v in _flatten(item, f"{prefix}.{key}").items()
+        k: v for key, item in tree.items() for k, v in _flatten(item, f"{prefix}.{key}").items()
     }

@@ -31,9 +31,7 @@ def new_workdir(config_file: str) -> pathlib.Path:
       config_file: The value of `--config`, such as `configs/digits_prc.py:k=1`.
     """
     path, _, arguments = config_file.partition(":")
-    name = re.sub(
-        r"[^\w.=-]+", "-", "-".join(filter(None, [pathlib.Path(path).stem, arguments]))
-    )
+    name = re.sub(r"[^\w.=-]+", "-", "-".join(filter(None, [pathlib.Path(path).stem, arguments])))
     return pathlib.Path("workdir") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 

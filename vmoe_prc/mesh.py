@@ -17,9 +17,7 @@ AxisRules = Sequence[tuple[str, Sequence[Any]]]
 BATCH_AXES = ("data", "expert")
 
 
-def create_mesh(
-    num_expert_partitions: int = 1, devices: Sequence[Any] | None = None
-) -> Mesh:
+def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges the devices as a (data, expert) mesh.
 
     Args:
@@ -88,9 +86,7 @@ def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh) -> Any:
     shardings = jax.tree_util.tree_map_with_path(sharding, tree)
     for i, (regex, _) in enumerate(rules):
         if i not in used:
-            raise ConfigError(
-                f"config.params_axis_resources[{i}]", regex, "matches no parameter"
-            )
+            raise ConfigError(f"config.params_axis_resources[{i}]", regex, "matches no parameter")
     return shardings
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: TensorBoard logs, and `metrics.jsonl`, which needs no tool to read.
+"""The `metrics.jsonl` of a run, which needs no tool to read.
 
 A line of `metrics.jsonl` is a JSON object, `{"step": 10, "time": ..., "train/loss": ...}`,
 with every metric of that step. JSON has no NaN and no infinities: they are written as the
@@ -15,44 +15,7 @@ from absl import logging
 from etils import epath
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-
-
-def create_writer(
-    workdir: str | PathLike[str], *, process_index: int = 0
-) -> "clu.metric_writers.MetricWriter":
-    """Creates the writer to TensorBoard and to `metrics.jsonl`, both in `workdir`.
-
-    Writing happens in threads of its own: the training loop waits for neither the disk
-    nor the values of JAX arrays. An error there is raised by a later call. `flush` waits
-    until all is written; call it before a checkpoint is saved, and `close` at the end.
-
-    Args:
-      workdir: Folder of the run, created if missing; `gs://` works as well.
-      process_index: `jax.process_index()`; all but process 0 get a writer that does
-        nothing.
-    """
-    # Here and not above, because clu imports TensorFlow, which takes seconds.
-    from clu import metric_writers
-
-    if process_index != 0:
-        return metric_writers.MultiWriter([])
-    import tensorflow as tf
-
-    from vmoe_prc.jsonl_writer import JsonlWriter
-
-    # TensorFlow would take the memory of a GPU that JAX trains on.
-    if tf.config.get_visible_devices("GPU"):
-        tf.config.set_visible_devices([], "GPU")
-    workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    return metric_writers.AsyncMultiWriter(
-        [
-            metric_writers.SummaryWriter(str(workdir / TENSORBOARD_FOLDER)),
-            JsonlWriter(workdir / METRICS_FILE),
-        ]
-    )
 
 
 def truncate_metrics(path: str | PathLike[str], last_step: float) -> None:

@@ -42,9 +42,7 @@ def create_optimizer(
       ValueError: If a name is unknown, or both kinds of clipping are asked for.
     """
     if name not in OPTIMIZERS:
-        raise ValueError(
-            f"unknown optimizer {name!r}; allowed: {', '.join(sorted(OPTIMIZERS))}"
-        )
+        raise ValueError(f"unknown optimizer {name!r}; allowed: {', '.join(sorted(OPTIMIZERS))}")
     if not isinstance(learning_rate, Mapping):
         learning_rate = {"schedule": "constant", "value": learning_rate}
     schedule = create_learning_rate_schedule(total_steps=total_steps, **learning_rate)
@@ -68,9 +66,7 @@ def _map_names(function: Callable[[str], Any], params: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
-def _sgd(
-    momentum: float | None = None, nesterov: bool = False
-) -> optax.GradientTransformation:
+def _sgd(momentum: float | None = None, nesterov: bool = False) -> optax.GradientTransformation:
     return optax.trace(momentum, nesterov) if momentum else optax.identity()
 
 

@@ -109,9 +109,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def report(
-        self, step: int, metrics: Mapping[str, Any], rates: Mapping[str, float]
-    ) -> None:
+    def report(self, step: int, metrics: Mapping[str, Any], rates: Mapping[str, float]) -> None:
         """Shows metrics, such as the loss, and `StepTimer.report()`, with the time left."""
         shown = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
         if "images_per_second" in rates:

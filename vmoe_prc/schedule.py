@@ -45,9 +45,7 @@ def _constant(value: float) -> optax.Schedule:
 def _cosine(
     peak_value: float, warmup_steps: int, decay_steps: int, end_value: float = 0.0
 ) -> optax.Schedule:
-    return optax.warmup_cosine_decay_schedule(
-        0.0, peak_value, warmup_steps, decay_steps, end_value
-    )
+    return optax.warmup_cosine_decay_schedule(0.0, peak_value, warmup_steps, decay_steps, end_value)
 
 
 def _polynomial(
@@ -89,9 +87,7 @@ def _reciprocal_root(
     return _after_warmup(decay if cooldown_steps else root, peak_value, warmup_steps)
 
 
-def _after_warmup(
-    schedule: optax.Schedule, peak_value: float, warmup_steps: int
-) -> optax.Schedule:
+def _after_warmup(schedule: optax.Schedule, peak_value: float, warmup_steps: int) -> optax.Schedule:
     warmup = optax.linear_schedule(0.0, peak_value, warmup_steps)
     return optax.join_schedules([warmup, schedule], [warmup_steps])
 

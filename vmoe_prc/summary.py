@@ -40,18 +40,14 @@ def format_summary(
     sections = [_accuracy_table(results)]
     for split in _splits(results):
         prefix = f"{split}/"
-        own = {
-            k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)
-        }
+        own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
         sections += [_routing_table(split, own), _load_table(split, own)]
     sections.append(_path_list(paths or {}))
     return "\n\n".join(section for section in sections if section)
 
 
 def _accuracy_table(results: Mapping[str, float]) -> str:
-    splits = [
-        s for s in _splits(results) if f"{s}/accuracy" in results or f"{s}/loss" in results
-    ]
+    splits = [s for s in _splits(results) if f"{s}/accuracy" in results or f"{s}/loss" in results]
     if not splits:
         return ""
     rows = [
@@ -84,9 +80,7 @@ def _load_table(split: str, results: Mapping[str, float]) -> str:
     rows = []
     for block in _blocks(results):
         prefix = f"{block}/load/"
-        experts = sorted(
-            int(k.removeprefix(prefix)) for k in results if k.startswith(prefix)
-        )
+        experts = sorted(int(k.removeprefix(prefix)) for k in results if k.startswith(prefix))
         cells = [_percent(results[f"{prefix}{e}"]) for e in experts]
         for start in range(0, len(cells), _LOADS_PER_ROW):
             name = f"  from {experts[start]}" if start else block
@@ -113,9 +107,7 @@ def _splits(results: Iterable[str]) -> list[str]:
 
 def _blocks(results: Iterable[str]) -> list[str]:
     """The blocks among the names, by number: encoderblock_7 before encoderblock_11."""
-    numbers = {
-        m["block"]: int(m["number"]) for name in results if (m := _BLOCK.match(name))
-    }
+    numbers = {m["block"]: int(m["number"]) for name in results if (m := _BLOCK.match(name))}
     return sorted(numbers, key=lambda block: (numbers[block], block))
 
 

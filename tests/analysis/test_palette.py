@@ -22,9 +22,7 @@ def least_distance(rgb):
     return distance[~np.eye(len(rgb), dtype=bool)].min()
 
 
-@pytest.mark.parametrize(
-    ("num_experts", "least"), [(2, 15), (4, 15), (8, 15), (16, 14), (32, 8)]
-)
+@pytest.mark.parametrize(("num_experts", "least"), [(2, 15), (4, 15), (8, 15), (16, 14), (32, 8)])
 def test_colors_are_distinct(num_experts, least):
     colors = expert_colors(num_experts)
     assert colors.shape == (num_experts, 3)
@@ -44,9 +42,7 @@ def test_no_color_is_gray():
 
 def test_lab_of_known_colors():
     lab = lab_from_rgb(np.array([[1.0, 1, 1], [0, 0, 0], [1, 0, 0]]))
-    np.testing.assert_allclose(
-        lab, [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]], atol=0.02
-    )
+    np.testing.assert_allclose(lab, [[100, 0, 0], [0, 0, 0], [53.24, 80.09, 67.20]], atol=0.02)
 
 
 def test_red_and_green_are_near_for_the_color_blind():

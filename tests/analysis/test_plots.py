@@ -101,9 +101,7 @@ def test_unmatched_patches_are_pale():
 def test_one_image_and_no_pairs(tmp_path, channels):
     images, experts, _ = example(num_images=1, channels=channels)
     pairs = np.full((1, 24, 2), -1, np.int32)
-    figure = routing_pairs_figure(
-        images, experts, pairs, 4, num_experts=4, labels=["a label"]
-    )
+    figure = routing_pairs_figure(images, experts, pairs, 4, num_experts=4, labels=["a label"])
     assert lines(figure) == []
     assert "no matched patch pairs" in text(figure)
     assert figure.axes[0].get_ylabel() == "a label"

@@ -33,9 +33,7 @@ def make_state(step, size=8, mesh=None):
 
 
 def abstract(state, mesh=None, spec=()):
-    sharding = NamedSharding(
-        mesh or create_mesh(1, jax.devices()[:1]), PartitionSpec(*spec)
-    )
+    sharding = NamedSharding(mesh or create_mesh(1, jax.devices()[:1]), PartitionSpec(*spec))
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -111,9 +109,7 @@ def test_another_shape_names_the_parameter_and_both_shapes(tmp_path):
         checkpointer.wait()
         with pytest.raises(CheckpointError) as error:
             checkpointer.restore(abstract(make_state(1, size=16)))
-    assert "opt_state/0/mu is of shape (8, 3) there, and here of shape (16, 3)" in str(
-        error.value
-    )
+    assert "opt_state/0/mu is of shape (8, 3) there, and here of shape (16, 3)" in str(error.value)
     assert str(tmp_path / "1") in str(error.value)
 
 

@@ -83,9 +83,7 @@ def test_a_dot_is_where_randaugment_moved_it(name, level):
 
 def test_translation_by_whole_pixels_is_exact():
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
-    moved = affine.warp(
-        tf.constant(image), affine.translation_matrix(2.0, -3.0), 128
-    ).numpy()
+    moved = affine.warp(tf.constant(image), affine.translation_matrix(2.0, -3.0), 128).numpy()
     np.testing.assert_array_equal(moved[2:, :-3], image[:-2, 3:])
     assert (moved[:2] == 128).all()
     assert (moved[:, -3:] == 128).all()
@@ -117,7 +115,8 @@ def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
     monkeypatch.setattr(randaugment, "PHOTOMETRIC", {})
     point = (60.0, 66.0)
     image = dot_image([point], shape=(128, 128), radius=4.0)
-    process = "decode|two_views(96, (80, 100), (80, 100))|flip_lr|randaug(2, 5, 20, 0)|value_range(0, 255)"
+    crops = "two_views(96, (80, 100), (80, 100))|flip_lr"
+    process = f"decode|{crops}|randaug(2, 5, 20, 0)|value_range(0, 255)"
     monkeypatch.setattr(randaugment, "GRAY", 0)
     views, matrices = run(process, image, seed)
     assert views.shape == (2, 96, 96, 3)

@@ -39,9 +39,7 @@ def test_grayscale_becomes_three_equal_channels(image):
     np.testing.assert_array_equal(decoded, np.repeat(COLOR[..., :1], 3, axis=-1))
 
 
-@pytest.mark.parametrize(
-    "encode", [tf.io.encode_png, lambda x: tf.io.encode_jpeg(x, quality=100)]
-)
+@pytest.mark.parametrize("encode", [tf.io.encode_png, lambda x: tf.io.encode_jpeg(x, quality=100)])
 def test_partial_decoding_equals_decoding_and_cropping(encode):
     encoded = encode(SMOOTH)
     for seed in range(3):
@@ -59,9 +57,7 @@ def test_partial_decoding_equals_decoding_and_cropping(encode):
 def test_crops_have_the_areas_asked_for():
     image = np.zeros((200, 300, 3), np.uint8)
     for seed in range(10):
-        matrices = run("decode|two_views(32, (10, 30), (60, 90))", image, seed)[
-            "view_from_image"
-        ]
+        matrices = run("decode|two_views(32, (10, 30), (60, 90))", image, seed)["view_from_image"]
         areas = [32 * 32 / np.linalg.det(m) / (200 * 300) for m in matrices.numpy()]
         assert 0.09 < areas[0] < 0.31
         assert 0.59 < areas[1] < 0.91
@@ -70,9 +66,7 @@ def test_crops_have_the_areas_asked_for():
 def test_the_smaller_crop_is_view_0():
     image = np.zeros((200, 300, 3), np.uint8)
     for seed in range(10):
-        matrices = run("decode|two_views(32, (60, 90), (10, 30))", image, seed)[
-            "view_from_image"
-        ]
+        matrices = run("decode|two_views(32, (60, 90), (10, 30))", image, seed)["view_from_image"]
         assert np.linalg.det(matrices[0]) > np.linalg.det(matrices[1])
 
 
@@ -107,9 +101,7 @@ def test_missing_entries_are_named():
 
 
 @pytest.mark.parametrize("name", randaugment.PHOTOMETRIC)
-@pytest.mark.parametrize(
-    "image", [COLOR, np.full((5, 5, 3), 7, np.uint8)], ids=["noise", "flat"]
-)
+@pytest.mark.parametrize("image", [COLOR, np.full((5, 5, 3), 7, np.uint8)], ids=["noise", "flat"])
 def test_photometric_ops_keep_shape_and_dtype(name, image):
     result = randaugment.PHOTOMETRIC[name](tf.constant(image), 1.0)
     assert result.dtype == tf.uint8
@@ -142,8 +134,6 @@ def test_equalize_spreads_the_histogram_evenly():
 
 def test_cutout_grays_a_square():
     image = np.zeros((40, 40, 3), np.uint8)
-    square = randaugment._cutout(
-        tf.constant(image), 5, tf.constant([3, 4], tf.int64)
-    ).numpy()
+    square = randaugment._cutout(tf.constant(image), 5, tf.constant([3, 4], tf.int64)).numpy()
     assert set(np.unique(square)) == {0, 128}
     assert (square[..., 0] == 128).sum() <= 100

@@ -20,9 +20,7 @@ def ids(batch):
 
 
 def take(config, count, **options):
-    return list(
-        itertools.islice(data.train_batches(config, **{"seed": 3, **options}), count)
-    )
+    return list(itertools.islice(data.train_batches(config, **{"seed": 3, **options}), count))
 
 
 def assert_equal(batches, expected):

@@ -12,9 +12,7 @@ from vmoe_prc.data import pp
 
 
 def test_parse():
-    assert pp.parse(
-        'decode|resize((3, 4))|onehot(10, inkey="a|b", outkey="c")|flip_lr()'
-    ) == [
+    assert pp.parse('decode|resize((3, 4))|onehot(10, inkey="a|b", outkey="c")|flip_lr()') == [
         ("decode", (), {}),
         ("resize", ((3, 4),), {}),
         ("onehot", (10,), {"inkey": "a|b", "outkey": "c"}),

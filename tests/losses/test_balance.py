@@ -58,11 +58,7 @@ def test_auxiliary_loss_sums_over_blocks_the_mean_over_groups(golden, close):
     data = golden("router")
     routings = {"encoderblock_1": make_routing(data), "encoderblock_3": make_routing(data)}
     total, metrics = auxiliary_loss(routings, 0.5, 0.25, 2.0)
-    block = (
-        0.5 * data["importance_loss"]
-        + 0.25 * data["load_loss_k2"]
-        + 2 * data["gshard_loss"]
-    )
+    block = 0.5 * data["importance_loss"] + 0.25 * data["load_loss_k2"] + 2 * data["gshard_loss"]
     close(total, 2 * block.mean())
     close(metrics["encoderblock_3/auxiliary_loss"], block.mean())
     close(metrics["encoderblock_1/load_loss"], data["load_loss_k2"].mean())
@@ -82,7 +78,5 @@ def test_loss_of_weight_zero_does_not_reach_the_total(golden):
 
 
 def test_load_loss_needs_noise(golden):
-    _, metrics = auxiliary_loss(
-        {"b": make_routing(golden("router"), noise=False)}, 0.0, 1.0
-    )
+    _, metrics = auxiliary_loss({"b": make_routing(golden("router"), noise=False)}, 0.0, 1.0)
     assert "b/load_loss" not in metrics

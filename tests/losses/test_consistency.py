@@ -11,9 +11,7 @@ from vmoe_prc.losses import auxiliary_loss, consistency
 from vmoe_prc.models.routing import Routing
 
 CASES = [
-    f"{kind}_cls{cls}"
-    for kind in ("32_8_crop", "224_32_crop", "96_16_affine")
-    for cls in (0, 1)
+    f"{kind}_cls{cls}" for kind in ("32_8_crop", "224_32_crop", "96_16_affine") for cls in (0, 1)
 ]
 LOSSES = {
     "prc": lambda g, p: consistency.prc_loss(g, p)[0],
@@ -77,9 +75,7 @@ def identity_pairs(num_images, num_tokens):
 def test_agreement_and_balance_give_zero():
     one_hot = jnp.tile(jnp.eye(4), (3, 2, 2, 1))
     loss, terms = consistency.prc_loss(one_hot, identity_pairs(3, 8))
-    np.testing.assert_allclose(
-        [loss, terms["diagonal"], terms["off_diagonal"]], 0, atol=1e-12
-    )
+    np.testing.assert_allclose([loss, terms["diagonal"], terms["off_diagonal"]], 0, atol=1e-12)
 
 
 def test_agreement_on_a_single_expert_costs():
@@ -134,9 +130,7 @@ def test_order_of_images_does_not_matter(seed):
 
 
 def test_auxiliary_loss_reads_pairs_of_adjacent_views():
-    logits = jax.random.normal(
-        jax.random.key(0), (2, 10, 4)
-    )  # 2 groups, 4 images, 5 tokens
+    logits = jax.random.normal(jax.random.key(0), (2, 10, 4))  # 2 groups, 4 images, 5 tokens
     gates = jax.nn.softmax(logits)
     experts = jnp.zeros((2, 10, 1), jnp.int32)
     routing = Routing(logits, None, gates, gates, experts, experts == 0)

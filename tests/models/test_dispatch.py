@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from vmoe_prc.models import dispatch
 
 METHODS = ("einsum", "gather")
-CASES = [
-    (k, cf, bp) for k in (1, 2, 3) for cf in (0.5, 1.05, 1.5, 4.0) for bp in (False, True)
-]
+CASES = [(k, cf, bp) for k in (1, 2, 3) for cf in (0.5, 1.05, 1.5, 4.0) for bp in (False, True)]
 
 
 @jax.jit
@@ -115,9 +113,7 @@ def test_no_slot_is_taken_twice_and_none_wasted(problem):
 def test_groups_are_independent(problem, seed):
     gates, x, plan = make(problem, "gather")
     order = np.random.default_rng(seed).permutation(gates.shape[0])
-    np.testing.assert_allclose(
-        run(plan(gates), x)[order], run(plan(gates[order]), x[order])
-    )
+    np.testing.assert_allclose(run(plan(gates), x)[order], run(plan(gates[order]), x[order]))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -175,9 +175,9 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_router_and_logits
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
     variables = jax.jit(model.init)(jax.random.key(1), images)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    (logits, routings), state = jax.jit(
-        lambda v, x: model.apply(v, x, capture_intermediates=True)
-    )(variables, images)
+    (logits, routings), state = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))(
+        variables, images
+    )
     assert logits.dtype == jnp.float32
     assert routings["encoderblock_1"].logits.dtype == jnp.float32
     inside = state["intermediates"]["Encoder"]["encoderblock_1"]
@@ -193,9 +193,7 @@ def test_images_of_another_group_do_not_matter():
     variables = jax.jit(model.init)(jax.random.key(1), images)
     variables["params"]["head"]["kernel"] = jax.random.normal(jax.random.key(2), (32, 10))
     apply = jax.jit(lambda x: model.apply(variables, x)[0])
-    np.testing.assert_allclose(
-        apply(images)[:2], apply(images.at[2:].multiply(3))[:2], rtol=1e-5
-    )
+    np.testing.assert_allclose(apply(images)[:2], apply(images.at[2:].multiply(3))[:2], rtol=1e-5)
 
 
 def test_sincos2d_tells_rows_from_columns():

@@ -93,7 +93,6 @@ def lab_from_rgb(
     linear = np.clip(linear @ vision.T, 0, 1)
     x, y, z = (linear @ (_XYZ_FROM_RGB / _XYZ_FROM_RGB.sum(axis=1, keepdims=True)).T).T
     fx, fy, fz = (
-        np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
-        for t in (x, y, z)
+        np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29) for t in (x, y, z)
     )
     return np.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], axis=-1)

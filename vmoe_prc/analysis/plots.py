@@ -121,8 +121,7 @@ def _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
         )
     if pairs.ndim != 3 or pairs.shape[0] != num_images or pairs.shape[2] != 2:
         raise ValueError(
-            f"pairs must be ({num_images}, X, 2) for images {images.shape}, "
-            f"but are {pairs.shape}"
+            f"pairs must be ({num_images}, X, 2) for images {images.shape}, but are {pairs.shape}"
         )
     if labels is not None and len(labels) != num_images:
         raise ValueError(f"{len(labels)} labels for {num_images} images")
@@ -132,14 +131,11 @@ def _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
     ):
         if array.size and (array.min() < low or array.max() >= high):
             raise ValueError(
-                f"{name} must be in [{low}, {high}), but are in "
-                f"[{array.min()}, {array.max()}]"
+                f"{name} must be in [{low}, {high}), but are in [{array.min()}, {array.max()}]"
             )
 
 
-def _panels(
-    num_rows: int, aspect: float, num_experts: int
-) -> tuple[Figure, list[list[Axes]]]:
+def _panels(num_rows: int, aspect: float, num_experts: int) -> tuple[Figure, list[list[Axes]]]:
     """Places four panels a row, in inches: everything keeps its size as rows are added."""
     panel_height = _PANEL * aspect
     left = (0, _PANEL + _GAP, 2 * _PANEL + 4 * _GAP, 3 * _PANEL + 4 * _GAP + _JOINED_GAP)
@@ -191,9 +187,7 @@ def _show_routing(axes, image, experts, matched, patch_size, colors) -> None:
     _show(axes, 2 * np.where(per_pixel(matched), vivid, pale) - 1)
 
     rows, cols = np.arange(0, height, patch_height), np.arange(0, width, patch_width)
-    grid = [((0, y), (width, y)) for y in rows[1:]] + [
-        ((x, 0), (x, height)) for x in cols[1:]
-    ]
+    grid = [((0, y), (width, y)) for y in rows[1:]] + [((x, 0), (x, height)) for x in cols[1:]]
     axes.add_collection(LineCollection(grid, colors="white", linewidths=0.5))
     y, x = (corner.ravel()[~matched] for corner in np.meshgrid(rows, cols, indexing="ij"))
     hatch = np.stack([x, y + patch_height, x + patch_width, y], axis=-1).reshape(-1, 2, 2)
@@ -209,9 +203,7 @@ def _join(figure, axes0, axes1, pairs, same, width, patch_size) -> None:
     # A line leaves its patch a little above or below the centre, by its column in view 0,
     # against its slope: the lines of a row of patches would else lie on top of each other.
     fall = np.bincount(row[:, 0], weights=row[:, 1] - row[:, 0])  # of each row of patches
-    shift = np.where(fall[row[:, :1]] > 0, -0.56, 0.56) * (
-        (col[:, :1] + 0.5) / columns - 0.5
-    )
+    shift = np.where(fall[row[:, :1]] > 0, -0.56, 0.56) * ((col[:, :1] + 0.5) / columns - 0.5)
     y = (row + 0.5 + shift) * patch_height
     thinner = min(1.0, max(0.45, (50 / max(len(pairs), 1)) ** 0.5))
     for style, marker, chosen in ((_SAME, "o", same), (_DIFFERENT, "X", ~same)):

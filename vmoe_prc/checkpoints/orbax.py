@@ -60,9 +60,7 @@ class Checkpointer:
                 item_handlers=ocp.StandardCheckpointHandler(),
             )
         except OSError as error:
-            raise CheckpointError(
-                f"{self._directory}: cannot be written: {error}"
-            ) from None
+            raise CheckpointError(f"{self._directory}: cannot be written: {error}") from None
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -82,9 +80,7 @@ class Checkpointer:
         """Step of the best complete checkpoint by `best_metric`."""
         return self._manager.best_step()
 
-    def save(
-        self, step: int, state: Any, metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a state while the program goes on; `state` may be donated at once.
 
         Args:
@@ -169,9 +165,7 @@ def restore_params(
         if name not in tree or tree[name] is None:
             raise CheckpointError(f"{directory / str(step)} holds no {name!r}")
         abstract = {
-            key: jax.tree.map(
-                lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part
-            )
+            key: jax.tree.map(lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part)
             for key, part in tree.items()
         }
         restored = manager.restore(

@@ -21,10 +21,7 @@ def device_batches(
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
         queue.append(
-            {
-                key: jax.make_array_from_process_local_data(sharding, x)
-                for key, x in batch.items()
-            }
+            {key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()}
         )
         if len(queue) >= prefetch:
             yield queue.popleft()

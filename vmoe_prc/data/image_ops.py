@@ -112,9 +112,7 @@ def decode() -> Op:
 
 
 @register
-def decode_jpeg_and_inception_crop(
-    size: int, area_min: float = 5, area_max: float = 100
-) -> Op:
+def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     """Like `decode|inception_crop(...)`, but decodes no more of a JPEG than it needs."""
     target, area = check_size(size), (area_min, area_max)
     check_area(area)
@@ -124,12 +122,8 @@ def decode_jpeg_and_inception_crop(
 
         def partial() -> tuple[tf.Tensor, tf.Tensor]:
             begin, size = sample_crop(tf.io.extract_jpeg_shape(encoded), area, seed)
-            box = tf.io.decode_and_crop_jpeg(
-                encoded, tf.concat([begin, size], 0), channels=3
-            )
-            matrix = affine.crop_and_resize_matrix(
-                (begin[0], begin[1]), (size[0], size[1]), target
-            )
+            box = tf.io.decode_and_crop_jpeg(encoded, tf.concat([begin, size], 0), channels=3)
+            matrix = affine.crop_and_resize_matrix((begin[0], begin[1]), (size[0], size[1]), target)
             return _resize(box, target), matrix
 
         def whole() -> tuple[tf.Tensor, tf.Tensor]:
@@ -187,9 +181,7 @@ def resize_small(size: int) -> Op:
 def central_crop(size: int | tuple[int, int]) -> Op:
     """Cuts out the middle; an image that is too small is an error."""
     target = check_size(size)
-    return each_view(
-        lambda image, seed: _cut(image, (tf.shape(image)[:2] - target) // 2, target)
-    )
+    return each_view(lambda image, seed: _cut(image, (tf.shape(image)[:2] - target) // 2, target))
 
 
 @register
@@ -281,11 +273,7 @@ def _resize(image: tf.Tensor, size) -> tf.Tensor:
 
 def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
     with tf.control_dependencies(
-        [
-            tf.debugging.assert_non_negative(
-                tf.shape(image)[:2] - size, "image too small to crop"
-            )
-        ]
+        [tf.debugging.assert_non_negative(tf.shape(image)[:2] - size, "image too small to crop")]
     ):
         cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
     shift = tf.unstack(-tf.cast(begin, tf.float32))
@@ -295,6 +283,4 @@ def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
 def _check_keys(example: Example, keys: tuple[str, ...]):
     missing = [key for key in keys if key not in example]
     if missing:
-        raise ValueError(
-            f"the example has no {missing[0]!r}; it has {', '.join(sorted(example))}"
-        )
+        raise ValueError(f"the example has no {missing[0]!r}; it has {', '.join(sorted(example))}")

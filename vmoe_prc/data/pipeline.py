@@ -51,9 +51,7 @@ def validate(config: ml_collections.ConfigDict, field: str = "config.dataset") -
             process_field, config.process, "images must be float: add value_range(-1, 1)"
         )
     if shape.rank == 4 and "view_from_image" not in spec:
-        raise ConfigError(
-            process_field, config.process, "two views need 'view_from_image', too"
-        )
+        raise ConfigError(process_field, config.process, "two views need 'view_from_image', too")
     if config.batch_size % jax.process_count():
         raise ConfigError(
             f"{field}.batch_size",
@@ -62,9 +60,7 @@ def validate(config: ml_collections.ConfigDict, field: str = "config.dataset") -
         )
 
 
-def batch_spec(
-    config: ml_collections.ConfigDict, train: bool
-) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(config: ml_collections.ConfigDict, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes and dtypes of the global batches, without reading any data.
 
     Args:
@@ -132,15 +128,11 @@ def eval_batches(
     rows = _rows(split.in_order(), config.batch_size, 0, process_index, process_count)
     size = config.batch_size // process_count
     batches = iter(
-        _prefetch(
-            _preprocess(config, split, rows, seed).batch(size), config
-        ).as_numpy_iterator()
+        _prefetch(_preprocess(config, split, rows, seed).batch(size), config).as_numpy_iterator()
     )
     spec = batch_spec(config, train=True)
     for _ in range(-(-split.num_examples // config.batch_size)):
-        batch = next(
-            batches, {k: np.zeros((0, *x.shape[1:]), x.dtype) for k, x in spec.items()}
-        )
+        batch = next(batches, {k: np.zeros((0, *x.shape[1:]), x.dtype) for k, x in spec.items()})
         count = len(batch["image"])
         yield {
             **{key: _fill(x, size) for key, x in batch.items()},
@@ -178,16 +170,12 @@ def _preprocess(
     return rows.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _prefetch(
-    batches: tf.data.Dataset, config: ml_collections.ConfigDict
-) -> tf.data.Dataset:
+def _prefetch(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
     autotune = config.prefetch == "autotune"
     return batches.prefetch(tf.data.AUTOTUNE if autotune else config.prefetch)
 
 
-def _example_spec(
-    config: ml_collections.ConfigDict, field: str
-) -> dict[str, tf.TensorSpec]:
+def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf.TensorSpec]:
     """Traces the preprocessing of one example."""
     process_field = f"{field}.process"
     pp.build(config.process, process_field)

@@ -45,9 +45,7 @@ def randaug(
       cutout_const: Half the side, in pixels, of the square of a cutout of magnitude 10.
     """
     if num_layers < 0 or magnitude < 0:
-        raise ValueError(
-            f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0"
-        )
+        raise ValueError(f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0")
     level = magnitude / 10
     cutout_half = int(level * cutout_const)
 
@@ -133,9 +131,7 @@ def solarize(image: tf.Tensor, level: float) -> tf.Tensor:
 
 def solarize_add(image: tf.Tensor, level: float) -> tf.Tensor:
     """Brightens the dark half, by 110 at level 1."""
-    brighter = tf.cast(
-        tf.minimum(tf.cast(image, tf.int32) + int(level * 110), 255), tf.uint8
-    )
+    brighter = tf.cast(tf.minimum(tf.cast(image, tf.int32) + int(level * 110), 255), tf.uint8)
     return tf.where(image < 128, brighter, image)
 
 

@@ -59,9 +59,7 @@ def num_examples(config: ml_collections.ConfigDict) -> int:
     return split_info(config).num_examples
 
 
-def split_info(
-    config: ml_collections.ConfigDict, field: str = "config.dataset"
-) -> SplitInfo:
+def split_info(config: ml_collections.ConfigDict, field: str = "config.dataset") -> SplitInfo:
     """Returns what TFDS knows of the split.
 
     Raises:
@@ -84,9 +82,7 @@ def split_info(
     return info
 
 
-def examples(
-    config: ml_collections.ConfigDict, field: str = "config.dataset"
-) -> "Examples":
+def examples(config: ml_collections.ConfigDict, field: str = "config.dataset") -> "Examples":
     """Opens the split for reading.
 
     Raises:
@@ -105,9 +101,7 @@ class Examples:
       num_examples: How many there are.
     """
 
-    def __init__(
-        self, features: tfds.features.FeaturesDict, source: Any, num_examples: int
-    ):
+    def __init__(self, features: tfds.features.FeaturesDict, source: Any, num_examples: int):
         self._features, self._source, self.num_examples = features, source, num_examples
 
     def in_order(self) -> tf.data.Dataset:
@@ -130,19 +124,13 @@ class Examples:
             epoch_seed = tf.random.stateless_uniform(
                 (), tf.stack([tf.cast(seed, tf.int64), epoch]), None, None, tf.int64
             )
-            return (
-                self._source.read_shuffled(epoch_seed, buffer)
-                if buffer
-                else self.in_order()
-            )
+            return self._source.read_shuffled(epoch_seed, buffer) if buffer else self.in_order()
 
         return epochs.flat_map(read).skip(skipped)
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
         """Parses a serialised example; images stay encoded."""
-        images = [
-            k for k, f in self._features.items() if isinstance(f, tfds.features.Image)
-        ]
+        images = [k for k, f in self._features.items() if isinstance(f, tfds.features.Image)]
         skip = {key: tfds.decode.SkipDecoding() for key in images}
         return self._features.deserialize_example(record, decoders=skip)
 

@@ -43,9 +43,7 @@ def two_views(
         )  # (2, 4): row, col, height, width
         areas = boxes[:, 2] * boxes[:, 3]
         boxes = tf.cond(areas[0] <= areas[1], lambda: boxes, lambda: boxes[::-1])
-        views = [
-            crop_and_resize(image, box[:2], box[2:], target) for box in tf.unstack(boxes)
-        ]
+        views = [crop_and_resize(image, box[:2], box[2:], target) for box in tf.unstack(boxes)]
         images, matrices = (tf.stack(parts) for parts in zip(*views, strict=True))
         return {
             **example,

@@ -49,9 +49,7 @@ def classification_loss(
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; allowed: {', '.join(sorted(LOSSES))}")
     if logits.shape != labels.shape:
-        raise ValueError(
-            f"logits of shape {logits.shape} need labels alike, not {labels.shape}"
-        )
+        raise ValueError(f"logits of shape {logits.shape} need labels alike, not {labels.shape}")
     if label_smoothing:
         labels = optax.smooth_labels(labels, label_smoothing)
     return LOSSES[name](logits, labels)

@@ -53,10 +53,8 @@ def prc_loss(
     num_pairs = jnp.sum(matched.astype(a.dtype))
     scale = num_experts / jnp.maximum(num_pairs, 1)
     s = scale * jnp.einsum("bxe,bxf->ef", a, b, precision=HIGHEST)  # (E, E)
-    if diagonal == "matrix":
-        agreement = jnp.diagonal(s)  # (E,)
-    else:
-        agreement = scale * jnp.sum(a * b, axis=0)  # (X, E)
+    # (E,), or (X, E) per position.
+    agreement = jnp.diagonal(s) if diagonal == "matrix" else scale * jnp.sum(a * b, axis=0)
     off_diagonal = jnp.where(jnp.eye(num_experts, dtype=bool), 0, s)
     any_pair = (num_pairs > 0).astype(a.dtype)
     terms = {
@@ -68,17 +66,13 @@ def prc_loss(
     return loss, {**terms, "num_pairs": num_pairs}
 
 
-def l2_consistency(
-    gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]
-) -> Float[Array, ""]:
+def l2_consistency(gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]) -> Float[Array, ""]:
     """Mean over matched pairs of sqrt(sum_e (a_e - b_e)^2 + 1e-9)."""
     a, b, matched = matched_gates(gates, pairs)
     return _mean(jnp.sqrt(jnp.sum((a - b) ** 2, axis=-1) + 1e-9), matched)
 
 
-def jsd_consistency(
-    gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]
-) -> Float[Array, ""]:
+def jsd_consistency(gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]) -> Float[Array, ""]:
     """Mean over matched pairs of the Jensen-Shannon divergence, in nats: [0, ln 2]."""
     a, b, matched = matched_gates(gates, pairs)
     middle = (a + b) / 2
@@ -94,11 +88,7 @@ def matched_gates(
     Raises:
       ValueError: If the shapes do not fit.
     """
-    if (
-        gates.ndim != 4
-        or gates.shape[1] != 2
-        or pairs.shape != (len(gates), pairs.shape[1], 2)
-    ):
+    if gates.ndim != 4 or gates.shape[1] != 2 or pairs.shape != (len(gates), pairs.shape[1], 2):
         raise ValueError(
             "expected gates (B, 2, T, E) and pairs (B, X, 2), not shapes "
             f"{gates.shape} and {pairs.shape}"
@@ -107,9 +97,7 @@ def matched_gates(
 
     def take(view):
         index = jnp.maximum(pairs[..., view], 0)[..., None]
-        return jnp.where(
-            matched[..., None], jnp.take_along_axis(gates[:, view], index, axis=1), 0
-        )
+        return jnp.where(matched[..., None], jnp.take_along_axis(gates[:, view], index, axis=1), 0)
 
     return take(0), take(1), matched
 

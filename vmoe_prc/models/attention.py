@@ -42,9 +42,7 @@ def attention(
         )
     implementation = "cudnn" if _flash_attention_fits(query) else "xla"
     with jax.named_scope("attention"):
-        return jax.nn.dot_product_attention(
-            query, key, value, implementation=implementation
-        )
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
 def _flash_attention_fits(query: jax.Array) -> bool:

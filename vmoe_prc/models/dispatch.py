@@ -106,9 +106,7 @@ def top_experts_per_item(
         slots=_slots(chosen, weights[..., 0] if batch_priority else None),
         weights=weights,
         num_experts=num_experts,
-        capacity=compute_capacity(
-            group_size * num_selected_experts, num_experts, capacity_factor
-        ),
+        capacity=compute_capacity(group_size * num_selected_experts, num_experts, capacity_factor),
         method=method,
         bfloat16=bfloat16,
     )

@@ -63,8 +63,7 @@ class VisionTransformerMoe(nn.Module):
         patch_size = tuple(self.patch_size)
         if any(side % p for side, p in zip(images.shape[1:3], patch_size, strict=True)):
             raise ValueError(
-                f"patch_size = {patch_size} does not divide the image size "
-                f"{images.shape[1:3]}"
+                f"patch_size = {patch_size} does not divide the image size {images.shape[1:3]}"
             )
         if self.classifier not in CLASSIFIERS:
             raise ValueError(
@@ -183,8 +182,7 @@ class Encoder(nn.Module):
             return x
         if name != "sincos2d":
             raise ValueError(
-                f"unknown position embedding {name!r}; allowed: "
-                f"{', '.join(POSITION_EMBEDDINGS)}"
+                f"unknown position embedding {name!r}; allowed: {', '.join(POSITION_EMBEDDINGS)}"
             )
         embedding = sincos2d_embedding(*self.grid, x.shape[-1], **options).astype(x.dtype)
         # The class token, if there is one, stands first and has no position.
@@ -300,9 +298,7 @@ def sincos2d_embedding(
       ValueError: If D is not a multiple of 4, or less than 8.
     """
     if size % 4 or size < 8:
-        raise ValueError(
-            f"hidden_size = {size} must be a multiple of 4, at least 8, for sincos2d"
-        )
+        raise ValueError(f"hidden_size = {size} must be a multiple of 4, at least 8, for sincos2d")
     row, col = jnp.divmod(jnp.arange(rows * cols), cols)
     frequency = temperature ** (-jnp.arange(size // 4) / (size // 4 - 1))
     x, y = col[:, None] * frequency, row[:, None] * frequency

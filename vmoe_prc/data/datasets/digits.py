@@ -1,5 +1,7 @@
 """TFDS builder of scikit-learn's handwritten digits: real images that need no download."""
 
+from typing import ClassVar
+
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -10,7 +12,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 digits of 8x8 pixels, the test part of UCI's optical digits (E. Alpaydin)."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Every fifth image is a test image."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Every fifth image is a test image."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

@@ -1,4 +1,4 @@
-"""The metric writer behind `metrics.jsonl`; apart, because clu imports TensorFlow."""
+"""Writers of metrics, to TensorBoard and to `metrics.jsonl`; clu imports TensorFlow."""
 
 import json
 import math
@@ -8,10 +8,42 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from clu import metric_writers
 from etils import epath
 
-from vmoe_prc.metrics import truncate_metrics
+from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def create_writer(
+    workdir: str | PathLike[str], *, process_index: int = 0
+) -> metric_writers.MetricWriter:
+    """Creates the writer to TensorBoard and to `metrics.jsonl`, both in `workdir`.
+
+    Writing happens in threads of its own: the training loop waits for neither the disk
+    nor the values of JAX arrays. An error there is raised by a later call. `flush` waits
+    until all is written; call it before a checkpoint is saved, and `close` at the end.
+
+    Args:
+      workdir: Folder of the run, created if missing; `gs://` works as well.
+      process_index: `jax.process_index()`; all but process 0 get a writer that does
+        nothing.
+    """
+    if process_index != 0:
+        return metric_writers.MultiWriter([])
+    # TensorFlow would take the memory of a GPU that JAX trains on.
+    if tf.config.get_visible_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return metric_writers.AsyncMultiWriter(
+        [
+            metric_writers.SummaryWriter(str(workdir / TENSORBOARD_FOLDER)),
+            JsonlWriter(workdir / METRICS_FILE),
+        ]
+    )
 
 
 class JsonlWriter(metric_writers.MetricWriter):

@@ -1,0 +1,189 @@
+"""The schema: every mistake gets one line that names the field and what is allowed."""
+
+import copy
+
+import ml_collections
+import pytest
+
+from configs import digits_prc, imagenet_prc
+from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, parse_arguments
+
+
+def make(path=None, value=None, delete=False, arguments=""):
+    """The digits config, with one field changed or left out."""
+    config = digits_prc.get_config(arguments).to_dict()
+    if path:
+        *sections, name = path.split(".")
+        section = config
+        for key in sections:
+            section = section[key]
+        if delete:
+            del section[name]
+        else:
+            section[name] = value
+    return config
+
+
+def test_completing_is_idempotent():
+    config = digits_prc.get_config()
+    assert complete(config).to_dict() == config.to_dict()
+
+
+def test_defaults_are_filled_in():
+    config = make("model.classifier", delete=True)
+    assert complete(config).model.classifier == "token"
+    assert complete(make("seed", delete=True)).seed == 0
+
+
+def test_the_given_config_is_not_changed():
+    config = make("seed", delete=True)
+    before = copy.deepcopy(config)
+    complete(config)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sead", 1, "config.sead = 1: unknown field; .*did you mean 'seed'"),
+        ("model.hiden_size", 1, "config.model.hiden_size = 1: .*did you mean 'hidden_size'"),
+        ("model.hidden_size", "64", "config.model.hidden_size = '64': expected int"),
+        ("model.hidden_size", 0, "expected int of at least 1"),
+        ("model.hidden_size", 66, "num_heads = 4: must divide hidden_size = 66"),
+        ("model.patch_size", 4, "config.model.patch_size = 4: expected tuple"),
+        ("model.patch_size", (4,), r"expected \(height, width\)"),
+        ("model.classifier", "tokn", "expected one of token, gap, map; did you mean 'token'"),
+        ("model.dtype", "float16", "expected one of float32, bfloat16"),
+        ("model.encoder.dropout_rate", 1.5, "expected float from 0 to 1"),
+        ("model.encoder.moe.layers", (1, 4), "expected block numbers from 0 to 3"),
+        ("model.encoder.moe.router.num_selected_experts", 5, "must not exceed num_experts = 4"),
+        (
+            "model.encoder.moe.router.importance_loss_weight",
+            0.1,
+            "has moved to config.auxiliary_loss.importance_loss_weight",
+        ),
+        ("model.encoder.moe.router.dispatcher.name", "gathr", "did you mean 'gather'"),
+        ("model.encoder.moe.router.dispatcher.capacity_factor", 0, "expected float above 0"),
+        ("optimizer.name", "adamw", "expected one of adam, sgd; did you mean 'adam'"),
+        ("optimizer.momentum", 0.9, "config.optimizer.momentum = 0.9: unknown field"),
+        ("optimizer.learning_rate.schedule", "cosine", "expected one of .*warmup_cosine_decay"),
+        ("optimizer.weight_decay", [("(", 0.1)], "not a regular expression"),
+        ("optimizer.weight_decay", [("kernel",)], r"expected pairs \(regex, factor\)"),
+        ("optimizer.frozen_pattern", "[", "not a regular expression"),
+        ("optimizer.gradient_clip.absolute_value", 1.0, "cannot be combined with global_norm"),
+        ("train_epochs", 3, "give either it or config.train_epochs"),
+        ("train_steps", None, "give either it or config.train_epochs"),
+        ("loss.name", "softmax", "expected one of sigmoid_xent, softmax_xent"),
+        ("consistency.name", "barlow", "expected one of prc, l2, jsd"),
+        ("consistency.diagonal", "trace", "expected one of matrix, per_position"),
+        ("mixup", {"concentration": 0.2}, "must be None with config.consistency"),
+        ("seed", True, "config.seed = True: expected int"),
+        ("evaluate.model_overrides", {"encoder": {"mo": 1}}, "did you mean 'moe'"),
+        ("save_checkpoint.keep_best", 1, "missing; keep_best needs it"),
+        ("save_checkpoint.best_metric", "val/accuracy", "such as test/accuracy"),
+        ("dataset", 3, "config.dataset = 3: expected sections"),
+        ("dataset.test", 3, "config.dataset.test = 3: expected a group of fields"),
+    ],
+)
+def test_errors(path, value, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        complete(make(path, value))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["model", "dataset.train", "optimizer.name", "model.num_classes"])
+def test_missing_fields_are_named(path):
+    with pytest.raises(ConfigError, match="missing"):
+        complete(make(path, delete=True))
+
+
+def test_class_tokens_need_a_class_token():
+    config = make("consistency.pair_class_tokens", True)
+    config["model"]["classifier"] = "gap"
+    with pytest.raises(ConfigError, match=r"needs config\.model\.classifier = 'token'"):
+        complete(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "shape", "message"),
+    [
+        ("seed", 0, (32, 2, 30, 30, 3), r"patch_size = \(4, 4\): must divide the 30x30 images"),
+        ("seed", 0, (31, 2, 32, 32, 3), "train.batch_size = 31: must be a multiple of 2 devices"),
+        ("microsteps", 32, (32, 2, 32, 32, 3), "a multiple of 2 devices x 32 microsteps"),
+        (
+            "model.encoder.moe.group_size",
+            100,
+            (32, 2, 32, 32, 3),
+            "group_size = 100: must divide the tokens of a device .* 64 images x 65 tokens / 2",
+        ),
+        ("seed", 0, (64, 32, 32, 3), "config.consistency = 'prc': needs two views"),
+    ],
+)
+def test_batches_that_do_not_fit(path, value, shape, message):
+    config = complete(make(path, value))
+    with pytest.raises(ConfigError, match=message):
+        check_batch(config, "train", shape, num_devices=2)
+
+
+def test_batches_that_fit():
+    config = complete(make())
+    check_batch(config, "train", (32, 2, 32, 32, 3), num_devices=8)
+    check_batch(config, "test", (64, 32, 32, 3), num_devices=8)
+
+
+def test_evaluation_overrides_the_model():
+    config = digits_prc.get_config()
+    dispatcher = evaluation_model(config)["encoder"]["moe"]["router"]["dispatcher"]
+    assert dispatcher["capacity_factor"] == 4.0
+    assert dispatcher["name"] == "gather"
+    assert config.model.encoder.moe.router.dispatcher.capacity_factor == 1.5
+
+
+def test_parse_arguments():
+    args = parse_arguments("k=1,prc=off, lr=1e-3", k=2, prc=True, lr=0.1, name="x")
+    assert args == ml_collections.ConfigDict({"k": 1, "prc": False, "lr": 1e-3, "name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prk=on", "config argument 'prk' = 'on': unknown; allowed: k, prc; did you mean 'prc'"),
+        ("k=two", "config argument 'k' = 'two': expected int"),
+        ("prc=no", "config argument 'prc' = 'no': expected one of on"),
+        ("k", "config argument 'k' = '': expected int"),
+    ],
+)
+def test_argument_errors(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_arguments(text, k=2, prc=True)
+
+
+@pytest.mark.parametrize("arguments", ["", "k=1", "prc=off", "k=1,prc=off,seed=3"])
+@pytest.mark.parametrize("module", [digits_prc, imagenet_prc])
+def test_configs_are_valid_with_all_arguments(module, arguments):
+    config = module.get_config(arguments)
+    prc, k = "prc=off" not in arguments, 1 if "k=1" in arguments else 2
+    assert (config.consistency is not None) == prc
+    assert config.model.encoder.moe.router.num_selected_experts == k
+    assert config.auxiliary_loss.importance_loss_weight == (0.0 if prc else 5e-3)
+
+
+def test_the_imagenet_recipe_is_that_of_the_paper():
+    config = imagenet_prc.get_config()
+    encoder = config.model.encoder
+    assert (config.train_epochs, config.dataset.train.batch_size) == (300, 512)
+    assert (encoder.num_layers, config.model.hidden_size, encoder.mlp_dim) == (8, 512, 2048)
+    assert (encoder.moe.layers, encoder.moe.group_size) == ((5, 7), 8 * 50)
+    assert config.optimizer.learning_rate.to_dict() == {
+        "schedule": "warmup_linear_decay",
+        "peak_value": 7.5e-4,
+        "end_value": 5e-6,
+        "warmup_steps": 10_000,
+    }
+    assert config.consistency.to_dict() == {
+        "name": "prc",
+        "diagonal_weight": 5e-3,
+        "off_diagonal_weight": 5e-2,
+        "diagonal": "matrix",
+        "pair_class_tokens": True,
+    }

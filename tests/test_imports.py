@@ -1,0 +1,111 @@
+"""The core loads without TensorFlow; imports run one way; importing is quick."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import vmoe_prc
+
+PACKAGE = pathlib.Path(vmoe_prc.__file__).parent
+CORE = [
+    "agreement",
+    "alignment",
+    "checkpoints.orbax",
+    "config",
+    "device_peak",
+    "evaluate",
+    "losses",
+    "mesh",
+    "metrics",
+    "mixup",
+    "models",
+    "optimizer",
+    "recipes",
+    "schedule",
+    "train_state",
+    "train_step",
+]
+# Each layer imports only layers above it.
+LAYERS = [
+    {"arrays", "config", "device_peak", "summary", "progress"},
+    {"recipes", "mesh", "alignment"},
+    {"data.pp", "data.affine"},
+    {"data.image_ops", "data.datasets.digits", "data.feed"},
+    {"data.two_views", "data.randaugment", "data.datasets"},
+    {"data.source"},
+    {"data.pipeline"},
+    {"data"},
+    {"models.dispatch", "models.attention", "models.flops"},
+    {"models.routing"},
+    {"models.moe"},
+    {"models.vit"},
+    {"models"},
+    {"losses.classification", "losses.balance", "losses.consistency"},
+    {"losses"},
+    {"agreement", "schedule", "mixup"},
+    {"optimizer", "train_state"},
+    {"train_step"},
+    {"checkpoints"},
+    {"checkpoints.orbax"},
+    {"metrics", "evaluate"},
+    {"writers"},
+    {"analysis", "analysis.palette"},
+    {"analysis.plots"},
+    {"analysis.final_picture"},
+    {"loop"},
+    {"main"},
+]
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vmoe_prc"):
+            base = node.module.removeprefix("vmoe_prc").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                is_module = (PACKAGE / inner.replace(".", "/")).with_suffix(".py").exists()
+                is_package = (PACKAGE / inner.replace(".", "/")).is_dir()
+                yield inner if is_module or is_package else base
+
+
+def test_imports_run_one_way():
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    for path in PACKAGE.rglob("*.py"):
+        name = module_name(path)
+        if not name:
+            continue
+        assert name in layer, f"{name} has no layer"
+        for imported in imported_modules(path):
+            parent = name.startswith(f"{imported}.") or imported.startswith(f"{name}.")
+            assert parent or layer[imported] < layer[name], f"{name} imports {imported}"
+
+
+def run_without_tensorflow(code):
+    blocked = "import sys; sys.modules['tensorflow'] = sys.modules['clu'] = None\n"
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False
+    )
+
+
+def test_core_loads_without_tensorflow():
+    code = "\n".join(f"import vmoe_prc.{module}" for module in CORE)
+    result = run_without_tensorflow(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_block_on_tensorflow_works():
+    assert run_without_tensorflow("import vmoe_prc.data").returncode != 0
+
+
+@pytest.mark.parametrize("module", ["vmoe_prc", "vmoe_prc.main"])
+def test_importing_loads_no_framework(module):
+    code = f"import {module}, sys; sys.exit(bool({{'jax', 'tensorflow'}} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], check=True)

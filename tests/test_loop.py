@@ -1,0 +1,184 @@
+"""Whole runs of a small model on the real digits: files, resuming, devices, errors."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits_prc, imagenet_prc
+from vmoe_prc import loop
+from vmoe_prc.checkpoints.orbax import restore_params
+from vmoe_prc.config import ConfigError
+from vmoe_prc.metrics import read_metrics
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("digits"))
+
+
+def small_config(digits_dir, arguments="", **changes):
+    config = digits_prc.get_config(arguments)
+    with config.unlocked():
+        config.train_steps = STEPS
+        config.model.update({"hidden_size": 16, "patch_size": (8, 8)})
+        config.model.encoder.update({"num_layers": 2, "mlp_dim": 32})
+        config.model.encoder.moe.update({"layers": (1,), "group_size": 17 * 4, "dropout_rate": 0.1})
+        config.optimizer.learning_rate.warmup_steps = 2
+        config.evaluate.every_steps = 4
+        config.save_checkpoint.update({"every_steps": 3, "keep_last": 3})
+        config.report_progress.every_steps = 2
+        config.update_from_flattened_dict(changes)
+        for dataset in config.dataset.values():
+            dataset.data_dir = digits_dir
+    return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, digits_dir):
+    """A run that was never interrupted, and what it printed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    summary = loop.train_and_evaluate(small_config(digits_dir), workdir)
+    return workdir, summary
+
+
+def test_a_run_leaves_everything_behind(finished):
+    workdir, summary = finished
+    for name in ("checkpoints/6", "tensorboard", "metrics.jsonl", "routing.png"):
+        assert (workdir / name).exists()
+        assert str(workdir / name) in summary
+    assert (workdir / "routing.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["train_steps"] == STEPS
+    for word in ("encoderblock_1", "top-1", "top-2", "dropped", "accuracy"):
+        assert word in summary
+
+
+def test_metrics_of_a_run(finished):
+    workdir, _ = finished
+    metrics = {m["step"]: m for m in read_metrics(workdir / "metrics.jsonl")}
+    assert sorted(metrics) == [2, 4, 6]
+    assert metrics[2]["train/total_loss"] == pytest.approx(
+        metrics[2]["train/main_loss"] + metrics[2]["train/auxiliary_loss"]
+    )
+    assert metrics[2]["train/learning_rate"] == pytest.approx(2e-3)
+    assert metrics[4]["speed/images_per_second"] > 0
+    last = metrics[6]
+    assert last["test/images"] == 359
+    assert last["test_pairs/images"] == 2 * 359
+    assert sum(last[f"test/encoderblock_1/load/{e}"] for e in range(4)) == pytest.approx(1)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, digits_dir, tmp_path):
+    workdir, summary = finished
+    # As a kill after step 5 leaves it: a checkpoint of step 3, metrics up to step 5.
+    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:20])
+    resumed = loop.train_and_evaluate(small_config(digits_dir), tmp_path)
+    assert resumed.replace(str(tmp_path), str(workdir)) == summary
+    for name in ("params", "opt_state"):
+        expected = restore_params(workdir / "checkpoints", name=name)
+        actual = restore_params(tmp_path / "checkpoints", name=name)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    timeless = [
+        {k: v for k, v in m.items() if k != "time" and not k.startswith("speed/")}
+        for path in (workdir, tmp_path)
+        for m in read_metrics(path / "metrics.jsonl")
+    ]
+    assert timeless[: len(timeless) // 2] == timeless[len(timeless) // 2 :]
+
+
+def test_a_finished_run_is_only_evaluated_again(finished, digits_dir, tmp_path):
+    workdir, summary = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    again = loop.train_and_evaluate(small_config(digits_dir), tmp_path / "copy")
+    assert again.replace(str(tmp_path / "copy"), str(workdir)) == summary
+
+
+@pytest.mark.slow
+def test_experts_over_devices_give_the_same_run(finished, digits_dir, tmp_path):
+    workdir, _ = finished
+    config = small_config(digits_dir, **{"num_expert_partitions": 2})
+    loop.train_and_evaluate(config, tmp_path)
+    expected, actual = (read_metrics(path / "metrics.jsonl")[-1] for path in (workdir, tmp_path))
+    for name in ("train/total_loss", "test/loss", "train/encoderblock_1/num_pairs"):
+        assert actual[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "changes"),
+    [
+        ("k=1,prc=off", {"mixup": {"concentration": 0.2}, "ema_decay": 0.5}),
+        (
+            "",
+            {
+                "microsteps": 2,
+                "save_checkpoint.keep_best": 1,
+                "save_checkpoint.best_metric": "test/accuracy",
+            },
+        ),
+    ],
+)
+def test_other_ways_to_train(digits_dir, tmp_path, arguments, changes):
+    config = small_config(digits_dir, arguments)
+    with config.unlocked():
+        config.update({k: v for k, v in changes.items() if "." not in k})
+        config.update_from_flattened_dict({k: v for k, v in changes.items() if "." in k})
+    summary = loop.train_and_evaluate(config, tmp_path)
+    assert ("top-2" in summary) == (arguments == "")
+
+
+def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    config = small_config(digits_dir)
+    config.model.hidden_size = 32
+    with pytest.raises(ValueError, match=r"does not fit the configuration: .* is of shape"):
+        loop.train_and_evaluate(config, tmp_path / "copy")
+    assert (tmp_path / "copy" / "checkpoints" / "6").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_expert_partitions", 16, "must divide the number of devices, which is 8"),
+        ("model.encoder.moe.num_experts", 5, "num_expert_partitions = 2: must divide"),
+        ("dataset.train.batch_size", 12, "must be a multiple of 8 devices"),
+        ("model.encoder.moe.group_size", 33, "group_size = 33: must divide the tokens"),
+        ("model.patch_size", (5, 5), "must divide the 32x32 images"),
+        ("dataset.test.name", "digitz", "did you mean 'digits'"),
+        ("dataset.test.split", "val", "unknown split; allowed: train, test"),
+        ("optimizer.learning_rate.warmup_steps", 6, "warmup_steps = 6 must be less than the 6"),
+    ],
+)
+def test_errors_before_anything_is_written(digits_dir, tmp_path, field, value, message):
+    config = small_config(digits_dir, **{"num_expert_partitions": 2})
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ConfigError, match=message):
+        loop.train_and_evaluate(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_the_imagenet_recipe_compiles(data_dir):
+    """On images of another data set and fewer at a time; all else is the recipe's."""
+    config = imagenet_prc.get_config()
+    with config.unlocked():
+        for dataset in config.dataset.values():
+            dataset.update({"name": "tiny_jpegs", "data_dir": data_dir, "batch_size": 64})
+            dataset.split = "train" if dataset.split.startswith("train") else "test"
+        config.train_epochs = 100_000
+    program = loop.build_program(config)
+    batch = program.specs["train"]
+    assert batch["image"].shape == (64, 2, 224, 224, 3)
+    with jax.set_mesh(program.mesh):
+        compiled = program.train_step.lower(program.abstract_state, dict(batch)).compile()
+    counted = loop._step_flops(program) / jax.device_count()
+    # Buffers with room to spare, and the parts that are not matrix products.
+    assert counted < compiled.cost_analysis()["flops"] < 1.5 * counted

@@ -1,0 +1,53 @@
+"""The command line, in processes of its own."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def run(*arguments, cwd="."):
+    command = [sys.executable, "-m", "vmoe_prc.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_help_explains_itself_at_once():
+    start = time.perf_counter()
+    result = run("--help")
+    assert "configs/digits_prc.py:k=1,prc=off" in result.stdout
+    assert "--workdir" in result.stdout
+    assert time.perf_counter() - start < 3  # what the user is promised
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Flag --config must have a value"),
+        (["--config=configs/digits_prc.py:prk=off"], "'prk' = 'off': unknown; allowed: k, prc"),
+        (["--config=configs/digits_prc.py:k=9"], "num_selected_experts = 9: must not exceed"),
+        (["--config=configs/digits.py"], "configs/digits.py"),
+        (["--config=configs/digits_prc.py", "--wrkdir=x"], "Did you mean: workdir"),
+        (["--config=configs/digits_prc.py", "--config.sede=1"], 'Did you mean "seed"'),
+        (["--config=configs/digits_prc.py", "--config.seed=x"], "--config.seed=x"),
+        (["--config=configs/digits_prc.py", "--config.seed=-1"], "config.seed = -1: expected"),
+        (["--config=configs/digits_prc.py", "--config.num_expert_partitions=3"], "must divide"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
+    result = run(*arguments, *([f"--workdir={tmp_path}/new"] if arguments else []))
+    assert result.returncode == 2
+    [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_new_work_directories_are_named_by_config_and_time():
+    code = (
+        "from vmoe_prc.main import new_workdir; print(new_workdir('a/digits_prc.py:k=1,prc=off'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("workdir/digits_prc-k=1-prc=off-2")

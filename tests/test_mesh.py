@@ -1,0 +1,57 @@
+"""Meshes and sharding rules."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from vmoe_prc import mesh as mesh_lib
+from vmoe_prc.config import ConfigError
+
+TREE = {
+    "Moe": {"Mlp": {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(4)}},
+    "head": {"kernel": jnp.zeros((3, 2))},
+}
+RULES = [("Moe/Mlp/.*", ("expert",)), ("kernel", (None, "data"))]
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 4, 8])
+def test_mesh(partitions):
+    mesh = mesh_lib.create_mesh(partitions)
+    assert dict(mesh.shape) == {"data": 8 // partitions, "expert": partitions}
+
+
+def test_the_first_rule_that_matches_counts():
+    shardings = mesh_lib.tree_shardings(TREE, RULES, mesh_lib.create_mesh(4))
+    assert shardings["Moe"]["Mlp"]["kernel"].spec == PartitionSpec("expert")
+    assert shardings["Moe"]["Mlp"]["bias"].spec == PartitionSpec("expert")
+    assert shardings["head"]["kernel"].spec == PartitionSpec(None, "data")
+    alone = mesh_lib.tree_shardings(TREE, RULES[:1], mesh_lib.create_mesh(4))
+    assert alone["head"]["kernel"].spec == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("partitions", "rules", "message"),
+    [
+        (8, RULES, "num_expert_partitions = 8: must divide the leading dimension of Moe/Mlp/"),
+        (4, [("Moe/Mpl", ("expert",))], r"axis_resources\[0\] = 'Moe/Mpl': matches no parameter"),
+        (4, [("Moe", ("model",))], "'model': unknown mesh axis; allowed: data, expert"),
+    ],
+)
+def test_rules_that_do_not_fit(partitions, rules, message):
+    with pytest.raises(ConfigError, match=message):
+        mesh_lib.tree_shardings(TREE, rules, mesh_lib.create_mesh(partitions))
+
+
+@pytest.mark.parametrize("partitions", [0, 3, 16])
+def test_partitions_that_do_not_divide_the_devices(partitions):
+    with pytest.raises(ConfigError, match="must divide the number of devices, which is 8"):
+        mesh_lib.create_mesh(partitions)
+
+
+def test_constrain_does_nothing_outside_a_mesh():
+    x = jnp.ones((8, 2))
+    assert mesh_lib.constrain(x, "expert") is x
+    with jax.set_mesh(mesh_lib.create_mesh(4)):
+        y = jax.jit(lambda x: mesh_lib.constrain(x + 1, "expert"))(x)
+    assert y.sharding.spec == PartitionSpec("expert")
