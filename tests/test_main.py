@@ -44,10 +44,6 @@ def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
 
 
 def test_new_work_directories_are_named_by_config_and_time():
-    code = (
-        "from vmoe_prc.main import new_workdir; print(new_workdir('a/digits_prc.py:k=1,prc=off'))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.startswith("workdir/digits_prc-k=1-prc=off-2")
+    code = "from vmoe_prc import main; print(main.new_workdir('a/digits_prc.py:k=1,prc=off'))"
+    output = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert output.startswith("workdir/digits_prc-k=1-prc=off-2")

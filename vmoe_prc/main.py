@@ -52,7 +52,10 @@ def main(argv: list[str]):
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them becomes a `ConfigError`."""
     try:
-        return flags.FLAGS(argv)
+        remaining = flags.FLAGS(argv)
+        # ml_collections tells of a file that is missing only when the config is used.
+        _ = _CONFIG.value.seed
+        return remaining
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         # ml_collections wraps what the config file itself found wrong.
         causes = [error]

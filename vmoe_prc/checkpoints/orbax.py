@@ -139,8 +139,8 @@ class Checkpointer:
 
 def restore_params(
     directory: str | os.PathLike[str], step: int | None = None, name: str = "params"
-) -> dict[str, Any]:
-    """Reads parameters alone, to the host, whatever the optimiser was.
+) -> Any:
+    """Reads a part of a state alone, by default its parameters, to the host.
 
     Args:
       directory: Directory of the checkpoints of a run.
@@ -148,7 +148,7 @@ def restore_params(
       name: Which part of the state, such as 'params' or 'ema_params'.
 
     Returns:
-      A nested dict of NumPy arrays.
+      A tree of NumPy arrays, nested dicts for parameters.
 
     Raises:
       CheckpointError: If there is no such checkpoint, or no such part in it.
