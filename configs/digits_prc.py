@@ -16,12 +16,12 @@ IMAGES_PER_STEP = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 FINISH = 'value_range(-1, 1)|onehot(10, inkey="label", outkey="labels")'
-ONE_VIEW = f'decode|inception_crop({IMAGE_SIZE}, 50, 100)|{FINISH}|keep("image", "labels")'
+ONE_VIEW = f'decode|inception_crop({IMAGE_SIZE}, 60, 100)|{FINISH}|keep("image", "labels")'
 TWO_VIEWS = (
-    f"decode|two_views({IMAGE_SIZE}, (50, 100), (50, 100))|{FINISH}"
+    f"decode|two_views({IMAGE_SIZE}, (60, 100), (60, 100))|{FINISH}"
     '|keep("image", "labels", "view_from_image")'
 )
-WHOLE = f'decode|resize({IMAGE_SIZE})|{FINISH}|keep("image", "labels")'
+CENTRE = f'decode|resize(34)|central_crop({IMAGE_SIZE})|{FINISH}|keep("image", "labels")'
 
 
 def get_config(arguments: str = ""):
@@ -45,7 +45,7 @@ def get_config(arguments: str = ""):
             "train_steps": 600,
             "dataset": {
                 "train": dataset("train", process, IMAGES_PER_STEP // views, shuffle_buffer=1438),
-                "test": dataset("test", WHOLE, IMAGES_PER_STEP),
+                "test": dataset("test", CENTRE, IMAGES_PER_STEP),
                 "test_pairs": dataset("test", TWO_VIEWS, IMAGES_PER_STEP // 2),
             },
             "model": {
