@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import imagenet_prc
 from vmoe_prc.optimizer import create_optimizer
 
 RECIPES = {
@@ -86,6 +87,13 @@ def test_clipping():
     assert np.isclose(update(gradient_clip={"global_norm": 1.0})["cls"], -1 / norm)
     clipped = update(gradient_clip={"absolute_value": 1.5})
     assert clipped == {"head": {"kernel": -1.5, "bias": -1.5}, "cls": -1.0}
+
+
+def test_takes_the_optimizer_of_a_config():
+    config = imagenet_prc.get_config().optimizer
+    optimizer = create_optimizer(total_steps=20_000, **config)
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    assert float(updates["head"]["kernel"][0]) == 0.0  # the warm-up starts at 0
 
 
 def test_moments_may_be_bfloat16():

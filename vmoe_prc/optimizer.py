@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from vmoe_prc.config import Config
 from vmoe_prc.schedule import create_learning_rate_schedule
 
 Patterns = str | Sequence[str]
@@ -16,8 +17,8 @@ def create_optimizer(
     *,
     name: str,
     total_steps: int,
-    learning_rate: float | Mapping[str, Any],
-    gradient_clip: Mapping[str, float | None] | None = None,
+    learning_rate: float | Config,
+    gradient_clip: Config | None = None,
     weight_decay: float | Sequence[tuple[str, float]] | None = None,
     frozen_pattern: Patterns | None = None,
     **options: Any,
@@ -43,7 +44,7 @@ def create_optimizer(
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {name!r}; allowed: {', '.join(sorted(OPTIMIZERS))}")
-    if not isinstance(learning_rate, Mapping):
+    if isinstance(learning_rate, (int, float)):
         learning_rate = {"schedule": "constant", "value": learning_rate}
     schedule = create_learning_rate_schedule(total_steps=total_steps, **learning_rate)
     return optax.chain(

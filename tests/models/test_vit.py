@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits_prc
 from vmoe_prc.losses import auxiliary_loss, classification_loss
 from vmoe_prc.models import VisionTransformerMoe
 from vmoe_prc.models.vit import sincos2d_embedding
@@ -153,6 +154,21 @@ def test_options_train(options):
     assert not np.array_equal(routing.gates, routing.dispatch_gates)
     assert routing.experts.dtype == jnp.int32
     assert routing.kept.dtype == bool
+
+
+def test_takes_the_encoder_of_a_config():
+    config = digits_prc.get_config().model
+    model = VisionTransformerMoe(
+        num_classes=10,
+        patch_size=config.patch_size,
+        hidden_size=config.hidden_size,
+        encoder=config.encoder,
+        deterministic=True,
+    )
+    shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), jnp.zeros((8, 32, 32, 3)))
+    (logits, routings), _ = shapes
+    assert logits.shape == (8, 10)
+    assert routings["encoderblock_3"].experts.shape == (1, 8 * 65, 2)
 
 
 def test_routing_record_is_deterministic_without_noise():

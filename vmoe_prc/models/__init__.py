@@ -1,8 +1,6 @@
 """Vision transformers with sparse mixtures of experts."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from vmoe_prc.config import Config
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.vit import VisionTransformerMoe
 
@@ -11,7 +9,7 @@ __all__ = ["Routing", "VisionTransformerMoe", "create_model"]
 _MODELS = {"VisionTransformerMoe": VisionTransformerMoe}
 
 
-def create_model(config: Mapping[str, Any], *, deterministic: bool) -> VisionTransformerMoe:
+def create_model(config: Config, *, deterministic: bool) -> VisionTransformerMoe:
     """Creates the model of the `model` part of a completed configuration.
 
     Args:

@@ -1,10 +1,9 @@
 """How many floating-point operations the model itself asks for, however it is compiled."""
 
-from collections.abc import Mapping
-from typing import Any
+from vmoe_prc.config import Config
 
 
-def forward_flops_per_image(model: Mapping[str, Any], image_size: tuple[int, int]) -> int:
+def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
     """Counts 2 operations per multiply-add of the matrix products of a forward pass.
 
     A token counts its K chosen experts, whether or not capacity lets it keep them, and

@@ -1,6 +1,5 @@
 """The MLP of a transformer block, dense or as a sparse mixture of experts."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.config import Config
 from vmoe_prc.models.routing import ROUTERS, Routing
 
 
@@ -66,7 +66,7 @@ class MlpMoeBlock(nn.Module):
     group_size: int
     dropout_rate: float = 0.0
     deterministic: bool = False
-    router: Mapping[str, Any] | None = None
+    router: Config | None = None
     dtype: Any = None
     split_rngs: bool = False
 

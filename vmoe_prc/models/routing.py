@@ -1,6 +1,5 @@
 """Routers decide which experts each token goes to, and report it as a `Routing` record."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
+from vmoe_prc.config import Config
 from vmoe_prc.models import dispatch
 from vmoe_prc.models.dispatch import Dispatcher
 
@@ -54,7 +54,7 @@ class _NoisyRouter(nn.Module):
     num_experts: int
     noise_std: float = 1.0
     deterministic: bool = False
-    dispatcher: Mapping[str, Any] | None = None
+    dispatcher: Config | None = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "G S D"]) -> tuple[Routing, Dispatcher]:
@@ -124,7 +124,7 @@ class NoisyTopItemsPerExpertRouter(_NoisyRouter):
         return dispatch.top_items_per_expert(gates, **options)
 
 
-ROUTERS: Mapping[str, type[_NoisyRouter]] = {
+ROUTERS: dict[str, type[_NoisyRouter]] = {
     "NoisyTopExpertsPerItemRouter": NoisyTopExpertsPerItemRouter,
     "NoisyTopItemsPerExpertRouter": NoisyTopItemsPerExpertRouter,
 }

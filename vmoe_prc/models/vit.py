@@ -1,6 +1,5 @@
 """The vision transformer with MoE blocks; parameters are named as in V-MoE's releases."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.config import Config
 from vmoe_prc.models.attention import attention
 from vmoe_prc.models.moe import MlpBlock, MlpMoeBlock
 from vmoe_prc.models.routing import Routing
@@ -37,7 +37,7 @@ class VisionTransformerMoe(nn.Module):
     num_classes: int | None
     patch_size: tuple[int, int]
     hidden_size: int
-    encoder: Mapping[str, Any]
+    encoder: Config
     classifier: str = "token"
     representation_size: int | None = None
     head_bias_init: float = 0.0
@@ -142,8 +142,8 @@ class Encoder(nn.Module):
     grid: tuple[int, int]
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    moe: Mapping[str, Any] | None = None
-    position_emb: Mapping[str, Any] | None = None
+    moe: Config | None = None
+    position_emb: Config | None = None
     deterministic: bool = False
     dtype: Any = None
 
@@ -214,7 +214,7 @@ class EncoderBlock(nn.Module):
       dtype: Dtype of the computation.
     """
 
-    mlp: Mapping[str, Any]
+    mlp: Config
     is_moe: bool
     num_heads: int
     dropout_rate: float = 0.0
