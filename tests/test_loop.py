@@ -114,7 +114,14 @@ def test_experts_over_devices_give_the_same_run(finished, digits_dir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "changes"),
     [
-        ("k=1,prc=off", {"mixup": {"concentration": 0.2}, "ema_decay": 0.5}),
+        (
+            "k=1,prc=off",
+            {
+                "mixup": {"concentration": 0.2},
+                "ema_decay": 0.5,
+                "profile": {"first_profile": 2, "num_profile_steps": 2},
+            },
+        ),
         (
             "",
             {
@@ -132,6 +139,8 @@ def test_other_ways_to_train(digits_dir, tmp_path, arguments, changes):
         config.update_from_flattened_dict({k: v for k, v in changes.items() if "." in k})
     summary = loop.train_and_evaluate(config, tmp_path)
     assert ("top-2" in summary) == (arguments == "")
+    traces = list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
+    assert len(traces) == ("profile" in changes)
 
 
 def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, tmp_path):

@@ -293,7 +293,7 @@ SCHEMA = Section(
         "report_progress": Section({"every_steps": Field(**_COUNT, default=100)}),
         "profile": Section(
             {
-                "first_profile": Field(**_COUNT, default=10),
+                "first_profile": Field(int, 10, minimum=2),
                 "num_profile_steps": Field(**_COUNT, default=5),
             },
             optional=True,

@@ -1,17 +1,17 @@
 """A whole run: from a configuration to a work directory with everything in it."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import optax
 from absl import logging
-from clu import periodic_actions
 from etils import epath
 from jax.sharding import Mesh
 
@@ -211,10 +211,12 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
         flops_per_step=_step_flops(program),
         peak_flops=_peak_flops(program),
     )
-    profile = _profile_hook(config, workdir)
     results: dict[str, float] = {}
     metrics: dict[str, jax.Array] = {}
-    with progress(total_steps, start, visible=jax.process_index() == 0) as bar:
+    with (
+        progress(total_steps, start, visible=jax.process_index() == 0) as bar,
+        _profiler(config, workdir) as profile,
+    ):
         for step in range(start + 1, total_steps + 1):
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = program.train_step(state, next(batches))
@@ -306,15 +308,32 @@ def _due(step: int, every_steps: int, total_steps: int) -> bool:
     return step % every_steps == 0 or step == total_steps
 
 
-def _profile_hook(config: ml_collections.ConfigDict, workdir: epath.Path):
+@contextlib.contextmanager
+def _profiler(
+    config: ml_collections.ConfigDict, workdir: epath.Path
+) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call after each step, which traces those that the config names."""
     if config.profile is None or jax.process_index() != 0:
-        return lambda step: None
-    return periodic_actions.Profile(
-        logdir=str(workdir / TENSORBOARD_FOLDER),
-        num_profile_steps=config.profile.num_profile_steps,
-        first_profile=config.profile.first_profile,
-        every_secs=None,
-    )
+        yield lambda step: None
+        return
+    first = config.profile.first_profile
+    last = first + config.profile.num_profile_steps - 1
+    running = False
+
+    def after(step: int) -> None:
+        nonlocal running
+        if step == first - 1:
+            jax.profiler.start_trace(str(workdir / TENSORBOARD_FOLDER))
+            running = True
+        elif step == last and running:
+            jax.profiler.stop_trace()
+            running = False
+
+    try:
+        yield after
+    finally:
+        if running:
+            jax.profiler.stop_trace()
 
 
 def _step_flops(program: Program) -> float:
