@@ -7,6 +7,7 @@ The 8x8 images are enlarged to 32x32; a patch of 4x4 is one of their pixels. Bot
 the same crops and the same number of images.
 """
 
+import functools
 import math
 
 from vmoe_prc.config import complete, parse_arguments
@@ -27,16 +28,7 @@ CENTRE = f'decode|resize(34)|central_crop({IMAGE_SIZE})|{FINISH}|keep("image", "
 def get_config(arguments: str = ""):
     args = parse_arguments(arguments, k=2, prc=True, seed=0)
 
-    def dataset(split, process, batch_size, **options):
-        return {
-            "name": "digits",
-            "split": split,
-            "process": process,
-            "batch_size": batch_size,
-            "cache": "loaded",
-            **options,
-        }
-
+    digits = functools.partial(dict, name="digits", cache="loaded")
     process, views = (TWO_VIEWS, 2) if args.prc else (ONE_VIEW, 1)
     return complete(
         {
@@ -44,9 +36,16 @@ def get_config(arguments: str = ""):
             "seed": args.seed,
             "train_steps": 600,
             "dataset": {
-                "train": dataset("train", process, IMAGES_PER_STEP // views, shuffle_buffer=1438),
-                "test": dataset("test", CENTRE, IMAGES_PER_STEP),
-                "test_pairs": dataset("test", TWO_VIEWS, IMAGES_PER_STEP // 2),
+                "train": digits(
+                    split="train",
+                    process=process,
+                    batch_size=IMAGES_PER_STEP // views,
+                    shuffle_buffer=1438,
+                ),
+                "test": digits(split="test", process=CENTRE, batch_size=IMAGES_PER_STEP),
+                "test_pairs": digits(
+                    split="test", process=TWO_VIEWS, batch_size=IMAGES_PER_STEP // 2
+                ),
             },
             "model": {
                 "num_classes": 10,

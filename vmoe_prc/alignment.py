@@ -27,7 +27,7 @@ def match_patches(
     """Pairs each patch of view 0 with the patch of view 1 that its centre falls into.
 
     The centre (i*p + p//2, j*p + p//2) of patch (i, j) of view 0 is mapped into view 1;
-    the patch that contains it there is its match (PRC paper, section III-B).
+    the patch that contains it there is its match (PRC).
 
     Args:
       view1_from_view0: (B, 3, 3) map of pixel coordinates between the views.

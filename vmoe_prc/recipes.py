@@ -6,7 +6,7 @@ from typing import Any
 
 from vmoe_prc.config import ConfigError
 
-# Layers, width, MLP width and heads of the model sizes (V-MoE, table 8; Ti: DeiT's depth cut).
+# Layers, width, MLP width and heads of the model sizes (V-MoE; Ti is our addition).
 SIZES = {
     "Ti": (8, 384, 1024, 4),
     "S": (8, 512, 2048, 8),

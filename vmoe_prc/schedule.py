@@ -74,7 +74,7 @@ def _reciprocal_root(
     decay_steps: int,
     cooldown_steps: int = 0,
 ) -> optax.Schedule:
-    """Decays with 1 / sqrt(step), then linearly to 0 (arXiv 2106.04560, section 3.5)."""
+    """Decays with 1 / sqrt(step), then linearly to 0 (arXiv 2106.04560)."""
     main_steps = decay_steps - warmup_steps - cooldown_steps
 
     def root(step):

@@ -73,7 +73,7 @@ def make_train_step(
             "main_loss": main,
             "total_loss": main + auxiliary,
             "accuracy": jnp.mean(correct.astype(jnp.float32)),
-            **_balance_metrics(routings),
+            **_dropped_choices(routings),
         }
         return main + auxiliary, metrics
 
@@ -152,7 +152,7 @@ def _match(model: nn.Module, batch: Batch, pair_class_tokens: bool) -> jax.Array
     )
 
 
-def _balance_metrics(routings: Mapping[str, Routing]) -> Metrics:
+def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
     metrics = {}
     for block, routing in routings.items():
         kept = jnp.mean(routing.kept.astype(jnp.float32))

@@ -7,7 +7,7 @@ from vmoe_prc.arrays import Array, Float
 
 
 def importance_loss(gates: Float[Array, "G S E"]) -> Float[Array, " G"]:
-    """Squared coefficient of variation of the gates' sums (V-MoE, appendix A.2, eq. 6).
+    """Squared coefficient of variation of the gates' sums (V-MoE, appendix A.2).
 
     Args:
       gates: (G, S, E) noise-free gates.
@@ -21,7 +21,7 @@ def load_loss(
     noise_scale: float,
     num_selected_experts: int,
 ) -> Float[Array, " G"]:
-    """Squared variation of the chance to be chosen (V-MoE, appendix A.2, eq. 7-11).
+    """Squared variation of the chance to be chosen (V-MoE, appendix A.2).
 
     The chance of an expert is that of its logit, with its noise drawn again, to reach
     the K-th largest noisy logit of the token.

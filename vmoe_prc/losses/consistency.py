@@ -22,7 +22,7 @@ def prc_loss(
     off_diagonal_weight: float = 5e-2,
     diagonal: str = "matrix",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Pairwise router consistency (PRC paper, section III; doi 10.1109/OJSP.2025.3536853).
+    """Pairwise router consistency (PRC; doi 10.1109/OJSP.2025.3536853).
 
     With a and b the gates of the two patches of each of the n matched pairs,
     S = (E / n) * sum of a b^T, which is the identity when matched patches agree and the

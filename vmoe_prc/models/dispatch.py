@@ -74,11 +74,11 @@ def top_experts_per_item(
     method: str = "einsum",
     bfloat16: bool = False,
 ) -> Dispatcher:
-    """Sends each token to its K experts of the largest gates (V-MoE, section 2.2).
+    """Sends each token to its K experts of the largest gates (arXiv 2106.05974).
 
     All first choices take their slots before all second choices, and so on; within a
     rank tokens go in their order, or by decreasing largest gate with `batch_priority`
-    (V-MoE, algorithm 2). The gates of the chosen experts weigh their outputs as they are.
+    (Batch Prioritized Routing). The gates of the chosen experts weigh their outputs as they are.
 
     Args:
       gates: (G, S, E) routing weights.

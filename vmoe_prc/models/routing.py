@@ -105,7 +105,7 @@ class _NoisyRouter(nn.Module):
 
 
 class NoisyTopExpertsPerItemRouter(_NoisyRouter):
-    """Each token goes to the K experts of its largest gates (V-MoE, section 2.2)."""
+    """Each token goes to the K experts of its largest gates (arXiv 2106.05974)."""
 
     num_selected_experts: int = 1
 
