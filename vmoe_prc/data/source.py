@@ -11,6 +11,9 @@ from vmoe_prc.data.datasets import OWN_BUILDERS
 
 READ_AHEAD = 16
 
+# Its bars for each shard would hide our one line of progress.
+tfds.disable_progress_bar()
+
 # A whole split, or a part of one such as train[:99%].
 SplitInfo = tfds.core.SplitInfo | tfds.core.splits.SubSplitInfo
 
