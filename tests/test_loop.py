@@ -151,6 +151,8 @@ def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, t
     with pytest.raises(ValueError, match=r"does not fit the configuration: .* is of shape"):
         loop.train_and_evaluate(config, tmp_path / "copy")
     assert (tmp_path / "copy" / "checkpoints" / "6").exists()
+    kept = (tmp_path / "copy" / "config.json").read_text()
+    assert kept == (workdir / "config.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     show_logs()
     program = build_program(config)
     workdir = epath.Path(workdir)
-    _save_config(program.config, workdir)
     checkpoint = program.config.save_checkpoint
     with (
         jax.set_mesh(program.mesh),
@@ -103,6 +102,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         ) as checkpointer,
     ):
         state = _restore_or_create(program, checkpointer)
+        _save_config(program.config, workdir)
         if jax.process_index() == 0:
             truncate_metrics(workdir / METRICS_FILE, int(state.step))
         writer = create_writer(workdir, process_index=jax.process_index())

@@ -41,12 +41,16 @@ def main(argv: list[str]):
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc import loop
+    from vmoe_prc.checkpoints.orbax import CheckpointError
 
     workdir = _WORKDIR.value
     if workdir is None:
         workdir = new_workdir(flags.FLAGS["config"].config_filename)
         print(f"Work directory: {workdir}", flush=True)
-    print(loop.train_and_evaluate(_CONFIG.value, workdir))
+    try:
+        print(loop.train_and_evaluate(_CONFIG.value, workdir))
+    except CheckpointError as error:
+        raise ConfigError("--workdir", str(workdir), str(error)) from None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
