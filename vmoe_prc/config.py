@@ -330,7 +330,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     _check_model(evaluation_model(completed), "config.model with config.evaluate.model_overrides")
     _check_optimizer(completed["optimizer"])
     _check_two_views(completed)
-    return ml_collections.ConfigDict(completed)
+    return ml_collections.ConfigDict(_hold_places(completed, SCHEMA))
 
 
 def evaluation_model(config: Config) -> dict[str, Any]:
@@ -486,6 +486,19 @@ def _complete_value(value: Any, spec: Any, field: str) -> Any:
             key: _complete_section(v, spec.section, f"{field}.{key}") for key, v in value.items()
         }
     return _complete_field(value, spec, field)
+
+
+def _hold_places(values: Any, spec: Any) -> Any:
+    """Gives each None the type that a value on the command line must have."""
+    if isinstance(spec, Field):
+        held = values is None and isinstance(spec.kind, tuple)
+        return ml_collections.config_dict.placeholder(spec.kind[0]) if held else values
+    if isinstance(spec, Named):
+        return {key: _hold_places(value, spec.section) for key, value in values.items()}
+    if values is None:
+        return None
+    fields = {**spec.fields, **spec.variants.get(values.get(spec.key), {})}
+    return {key: _hold_places(value, fields[key]) for key, value in values.items()}
 
 
 def _complete_field(value: Any, spec: Field, field: str) -> Any:
