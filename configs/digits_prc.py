@@ -11,18 +11,14 @@ import functools
 import math
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import router_losses
+from vmoe_prc.recipes import EVALUATION_CAPACITY, finish, router_losses
 
 IMAGES_PER_STEP = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
-FINISH = 'value_range(-1, 1)|onehot(10, inkey="label", outkey="labels")'
-ONE_VIEW = f'decode|inception_crop({IMAGE_SIZE}, 60, 100)|{FINISH}|keep("image", "labels")'
-TWO_VIEWS = (
-    f"decode|two_views({IMAGE_SIZE}, (60, 100), (60, 100))|{FINISH}"
-    '|keep("image", "labels", "view_from_image")'
-)
-CENTRE = f'decode|resize(34)|central_crop({IMAGE_SIZE})|{FINISH}|keep("image", "labels")'
+ONE_VIEW = f"decode|inception_crop({IMAGE_SIZE}, 60, 100)|{finish(10)}"
+TWO_VIEWS = f"decode|two_views({IMAGE_SIZE}, (60, 100), (60, 100))|{finish(10, True)}"
+CENTRE = f"decode|resize(34)|central_crop({IMAGE_SIZE})|{finish(10)}"
 
 
 def get_config(arguments: str = ""):
@@ -81,12 +77,7 @@ def get_config(arguments: str = ""):
                     "warmup_steps": 50,
                 },
             },
-            "evaluate": {
-                "every_steps": 300,
-                "model_overrides": {
-                    "encoder": {"moe": {"router": {"dispatcher": {"capacity_factor": 4.0}}}}
-                },
-            },
+            "evaluate": {"every_steps": 300, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {"every_steps": 300, "keep_last": 1},
             "report_progress": {"every_steps": 25},
         }

@@ -10,18 +10,14 @@ Published top-1 on ImageNet-1K (doi 10.1109/OJSP.2025.3536853): PRC 75.92 (k=1) 
 import functools
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import router_losses, vmoe_model
+from vmoe_prc.recipes import EVALUATION_CAPACITY, finish, router_losses, vmoe_model
 
 IMAGES_PER_STEP = 1024
 NUM_CLASSES = 1000
 AUGMENT = "flip_lr|randaug(2, 10)"
-FINISH = f'value_range(-1, 1)|onehot({NUM_CLASSES}, inkey="label", outkey="labels")'
-ONE_VIEW = f'decode_jpeg_and_inception_crop(224, 5, 100)|{AUGMENT}|{FINISH}|keep("image", "labels")'
-TWO_VIEWS = (
-    f"decode|two_views(224, (5, 100), (5, 100))|{AUGMENT}|{FINISH}"
-    '|keep("image", "labels", "view_from_image")'
-)
-CENTRE = f'decode|resize_small(256)|central_crop(224)|{FINISH}|keep("image", "labels")'
+ONE_VIEW = f"decode_jpeg_and_inception_crop(224, 5, 100)|{AUGMENT}|{finish(NUM_CLASSES)}"
+TWO_VIEWS = f"decode|two_views(224, (5, 100), (5, 100))|{AUGMENT}|{finish(NUM_CLASSES, True)}"
+CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 
 def get_config(arguments: str = ""):
@@ -65,13 +61,7 @@ def get_config(arguments: str = ""):
                     "warmup_steps": 10_000,
                 },
             },
-            # At evaluation the experts have room for nearly all tokens.
-            "evaluate": {
-                "every_steps": 5_000,
-                "model_overrides": {
-                    "encoder": {"moe": {"router": {"dispatcher": {"capacity_factor": 4.0}}}}
-                },
-            },
+            "evaluate": {"every_steps": 5_000, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {
                 "every_steps": 1_000,
                 "keep_last": 1,

@@ -249,6 +249,15 @@ SCHEMA = Section(
         "train_epochs": Field((float, type(None)), None, above=0.0),
         "dataset": Named(DATASET),
         "model": MODEL,
+        # Where the parameters come from: nothing, without a prefix.
+        "initialization": Section(
+            {
+                "prefix": Field((str, type(None)), None),
+                "rules": Field(tuple, (("^(.*)$", r"\1"),)),
+                "raise_if_source_unmatched": Field(bool, True),
+                "raise_if_target_unmatched": Field(bool, True),
+            }
+        ),
         "loss": Section(
             {
                 "name": Field(str, allowed=("sigmoid_xent", "softmax_xent")),

@@ -22,6 +22,7 @@ from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.evaluate import evaluate
+from vmoe_prc.initialization import initialize
 from vmoe_prc.mesh import batch_sharding, create_mesh
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.models import create_model
@@ -248,6 +249,9 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
 def _restore_or_create(program: Program, checkpointer: Checkpointer) -> TrainState:
     if checkpointer.latest_step() is None:
         state = program.create_state()
+        if program.config.initialization.prefix:
+            state, table = initialize(state, program.config.initialization.to_dict())
+            logging.info("from %s:\n%s", program.config.initialization.prefix, table)
         count = sum(x.size for x in jax.tree.leaves(state.params))
         logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")
         return state

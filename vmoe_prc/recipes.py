@@ -1,5 +1,6 @@
 """Parts of configurations that several recipes share, in V-MoE's vocabulary."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -20,6 +21,15 @@ _DESCRIPTION = re.compile(
 )
 # Routing groups are the tokens of 8 images, the fewest that a device is meant to hold.
 IMAGES_PER_GROUP = 8
+# At evaluation the experts have room for nearly all tokens.
+EVALUATION_CAPACITY = {"encoder": {"moe": {"router": {"dispatcher": {"capacity_factor": 4.0}}}}}
+# A new head on other classes, and maybe another resolution.
+FINE_TUNE_RULES = (
+    ("^params/(head|pre_logits)/", None),
+    ("^(.*/pos_embedding)$", r"\1", "vit_zoom"),
+    ("^(.*)$", r"\1"),
+)
+FINE_TUNE_IMAGES_PER_STEP = 1024
 
 
 def parse_description(description: str) -> dict[str, Any]:
@@ -107,4 +117,105 @@ def router_losses(prc: bool, pair_class_tokens: bool = True) -> dict[str, Any]:
     return {
         "auxiliary_loss": {"importance_loss_weight": 5e-3, "load_loss_weight": 5e-3},
         "consistency": None,
+    }
+
+
+def finish(num_classes: int, two_views: bool = False) -> str:
+    """Returns the end of a preprocessing string: values in [-1, 1] and one-hot labels."""
+    keep = '"image", "labels"' + (', "view_from_image"' if two_views else "")
+    labels = f'onehot({num_classes}, inkey="label", outkey="labels")'
+    return f"value_range(-1, 1)|{labels}|keep({keep})"
+
+
+def upcycling_rules(layers: tuple[int, ...], num_experts: int) -> tuple[tuple[Any, ...], ...]:
+    """Returns rules that make each expert a copy of a dense model's MLP.
+
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055). The routers are new, so
+    `raise_if_target_unmatched` must be False.
+
+    Args:
+      layers: Blocks that get experts.
+      num_experts: Number of experts.
+    """
+    blocks = "|".join(map(str, layers))
+    return (
+        (
+            rf"^(.*/encoderblock_({blocks}))/Mlp/(.*)$",
+            r"\1/Moe/Mlp/\3",
+            "expand_tile",
+            0,
+            num_experts,
+        ),
+        *FINE_TUNE_RULES,
+    )
+
+
+def fine_tune(
+    k: int,
+    prc: bool,
+    seed: int,
+    *,
+    dataset: str,
+    splits: dict[str, str],
+    num_classes: int,
+    image_size: int,
+    peak_value: float = 3e-3,
+    end_value: float = 1e-5,
+    pair_class_tokens: bool = False,
+) -> dict[str, Any]:
+    """Returns the paper's recipe for fine-tuning V-MoE-S/32, 5,000 steps of 1,024 images.
+
+    The published runs start from the pre-trained model of `configs/imagenet_prc.py`: give
+    its work directory as `--config.initialization.prefix`.
+
+    Args:
+      k: Number of selected experts.
+      prc: Whether to train on pairs of views with PRC, or on one view without.
+      seed: Seed of the run.
+      dataset: Name of the data set.
+      splits: Its splits `train`, `val` and `test`; a split that is missing is left out.
+      num_classes: Number of classes.
+      image_size: Side of the images in pixels.
+      peak_value: Learning rate after the warm-up.
+      end_value: Learning rate at the end.
+      pair_class_tokens: Whether the class tokens of two views are paired.
+    """
+    description = f"ViT-S/32, E=8, K={k}, Last 2"
+    model = vmoe_model(description, image_size, num_classes)
+    model["representation_size"] = None
+    model["encoder"]["moe"]["router"]["dispatcher"]["capacity_factor"] = 1.5
+    one_view = f"decode|inception_crop({image_size}, 5, 100)|flip_lr|{finish(num_classes)}"
+    two_views = (
+        f"decode|two_views({image_size}, (5, 70), (60, 100))|flip_lr|{finish(num_classes, True)}"
+    )
+    whole = f"decode|resize({image_size})|{finish(num_classes)}"
+    split = functools.partial(dict, name=dataset, batch_size=FINE_TUNE_IMAGES_PER_STEP)
+    pairs = {"process": two_views, "batch_size": FINE_TUNE_IMAGES_PER_STEP // 2}
+    train = pairs if prc else {"process": one_view}
+    return {
+        "description": description,
+        "seed": seed,
+        "train_steps": 5_000,
+        "dataset": {
+            "train": split(split=splits["train"], shuffle_buffer=50_000) | train,
+            **{s: split(split=splits[s], process=whole) for s in ("val", "test") if s in splits},
+            "test_pairs": split(split=splits["test"]) | pairs,
+        },
+        "model": model,
+        "initialization": {"rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False},
+        "loss": {"name": "softmax_xent"},
+        **router_losses(prc, pair_class_tokens),
+        "optimizer": {
+            "name": "sgd",
+            "momentum": 0.9,
+            "gradient_clip": {"global_norm": 10.0},
+            "learning_rate": {
+                "schedule": "warmup_cosine_decay",
+                "peak_value": peak_value,
+                "end_value": end_value,
+                "warmup_steps": 500,
+            },
+        },
+        "evaluate": {"every_steps": 500, "model_overrides": EVALUATION_CAPACITY},
+        "save_checkpoint": {"every_steps": 500},
     }

@@ -32,7 +32,11 @@ def load_builder(
     """
     name = config.name.partition(":")[0].partition("/")[0]
     if name in OWN_BUILDERS:
-        builder = OWN_BUILDERS[name](data_dir=config.data_dir)
+        options = {} if config.manual_dir is None else {"manual_dir": config.manual_dir}
+        try:
+            builder = OWN_BUILDERS[name](data_dir=config.data_dir, **options)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{field}.manual_dir", config.manual_dir, str(error)) from None
         builder.download_and_prepare()
         return builder
     try:
@@ -51,8 +55,8 @@ def load_builder(
         raise ConfigError(
             f"{field}.name",
             config.name,
-            f"is not prepared in {builder.data_path}; run `tfds build {config.name}` where it "
-            f"can be downloaded, or set {field}.data_dir to where it has been prepared",
+            f"is not prepared in {builder.data_path}; run `python -m vmoe_prc.data.prepare "
+            f"{config.name}`, or set {field}.data_dir to where it has been prepared",
         )
     return builder
 

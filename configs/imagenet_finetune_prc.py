@@ -1,0 +1,28 @@
+"""Fine-tunes V-MoE-S/32 with PRC on ImageNet-1K at 384 px, 5,000 steps.
+
+    python -m vmoe_prc.main --config=configs/imagenet_finetune_prc.py \
+        --config.initialization.prefix=WORKDIR_OF_IMAGENET_PRC
+
+Arguments: `k=1` one expert a token, `prc=off` the V-MoE baseline, `seed=N`.
+"""
+
+from vmoe_prc.config import complete, parse_arguments
+from vmoe_prc.recipes import fine_tune
+
+
+def get_config(arguments: str = ""):
+    args = parse_arguments(arguments, k=2, prc=True, seed=0)
+    return complete(
+        fine_tune(
+            args.k,
+            args.prc,
+            args.seed,
+            dataset="imagenet2012",
+            splits={"train": "train[:99%]", "val": "train[99%:]", "test": "validation"},
+            num_classes=1000,
+            image_size=384,
+            peak_value=4.5e-3,
+            end_value=1.5e-5,
+            pair_class_tokens=True,
+        )
+    )

@@ -1,0 +1,160 @@
+"""Data sets prepared by TFDS's own builders from small files in their official formats."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe_prc import data
+from vmoe_prc.config import ConfigError
+from vmoe_prc.data.prepare import prepare
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(kind, size=(24, 30)):
+    file = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 255, (*size, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def write_tar(file, members, mode="w"):
+    with tarfile.open(fileobj=file, mode=mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return file
+
+
+def write_imagenet(folder):
+    classes = {}
+    for synset in ("n01440764", "n15075141"):
+        images = {f"{synset}_{i}.JPEG": encoded("JPEG") for i in range(8)}
+        classes[f"{synset}.tar"] = write_tar(io.BytesIO(), images).getvalue()
+    with (folder / "ILSVRC2012_img_train.tar").open("wb") as file:
+        write_tar(file, classes)
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 9)]
+    with (folder / "ILSVRC2012_img_val.tar").open("wb") as file:
+        write_tar(file, {name: encoded("JPEG") for name in names})
+
+
+def write_cifar10(folder):
+    def records(count):
+        return b"".join(bytes([i % 10]) + RNG.bytes(3072) for i in range(count))
+
+    members = {f"cifar-10-batches-bin/data_batch_{i}.bin": records(10) for i in range(1, 6)}
+    members["cifar-10-batches-bin/test_batch.bin"] = records(16)
+    members["cifar-10-batches-bin/batches.meta.txt"] = b"\n".join(b"class%d" % i for i in range(10))
+    with (folder / "cifar-10-binary.tar.gz").open("wb") as file:
+        write_tar(file, members, "w:gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "sizes"),
+    [
+        ("imagenet2012", write_imagenet, {"train": 16, "validation": 8}),
+        ("cifar10", write_cifar10, {"train": 50, "test": 16}),
+    ],
+)
+def test_official_files(tmp_path, dataset, name, write, sizes):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files")
+    builder = prepare(name, tmp_path / "files", tmp_path / "data")
+    assert {s: i.num_examples for s, i in builder.info.splits.items()} == sizes
+    config = dataset(
+        name=name,
+        data_dir=str(tmp_path / "data"),
+        split="train",
+        process='decode|resize(16)|value_range(-1, 1)|onehot(1000, inkey="label", outkey="labels")'
+        '|keep("image", "labels")',
+        batch_size=8,
+    )
+    batch = next(iter(data.train_batches(config, seed=0)))
+    assert batch["image"].shape == (8, 16, 16, 3)
+
+
+def test_the_command_on_files_that_are_not_there(tmp_path):
+    command = [sys.executable, "-m", "vmoe_prc.data.prepare", "imagenet2012"]
+    command += [f"--from={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "ILSVRC2012_img_train.tar" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("cifar01", ".", "did you mean"),
+        ("cifar10", "missing", "is not a directory"),
+        ("folder", None, "needs the directory"),
+        ("folder", ".", "two classes"),
+    ],
+)
+def test_errors(tmp_path, name, files, message):
+    with pytest.raises(ConfigError, match=message):
+        prepare(name, files and tmp_path / files, tmp_path / "data")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, count in (("train", 6), ("test", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                kind = ("PNG", "JPEG")[i % 2]
+                path = tmp_path / split / name / f"{i}.{kind.lower()}"
+                path.write_bytes(encoded(kind))
+    whole = (tmp_path / "train" / "cat" / "1.jpeg").read_bytes()
+    (tmp_path / "train" / "cat" / "1.jpeg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "test" / "dog" / "0.png").write_bytes(b"no image at all")
+    return tmp_path
+
+
+def test_corrupt_files_of_a_folder_are_left_out_and_named(folder, tmp_path):
+    builder = prepare("folder", folder, tmp_path / "data")
+    sizes = {s: i.num_examples for s, i in builder.info.splits.items()}
+    assert sizes == {"train": 11, "test": 7}
+    names = ["/".join(name.split("/")[-2:]) for name in builder.skipped]
+    assert sorted(names) == ["cat/1.jpeg", "dog/0.png"]
+
+
+def test_a_folder_that_changes_is_prepared_again(folder, tmp_path):
+    prepare("folder", folder, tmp_path / "data")
+    (folder / "train" / "cat" / "new.png").write_bytes(encoded("PNG"))
+    builder = prepare("folder", folder, tmp_path / "data")
+    assert builder.info.splits["train"].num_examples == 12
+    labels = [int(x["label"]) for x in builder.as_dataset("train").as_numpy_iterator()]
+    assert sorted(labels) == [0] * 6 + [1] * 6
+
+
+@pytest.mark.slow
+def test_the_folder_recipe_trains(folder, tmp_path):
+    overrides = {
+        "train_steps": 3,
+        "dataset.train.batch_size": 4,
+        "dataset.test.batch_size": 8,
+        "dataset.test_pairs.batch_size": 4,
+        "optimizer.learning_rate.warmup_steps": 1,
+    }
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
+            f"--config=configs/folder_prc.py:dir={folder},size=64",
+            *(f"--config.{name}={value}" for name, value in overrides.items()),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(tmp_path / "data")},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 of 20 files are no images" in result.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == 3

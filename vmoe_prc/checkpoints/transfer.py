@@ -1,0 +1,244 @@
+"""Maps the parameters of a checkpoint to those of a model, by rules in V-MoE's vocabulary.
+
+A rule is `(pattern, replacement)` or `(pattern, replacement, transformation, *arguments)`.
+The first rule whose pattern is found in the name of a source array renames it; without a
+replacement the array is dropped. Transformations:
+
+    reshape [shape]         the shape of the target, if none is given
+    squeeze axis            drops axes of length 1
+    stack axis              joins all sources of one target, in the order of their numbers
+    expand_tile axis reps   adds axes and repeats the array along them
+    zoom                    resizes linearly to the shape of the target
+    vit_zoom                the same for position embeddings, the class token left alone
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.ndimage
+
+from vmoe_prc.config import ConfigError, nearest
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moved:
+    """What became of one array.
+
+    Attributes:
+      target: Its name in the model, or None if nothing there needs it.
+      sources: Names in the checkpoint; empty if the array stays as it was initialised.
+      action: 'loaded', a transformation's name, 'new', or 'unused'.
+      source_shape: Shape in the checkpoint.
+      target_shape: Shape in the model.
+    """
+
+    target: str | None
+    sources: tuple[str, ...]
+    action: str
+    source_shape: Shape | None
+    target_shape: Shape | None
+
+
+def transfer(
+    source: Mapping[str, np.ndarray],
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    rules: Sequence[Sequence[Any]],
+    *,
+    raise_if_source_unmatched: bool = True,
+    raise_if_target_unmatched: bool = True,
+    field: str = "config.initialization",
+) -> tuple[dict[str, np.ndarray], list[Moved]]:
+    """Makes arrays of a model from those of a checkpoint.
+
+    Args:
+      source: Arrays of the checkpoint by name, such as `params/head/kernel`.
+      target: Shapes and dtypes of the model's arrays by name.
+      rules: See the module's text.
+      raise_if_source_unmatched: Whether an array without a rule is an error, rather than
+        kept under its own name.
+      raise_if_target_unmatched: Whether an array of the model that gets nothing is an error,
+        rather than left as it was initialised.
+      field: Name of the configuration's section, for errors.
+
+    Returns:
+      The new arrays by their names in the model, in its dtypes, and what became of each.
+
+    Raises:
+      ConfigError: If a rule cannot be used, leads nowhere, or a shape does not fit.
+    """
+    rules = check_rules(rules, f"{field}.rules")
+    chosen: dict[str, tuple[Sequence[Any], list[str]]] = {}
+    unused = []
+    for name in sorted(source, key=_natural):
+        rule = next((r for r in rules if re.search(r[0], name)), None)
+        if rule is None and raise_if_source_unmatched:
+            raise ConfigError(f"{field}.rules", name, "no rule matches this array")
+        rule = rule or ("^(.*)$", r"\1")
+        if not rule[1]:
+            unused.append(name)
+            continue
+        renamed = re.sub(rule[0], rule[1], name)
+        if renamed not in target:
+            raise ConfigError(
+                f"{field}.rules",
+                tuple(rule),
+                f"makes {renamed!r} of {name!r}, which the model does not have",
+                nearest(renamed, target),
+            )
+        if renamed in chosen and rule[2:3] != ("stack",):
+            first = chosen[renamed][1][0]
+            raise ConfigError(
+                f"{field}.rules", tuple(rule), f"{first!r} and {name!r} both become {renamed!r}"
+            )
+        chosen.setdefault(renamed, (rule, []))[1].append(name)
+    unmatched = [name for name in target if name not in chosen]
+    if unmatched and raise_if_target_unmatched:
+        raise ConfigError(
+            f"{field}.rules",
+            ", ".join(unmatched),
+            "not in the checkpoint; set raise_if_target_unmatched=False to initialise it",
+        )
+    arrays, moved = {}, []
+    for name, (rule, names) in chosen.items():
+        arrays[name] = _make([source[n] for n in names], target[name], rule, names, name, field)
+        shape, new_shape = source[names[0]].shape, target[name].shape
+        changed = len(rule) > 2 and (len(names) > 1 or shape != new_shape)
+        action = rule[2] if changed else "loaded"
+        moved.append(Moved(name, tuple(names), action, shape, new_shape))
+    moved += [Moved(name, (), "new", None, target[name].shape) for name in unmatched]
+    moved += [Moved(None, (name,), "unused", source[name].shape, None) for name in unused]
+    return arrays, moved
+
+
+def format_table(moved: Sequence[Moved]) -> str:
+    """Formats what became of each array as a table, one line an array."""
+    header = ("parameter", "from", "", "shape")
+    rows = []
+    for m in moved:
+        shapes = [
+            str(s).replace(" ", "") for s in (m.source_shape, m.target_shape) if s is not None
+        ]
+        origin = m.sources[0] if len(m.sources) == 1 else f"{len(m.sources)} arrays"
+        rows.append(
+            (
+                m.target or "-",
+                "-" if not m.sources else "=" if m.sources == (m.target,) else origin,
+                m.action,
+                " -> ".join(dict.fromkeys(shapes)),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
+    counts = {a: sum(m.action == a for m in moved) for a in dict.fromkeys(m.action for m in moved)}
+    return "\n".join([*lines, ", ".join(f"{n} {action}" for action, n in counts.items())])
+
+
+def check_rules(rules: Sequence[Sequence[Any]], field: str) -> list[tuple[Any, ...]]:
+    """Checks that rules are well formed.
+
+    Raises:
+      ConfigError: If a pattern is no regular expression, or a transformation is unknown.
+    """
+    for rule in rules:
+        if isinstance(rule, str) or len(rule) < 2:
+            raise ConfigError(field, rule, "expected (pattern, replacement[, transformation, ...])")
+        try:
+            re.compile(rule[0])
+        except (re.error, TypeError) as error:
+            raise ConfigError(field, rule[0], f"is not a regular expression: {error}") from None
+        if len(rule) > 2 and rule[2] not in _TRANSFORMATIONS:
+            allowed = f"unknown transformation; allowed: {', '.join(_TRANSFORMATIONS)}"
+            raise ConfigError(field, rule[2], allowed, nearest(str(rule[2]), _TRANSFORMATIONS))
+    return [tuple(rule) for rule in rules]
+
+
+def _make(values, target, rule, names, name, field) -> np.ndarray:
+    where = f"{', '.join(names)} {values[0].shape} -> {name} {target.shape}"
+    try:
+        if len(rule) > 2:
+            value = _TRANSFORMATIONS[rule[2]](values, target.shape, *rule[3:])
+        else:
+            (value,) = values
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{field}.rules", where, f"{rule[2]} fails: {error}") from None
+    if value.shape != target.shape:
+        raise ConfigError(
+            field,
+            where,
+            f"the checkpoint's array has the shape {value.shape}, the model's {target.shape}",
+        )
+    return np.asarray(value, target.dtype)
+
+
+def _reshape(values, target_shape, shape=None):
+    (value,) = values
+    return value.reshape(target_shape if shape is None else shape)
+
+
+def _squeeze(values, _, axis):
+    (value,) = values
+    return np.squeeze(value, axis)
+
+
+def _stack(values, _, axis):
+    return np.stack(values, axis)
+
+
+def _expand_tile(values, _, axis, reps):
+    (value,) = values
+    value = np.expand_dims(value, axis)
+    repeats = np.ones(value.ndim, int)
+    repeats[np.atleast_1d(axis)] = reps
+    return np.tile(value, repeats)
+
+
+def _zoom(values, target_shape):
+    (value,) = values
+    if value.ndim != len(target_shape):
+        raise ValueError(f"{value.ndim} axes cannot become {len(target_shape)}")
+    factors = [new / old for new, old in zip(target_shape, value.shape, strict=True)]
+    # In float32: SciPy has no bfloat16.
+    return scipy.ndimage.zoom(np.asarray(value, np.float32), factors, order=1)
+
+
+def _vit_zoom(values, target_shape):
+    (value,) = values
+    if value.ndim != 3 or len(target_shape) != 3 or value.shape[2] != target_shape[2]:
+        raise ValueError("expected (1, tokens, size) of one size")
+    (tokens, side), (new_tokens, new_side) = _grid(value.shape[1]), _grid(target_shape[1])
+    if new_tokens > tokens:
+        raise ValueError("the checkpoint has no embedding for the class token")
+    size = value.shape[2]
+    grid = value[:, tokens:].reshape(1, side, side, size)
+    grid = _zoom([grid], (1, new_side, new_side, size)).reshape(1, -1, size)
+    return np.concatenate([value[:, :new_tokens], grid], axis=1)
+
+
+def _grid(num_tokens: int) -> tuple[int, int]:
+    """Returns the number of class tokens and the side of the square grid of the others."""
+    side = math.isqrt(num_tokens)
+    if num_tokens - side**2 not in (0, 1):
+        raise ValueError(f"{num_tokens} tokens are no square grid, with or without a class token")
+    return num_tokens - side**2, side
+
+
+_TRANSFORMATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "reshape": _reshape,
+    "squeeze": _squeeze,
+    "stack": _stack,
+    "expand_tile": _expand_tile,
+    "zoom": _zoom,
+    "vit_zoom": _vit_zoom,
+}
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts layer_10 behind layer_9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
