@@ -1,0 +1,77 @@
+"""The recipes of the papers, as configurations."""
+
+import pytest
+
+from configs import (
+    cifar_prc,
+    fashion_mnist_prc,
+    flowers_prc,
+    folder_prc,
+    imagenet21k_vmoe,
+    imagenet_finetune_prc,
+    pets_prc,
+)
+from vmoe_prc.config import ConfigError
+
+FINE_TUNES = [
+    (cifar_prc, "dataset=cifar10", 10, 128),
+    (cifar_prc, "dataset=cifar100", 100, 128),
+    (flowers_prc, "", 102, 224),
+    (pets_prc, "", 37, 224),
+    (imagenet_finetune_prc, "", 1000, 384),
+]
+
+
+@pytest.mark.parametrize(("recipe", "arguments", "classes", "size"), FINE_TUNES)
+@pytest.mark.parametrize("prc", ["on", "off"])
+def test_both_arms_of_a_fine_tune_see_1024_images_a_step(recipe, arguments, classes, size, prc):
+    config = recipe.get_config(f"{arguments},k=1,prc={prc},seed=3")
+    train = config.dataset.train
+    assert train.batch_size * (2 if prc == "on" else 1) == 1024
+    assert ("two_views" in train.process) == (prc == "on") == bool(config.consistency)
+    assert config.auxiliary_loss.importance_loss_weight == (0 if prc == "on" else 5e-3)
+    assert config.model.num_classes == classes
+    assert config.model.encoder.moe.group_size == 8 * ((size // 32) ** 2 + 1)
+    assert config.model.encoder.moe.router.num_selected_experts == 1
+    assert f"resize({size})" in config.dataset.test.process
+    assert (config.train_steps, config.seed) == (5000, 3)
+
+
+def test_only_imagenet_pairs_the_class_tokens():
+    assert imagenet_finetune_prc.get_config().consistency.pair_class_tokens
+    assert not cifar_prc.get_config().consistency.pair_class_tokens
+
+
+def test_vmoe_b16_has_experts_in_every_second_block():
+    config = imagenet21k_vmoe.get_config()
+    assert config.model.encoder.moe.layers == (1, 3, 5, 7, 9, 11)
+    assert config.mixup.concentration == 0.5
+    assert imagenet21k_vmoe.get_config("prc=on").dataset.train.batch_size == 2048
+
+
+def test_fashion_mnist_holds_a_validation_split_back():
+    config = fashion_mnist_prc.get_config("prc=off")
+    assert config.dataset.train.split == "train[:95%]"
+    assert config.dataset.val.split == "train[95%:]"
+
+
+def test_a_folder_gives_its_classes(tmp_path):
+    for name in ("train/x/1.jpg", "train/y/1.jpg", "train/z/1.jpg", "test/x/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    config = folder_prc.get_config(f"dir={tmp_path},size=96")
+    assert config.model.num_classes == 3
+    assert config.dataset.test_pairs.manual_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "message"),
+    [
+        (cifar_prc, "dataset=cifar01", "did you mean 'cifar1"),
+        (folder_prc, "", "is not a directory"),
+        (folder_prc, "dir=/no/such/place", "is not a directory"),
+    ],
+)
+def test_wrong_arguments(recipe, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        recipe.get_config(arguments)
