@@ -129,7 +129,7 @@ def test_parts_of_splits(dataset):
         ({"name": "digitss"}, "did you mean 'digits'"),
         (
             {"name": "cifar10"},
-            "x.name = 'cifar10': is not prepared in .*tfds build cifar10",
+            "x.name = 'cifar10': is not prepared in .*vmoe_prc.data.prepare cifar10",
         ),
         (
             {"split": "tests"},
