@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from vmoe_prc import data
 from vmoe_prc.analysis.final_picture import save_final_picture
-from vmoe_prc.checkpoints.orbax import Checkpointer
+from vmoe_prc.checkpoints.orbax import CHECKPOINT_FOLDER, Checkpointer
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
@@ -37,7 +37,6 @@ from vmoe_prc.writers import TENSORBOARD_FOLDER, create_writer
 
 CONFIG_FILE = "config.json"
 PICTURE_FILE = "routing.png"
-CHECKPOINT_FOLDER = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)

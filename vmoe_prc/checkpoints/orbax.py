@@ -11,6 +11,9 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+# Where a work directory keeps them.
+CHECKPOINT_FOLDER = "checkpoints"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; its text names the directory and what is wrong."""

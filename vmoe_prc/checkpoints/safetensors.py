@@ -1,0 +1,52 @@
+"""Parameters in one safetensors file, which programs in other frameworks read."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors
+import safetensors.flax
+from etils import epath
+
+from vmoe_prc.checkpoints.orbax import CheckpointError
+
+
+def save(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
+    """Writes arrays; the file is replaced as a whole or not at all.
+
+    Args:
+      path: The file; its directory is made if missing.
+      params: Nested dicts of arrays, which get names such as `Encoder/encoder_norm/scale`.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    content = safetensors.flax.save({name: jax.numpy.asarray(x) for name, x in flat.items()})
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads what `save` wrote, or any other safetensors file, to the host.
+
+    Args:
+      path: The file, local or `gs://`.
+
+    Returns:
+      Nested dicts of NumPy arrays; `/` in the names separates the levels.
+
+    Raises:
+      CheckpointError: If it is missing, truncated or of another format.
+    """
+    try:
+        arrays = safetensors.flax.load(epath.Path(path).read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: truncated, or of another format: {error}") from error
+    flat = {name: np.asarray(x) for name, x in arrays.items()}
+    return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,0 +1,363 @@
+"""Checkpoints in the format of the released V-MoE models.
+
+`PREFIX.index` names the arrays and says in which of the files `PREFIX.data-00000-of-0000N`
+each slice of them lies. All of them are msgpack. The tree of names, flattened with sorted
+keys, numbers the arrays.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+from etils import epath
+
+from vmoe_prc.checkpoints.orbax import CheckpointError
+
+VERSION = "20220622"
+_MARKER = "__msgpack_array_chunk_a87ca2__"
+_ARRAY, _SLICES, _ENTRY = 1, 6, 8  # Extension types of msgpack.
+_MAX_CHUNK_BYTES = 2**30
+_READ_BYTES = 2**20
+_MAX_THREADS = 16
+
+# (start, stop) of each dimension.
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An array as the index describes it.
+
+    Attributes:
+      number: Its number in the data files.
+      shape: Its whole shape.
+      dtype: Its dtype.
+      boxes: The slices that it is stored in.
+      shards: Number of the data file of each slice.
+    """
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    boxes: tuple[Box, ...]
+    shards: tuple[int, ...]
+
+
+def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
+    """Reads a checkpoint, or parts of it.
+
+    Args:
+      prefix: Path without `.index`; local, or `gs://`.
+      shardings: Nested dicts, as in the checkpoint, of the shardings to read arrays to;
+        arrays without one are not read. By default all are read to the host.
+
+    Returns:
+      Nested dicts of NumPy arrays; with `shardings`, of `jax.Array`s, for which a process
+      keeps only the slices, and opens only the files, that its own devices need.
+
+    Raises:
+      CheckpointError: If a file is missing, truncated or not of this format, or a name in
+        `shardings` is not in the checkpoint.
+    """
+    index, shard_count = read_index(prefix)
+    entries = _by_name(index)
+    if shardings is None:
+        buffers = {n: {_whole(e.shape): np.empty(e.shape, e.dtype)} for n, e in entries.items()}
+    else:
+        targets = _by_name(shardings)
+        if unknown := sorted(targets.keys() - entries.keys()):
+            raise CheckpointError(f"{os.fspath(prefix)}.index: no array {unknown[0]!r}")
+        entries = {name: entries[name] for name in targets}
+        buffers = {n: _device_buffers(e, targets[n]) for n, e in entries.items()}
+    _fill(prefix, shard_count, entries, buffers)
+    if shardings is None:
+        return _map_names(lambda name: buffers[name][_whole(entries[name].shape)], index)
+    return _map_names(
+        lambda name: _on_devices(entries[name], targets[name], buffers[name]), shardings
+    )
+
+
+def read_index(prefix: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+    """Reads the index of a checkpoint.
+
+    Args:
+      prefix: Path without `.index`.
+
+    Returns:
+      Nested dicts of `Entry`, and the number of data files.
+
+    Raises:
+      CheckpointError: If it is missing, truncated or of another format.
+    """
+    path = epath.Path(f"{os.fspath(prefix)}.index")
+    with _naming(path):
+        content = msgpack.unpackb(path.read_bytes(), ext_hook=_read_entry, strict_map_key=False)
+        version, shard_count = content.get("version", VERSION), content["shard_count"]
+        if version != VERSION:
+            raise ValueError(f"version {version!r}; only {VERSION} and files without are known")
+        leaves, structure = jax.tree.flatten(content["index"])
+        for leaf in leaves:
+            _check_entry(leaf)
+        numbered = [dataclasses.replace(leaf, number=i) for i, leaf in enumerate(leaves)]
+        return structure.unflatten(numbered), shard_count
+
+
+def save(prefix: str | os.PathLike[str], tree: Any, num_shards: int = 1) -> None:
+    """Writes a checkpoint that V-MoE's program and `restore` can read.
+
+    All files are written under other names first; the index is the last to appear.
+
+    Args:
+      prefix: Path without `.index`; its directory is made if missing.
+      tree: Nested dicts, or another tree that Flax can serialise, of arrays.
+      num_shards: Number of data files, which get about the same number of bytes.
+
+    Raises:
+      ValueError: If `num_shards` is not positive.
+    """
+    if num_shards < 1:
+        raise ValueError(f"num_shards = {num_shards}: must be at least 1")
+    tree = jax.tree.map(np.asarray, flax.serialization.to_state_dict(tree))
+    arrays, structure = jax.tree.flatten(tree)
+    pieces = _assign(arrays, num_shards)
+    entries = [_pack_entry(x, p) for x, p in zip(arrays, pieces, strict=True)]
+    prefix = epath.Path(prefix)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for shard in range(num_shards):
+        path = _data_path(prefix, shard, num_shards)
+        written.append((_temporary(path), path))
+        with written[-1][0].open("wb") as file:
+            for block in _pack_shard(arrays, pieces, shard):
+                file.write(block)
+    path = epath.Path(f"{prefix}.index")
+    written.append((_temporary(path), path))
+    index = {
+        "shard_count": num_shards,
+        "index": structure.unflatten(entries),
+        "version": VERSION,
+    }
+    written[-1][0].write_bytes(msgpack.packb(index))
+    for temporary, path in written:
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _naming(path: epath.Path) -> Iterator[None]:
+    """Names the file in what goes wrong with it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except msgpack.OutOfData:
+        raise CheckpointError(f"{path}: truncated") from None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: truncated, or of another format: {error}") from error
+
+
+def _fill(
+    prefix: str | os.PathLike[str],
+    shard_count: int,
+    entries: Mapping[str, Entry],
+    buffers: Mapping[str, Mapping[Box, np.ndarray]],
+) -> None:
+    """Copies the stored slices to the buffers, which are parts of the arrays by their boxes."""
+    wanted: dict[int, dict[int, set[Box]]] = collections.defaultdict(dict)
+    for name, entry in entries.items():
+        for box, shard in zip(entry.boxes, entry.shards, strict=True):
+            if any(_overlap(box, other) is not None for other in buffers[name]):
+                wanted[shard].setdefault(entry.number, set()).add(box)
+    numbered = {entry.number: (name, entry) for name, entry in entries.items()}
+
+    def read(shard: int) -> None:
+        path = _data_path(prefix, shard, shard_count)
+        missing = wanted[shard]
+        with _naming(path), path.open("rb") as file:
+            for number, box, chunk in _read_shard(file, wanted[shard]):
+                name, entry = numbered[number]
+                if box not in missing[number] or chunk.dtype != entry.dtype:
+                    raise ValueError(f"{name} is not as the index describes it")
+                missing[number].remove(box)
+                for place, buffer in buffers[name].items():
+                    _copy_overlap(chunk, box, buffer, place)
+            for number, boxes in missing.items():
+                if boxes:
+                    raise ValueError(f"lacks a slice of {numbered[number][0]}")
+
+    with concurrent.futures.ThreadPoolExecutor(_MAX_THREADS) as pool:
+        list(pool.map(read, sorted(wanted)))
+
+
+def _read_shard(file: Any, numbers: Mapping[int, Any]) -> Iterator[tuple[int, Box, np.ndarray]]:
+    """Yields the slices of the wanted arrays of a data file; other arrays are passed over."""
+    unpacker = msgpack.Unpacker(
+        file, read_size=_READ_BYTES, max_buffer_size=2**31 - 1, strict_map_key=False
+    )
+    for _ in range(unpacker.read_map_header()):
+        key = unpacker.unpack()
+        if key == _MARKER or int(key) not in numbers:
+            unpacker.skip()
+            continue
+        for _ in range(unpacker.read_array_header()):
+            parts, slices = unpacker.unpack()
+            box = _read_box(slices.data)
+            flat = [_read_array(part.data) for part in parts]
+            chunk = flat[0] if len(flat) == 1 else np.concatenate(flat)
+            yield int(key), box, chunk.reshape([stop - start for start, stop in box])
+
+
+def _read_array(data: bytes) -> np.ndarray:
+    shape, dtype, raw = msgpack.unpackb(data)
+    return np.frombuffer(raw, jnp.dtype(dtype)).reshape(shape)
+
+
+def _read_box(data: bytes) -> Box:
+    box = []
+    for item in msgpack.unpackb(data):
+        start, stop, step = msgpack.unpackb(item)
+        if step not in (None, 1):
+            raise ValueError(f"a slice with step {step}")
+        box.append((start, stop))
+    return tuple(box)
+
+
+def _read_entry(code: int, data: bytes) -> Entry:
+    if code != _ENTRY:
+        raise ValueError(f"unknown extension {code} in the index")
+    described, boxes, shards = msgpack.unpackb(data)
+    shape, dtype, *_ = msgpack.unpackb(described, strict_map_key=False)
+    return Entry(-1, tuple(shape), jnp.dtype(dtype), tuple(map(_read_box, boxes)), tuple(shards))
+
+
+def _check_entry(entry: Any) -> None:
+    if not isinstance(entry, Entry):
+        raise ValueError("a leaf of the tree describes no array")
+    stored = sum(math.prod(stop - start for start, stop in box) for box in entry.boxes)
+    if stored != math.prod(entry.shape) or len(entry.boxes) != len(entry.shards):
+        raise ValueError(f"the slices of an array of shape {entry.shape} do not make it up")
+
+
+def _assign(arrays: Sequence[np.ndarray], num_shards: int) -> list[list[tuple[Box, int]]]:
+    """Cuts large arrays along their first axis; from the largest on, the emptiest file is next."""
+    share = sum(x.nbytes for x in arrays) / num_shards
+    sizes = [0] * num_shards
+    assigned: list[list[tuple[Box, int]]] = [[] for _ in arrays]
+    for i in sorted(range(len(arrays)), key=lambda i: -arrays[i].nbytes):
+        x = arrays[i]
+        count = min(math.ceil(x.nbytes / share), x.shape[0]) if x.ndim and x.nbytes else 1
+        for piece in range(count):
+            box = list(_whole(x.shape))
+            if count > 1:
+                box[0] = (piece * x.shape[0] // count, (piece + 1) * x.shape[0] // count)
+            shard = sizes.index(min(sizes))
+            sizes[shard] += x.nbytes // count
+            assigned[i].append((tuple(box), shard))
+    return assigned
+
+
+def _pack_shard(
+    arrays: Sequence[np.ndarray], pieces: Sequence[Sequence[tuple[Box, int]]], shard: int
+) -> Iterator[bytes]:
+    """Yields a data file in blocks, so that no more than one slice is held twice."""
+    packer = msgpack.Packer()
+    held = {
+        str(i): (x, [box for box, where in p if where == shard])
+        for i, (x, p) in enumerate(zip(arrays, pieces, strict=True))
+    }
+    held = {key: (x, boxes) for key, (x, boxes) in held.items() if boxes}
+    yield packer.pack_map_header(1 + len(held))
+    yield packer.pack(_MARKER) + packer.pack(True)
+    for key, (x, boxes) in held.items():
+        yield packer.pack(key) + packer.pack_array_header(len(boxes))
+        for box in boxes:
+            flat = x[tuple(slice(*side) for side in box)].reshape(-1)
+            length = max(1, _MAX_CHUNK_BYTES // x.dtype.itemsize)
+            starts = range(0, max(1, flat.size), length)
+            yield packer.pack_array_header(2) + packer.pack_array_header(len(starts))
+            for start in starts:
+                yield packer.pack(_pack_array(flat[start : start + length]))
+            yield packer.pack(msgpack.ExtType(_SLICES, _pack_box(box)))
+
+
+def _pack_array(x: np.ndarray) -> msgpack.ExtType:
+    return msgpack.ExtType(_ARRAY, msgpack.packb((x.shape, x.dtype.name, x.tobytes())))
+
+
+def _pack_box(box: Box) -> bytes:
+    return msgpack.packb([msgpack.packb((start, stop, None)) for start, stop in box])
+
+
+def _pack_entry(x: np.ndarray, pieces: Sequence[tuple[Box, int]]) -> msgpack.ExtType:
+    described = msgpack.packb((x.shape, x.dtype.name, False, {}))
+    boxes = [_pack_box(box) for box, _ in pieces]
+    return msgpack.ExtType(_ENTRY, msgpack.packb((described, boxes, [s for _, s in pieces])))
+
+
+def _device_buffers(entry: Entry, sharding: jax.sharding.Sharding) -> dict[Box, np.ndarray]:
+    indices = sharding.addressable_devices_indices_map(entry.shape).values()
+    boxes = {_box(index, entry) for index in indices}
+    return {b: np.empty([stop - start for start, stop in b], entry.dtype) for b in boxes}
+
+
+def _on_devices(
+    entry: Entry, sharding: jax.sharding.Sharding, buffers: Mapping[Box, np.ndarray]
+) -> jax.Array:
+    return jax.make_array_from_callback(
+        entry.shape, sharding, lambda index: buffers[_box(index, entry)]
+    )
+
+
+def _box(index: Sequence[slice], entry: Entry) -> Box:
+    return tuple(s.indices(size)[:2] for s, size in zip(index, entry.shape, strict=True))
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    return tuple((0, size) for size in shape)
+
+
+def _overlap(a: Box, b: Box) -> Box | None:
+    common = tuple((max(s, t), min(e, f)) for (s, e), (t, f) in zip(a, b, strict=True))
+    return None if any(start >= stop for start, stop in common) else common
+
+
+def _copy_overlap(source: np.ndarray, source_box: Box, target: np.ndarray, target_box: Box):
+    common = _overlap(source_box, target_box)
+    if common is not None:
+        target[_within(common, target_box)] = source[_within(common, source_box)]
+
+
+def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+    return tuple(
+        slice(start - first, stop - first)
+        for (start, stop), (first, _) in zip(box, outer, strict=True)
+    )
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+_join = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+
+
+def _map_names(function: Callable[[str], Any], tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: function(_join(path)), tree)
+
+
+def _data_path(prefix: str | os.PathLike[str], shard: int, shard_count: int) -> epath.Path:
+    return epath.Path(f"{os.fspath(prefix)}.data-{shard:05d}-of-{shard_count:05d}")
+
+
+def _temporary(path: epath.Path) -> epath.Path:
+    return path.parent / f"{path.name}.tmp"
