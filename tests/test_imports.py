@@ -31,13 +31,14 @@ CORE = [
     "models",
     "optimizer",
     "recipes",
+    "report.__main__",
     "schedule",
     "train_state",
     "train_step",
 ]
 # Each layer imports only layers above it.
 LAYERS = [
-    {"arrays", "config", "device_peak", "summary", "progress"},
+    {"arrays", "config", "device_peak", "summary", "progress", "workdir"},
     {"class_folders", "recipes", "mesh", "alignment"},
     {"data.pp", "data.affine"},
     {"data.image_ops", "data.datasets.digits", "data.datasets.folder", "data.feed"},
@@ -62,6 +63,10 @@ LAYERS = [
     {"checkpoints.export"},
     {"initialization"},
     {"metrics", "evaluate"},
+    {"report", "report.published", "report.runs"},
+    {"report.tables"},
+    {"report.formats"},
+    {"report.__main__"},
     {"writers"},
     {"analysis", "analysis.palette"},
     {"analysis.plots"},

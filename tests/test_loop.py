@@ -51,6 +51,7 @@ def test_a_run_leaves_everything_behind(finished):
     for name in ("checkpoints/6", "tensorboard", "metrics.jsonl", "routing.png"):
         assert (workdir / name).exists()
         assert str(workdir / name) in summary
+    assert (workdir / "summary.txt").read_text() == summary + "\n"
     assert (workdir / "routing.png").read_bytes().startswith(b"\x89PNG")
     config = json.loads((workdir / "config.json").read_text())
     assert config["train_steps"] == STEPS

@@ -33,10 +33,8 @@ from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.summary import format_summary
 from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.train_step import EvalStep, TrainStep, make_eval_step, make_train_step
+from vmoe_prc.workdir import CONFIG_FILE, PICTURE_FILE, SUMMARY_FILE
 from vmoe_prc.writers import TENSORBOARD_FOLDER, create_writer
-
-CONFIG_FILE = "config.json"
-PICTURE_FILE = "routing.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +103,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         _save_config(program.config, workdir)
         if jax.process_index() == 0:
             truncate_metrics(workdir / METRICS_FILE, int(state.step))
+            (workdir / SUMMARY_FILE).unlink(missing_ok=True)
         writer = create_writer(workdir, process_index=jax.process_index())
         try:
             state, results = _train(program, state, checkpointer, writer, workdir)
@@ -118,7 +117,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             "metrics": workdir / METRICS_FILE,
             "picture": picture,
         }
-        return format_summary(results, {name: p for name, p in paths.items() if p})
+        summary = format_summary(results, {name: p for name, p in paths.items() if p})
+        if jax.process_index() == 0:
+            (workdir / SUMMARY_FILE).write_text(summary + "\n")
+        return summary
 
 
 def build_program(config: ml_collections.ConfigDict) -> Program:

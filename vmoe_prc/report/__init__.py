@@ -1,0 +1,1 @@
+"""The results of many runs as tables: mean and spread over seeds, published figures beside."""
