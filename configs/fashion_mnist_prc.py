@@ -10,7 +10,7 @@ import functools
 import math
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import EVALUATION_CAPACITY, finish, router_losses
+from vmoe_prc.recipes import EVALUATION_CAPACITY, fewshot, finish, router_losses
 
 IMAGES_PER_STEP = 128
 IMAGE_SIZE, PATCH_SIZE = 32, 4
@@ -74,5 +74,11 @@ def get_config(arguments: str = ""):
             },
             "evaluate": {"every_steps": 500, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {"every_steps": 500},
+            # What its representations are worth on other images.
+            "fewshot": fewshot(
+                {"digits": ("digits", "train[:80%]", "train[80%:]", "test")},
+                IMAGE_SIZE,
+                IMAGES_PER_STEP,
+            ),
         }
     )

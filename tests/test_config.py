@@ -71,8 +71,7 @@ def test_the_given_config_is_not_changed():
         ("optimizer.weight_decay", [("kernel",)], r"expected pairs \(regex, factor\)"),
         ("optimizer.frozen_pattern", "[", "not a regular expression"),
         ("optimizer.gradient_clip.absolute_value", 1.0, "cannot be combined with global_norm"),
-        ("train_epochs", 3, "give either it or config.train_epochs"),
-        ("train_steps", None, "give either it or config.train_epochs"),
+        ("train_steps", None, "missing; give it, or config.train_epochs"),
         ("loss.name", "softmax", "expected one of sigmoid_xent, softmax_xent"),
         ("consistency.name", "barlow", "expected one of prc, l2, jsd"),
         ("consistency.diagonal", "trace", "expected one of matrix, per_position"),
@@ -122,13 +121,13 @@ def test_class_tokens_need_a_class_token():
 def test_batches_that_do_not_fit(path, value, shape, message):
     config = complete(make(path, value))
     with pytest.raises(ConfigError, match=message):
-        check_batch(config, "train", shape, num_devices=2)
+        check_batch(config, "dataset.train", shape, num_devices=2)
 
 
 def test_batches_that_fit():
     config = complete(make())
-    check_batch(config, "train", (32, 2, 32, 32, 3), num_devices=8)
-    check_batch(config, "test", (64, 32, 32, 3), num_devices=8)
+    check_batch(config, "dataset.train", (32, 2, 32, 32, 3), num_devices=8)
+    check_batch(config, "dataset.test", (64, 32, 32, 3), num_devices=8)
 
 
 def test_evaluation_overrides_the_model():

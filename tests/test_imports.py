@@ -56,6 +56,7 @@ LAYERS = [
     {"agreement", "schedule", "mixup"},
     {"optimizer", "train_state"},
     {"train_step"},
+    {"fewshot"},
     {"checkpoints"},
     {"checkpoints.orbax", "checkpoints.transfer"},
     {"checkpoints.vmoe_format", "checkpoints.safetensors"},

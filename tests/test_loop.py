@@ -12,6 +12,7 @@ from vmoe_prc import loop
 from vmoe_prc.checkpoints.orbax import restore_params
 from vmoe_prc.config import ConfigError
 from vmoe_prc.metrics import read_metrics
+from vmoe_prc.recipes import fewshot
 
 STEPS = 6
 
@@ -194,3 +195,25 @@ def test_the_imagenet_recipe_compiles(data_dir):
     counted = loop._step_flops(program) / jax.device_count()
     # Buffers with room to spare, and the parts that are not matrix products.
     assert counted < compiled.cost_analysis()["flops"] < 1.5 * counted
+
+
+def test_fewshot_accuracies_are_reported(tmp_path, digits_dir):
+    config = small_config(digits_dir, "prc=off")
+    with config.unlocked():
+        config.train_steps = 2
+        datasets = {"numbers": ("digits", "train[:50%]", "train[50%:]", "test")}
+        config.fewshot = {**fewshot(datasets, 32, 64), "shots": (1, 5), "data_dir": digits_dir}
+    summary = loop.train_and_evaluate(config, tmp_path)
+    assert "1-shot" in summary and "numbers" in summary
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    # Even an untrained network tells some digits apart.
+    assert 0.1 < last["fewshot/numbers/5shot"] <= 1
+    assert last["fewshot/numbers/5shot_l2"] > 0
+
+
+def test_a_fewshot_data_set_that_does_not_exist(tmp_path, digits_dir):
+    config = small_config(digits_dir, "prc=off")
+    with config.unlocked():
+        config.fewshot = fewshot({"x": ("digitz", "train", "train", "test")}, 32, 64)
+    with pytest.raises(ConfigError, match=r"config\.fewshot\.datasets\.x.*digitz"):
+        loop.train_and_evaluate(config, tmp_path)

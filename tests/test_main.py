@@ -32,7 +32,7 @@ def test_help_explains_itself_at_once():
         (["--config=configs/digits_prc.py", "--config.seed=x"], "--config.seed=x"),
         # Fields that are None by default can be set, and are checked like all others.
         (["--config=configs/digits_prc.py", "--config.ema_decay=2"], "ema_decay = 2.0: expected"),
-        (["--config=configs/digits_prc.py", "--config.train_epochs=3"], "give either it or"),
+        (["--config=configs/digits_prc.py", "--config.train_steps=0"], "int or None of at least 1"),
         (
             ["--config=configs/imagenet_prc.py", "--config.dataset.test.data_dir=/none"],
             "config.dataset.test.name = 'imagenet2012': is not prepared in /none/imagenet2012",

@@ -245,6 +245,7 @@ SCHEMA = Section(
     {
         "description": Field(str, ""),
         "seed": Field(int, 0, minimum=0),
+        # The length of the training; the epochs count where no steps are given.
         "train_steps": Field((int, type(None)), None, minimum=1),
         "train_epochs": Field((float, type(None)), None, above=0.0),
         "dataset": Named(DATASET),
@@ -299,6 +300,20 @@ SCHEMA = Section(
                 "best_metric": Field((str, type(None)), None),
             }
         ),
+        # Ridge regressions on the frozen representations.
+        "fewshot": Section(
+            {
+                # (TFDS name, training, validation and test split) by a name of one's own.
+                "datasets": Field(Mapping),
+                "process": Field(str),
+                "batch_size": Field(**_COUNT),
+                "shots": Field(tuple, (1, 5, 10, 25)),
+                "l2_regs": Field(tuple, tuple(2.0**i for i in range(-10, 20))),
+                "data_dir": Field((str, type(None)), None),
+                "every_steps": Field(**_COUNT, default=25_000),
+            },
+            optional=True,
+        ),
         "report_progress": Section({"every_steps": Field(**_COUNT, default=100)}),
         "profile": Section(
             {
@@ -339,6 +354,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     _check_model(evaluation_model(completed), "config.model with config.evaluate.model_overrides")
     _check_optimizer(completed["optimizer"])
     _check_two_views(completed)
+    _check_fewshot(completed["fewshot"])
     return ml_collections.ConfigDict(_hold_places(completed, SCHEMA))
 
 
@@ -349,12 +365,12 @@ def evaluation_model(config: Config) -> dict[str, Any]:
     return _complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
 
 
-def check_batch(config: Config, split: str, image_shape: Sequence[int], num_devices: int):
+def check_batch(config: Config, section: str, image_shape: Sequence[int], num_devices: int):
     """Checks that the images of a split fit the model, its groups and the devices.
 
     Args:
       config: A completed configuration.
-      split: Name of the split in `config.dataset`.
+      section: Where the configuration has the data, such as 'dataset.train' or 'fewshot'.
       image_shape: Shape of the global batch: (B, H, W, 3), or (B, 2, H, W, 3).
       num_devices: Devices of all hosts.
 
@@ -362,25 +378,26 @@ def check_batch(config: Config, split: str, image_shape: Sequence[int], num_devi
       ConfigError: If the image does not split into patches, the batch over the devices,
         or the tokens of the devices into groups.
     """
-    model = config["model"] if split == "train" else evaluation_model(config)
+    train = section == "dataset.train"
+    model = config["model"] if train else evaluation_model(config)
     *views, height, width, _ = image_shape[1:]
     batch_size = image_shape[0]
-    field = f"config.dataset.{split}.batch_size"
+    field = f"config.{section}.batch_size"
     patch_height, patch_width = model["patch_size"]
     if height % patch_height or width % patch_width:
         raise ConfigError(
             "config.model.patch_size",
             (patch_height, patch_width),
-            f"must divide the {height}x{width} images of config.dataset.{split}.process",
+            f"must divide the {height}x{width} images of config.{section}.process",
         )
-    microsteps = config["microsteps"] if split == "train" else 1
+    microsteps = config["microsteps"] if train else 1
     if batch_size % (num_devices * microsteps):
         raise ConfigError(
             field,
             batch_size,
             f"must be a multiple of {num_devices} devices x {microsteps} microsteps",
         )
-    if split == "train" and config["consistency"] and not views:
+    if train and config["consistency"] and not views:
         raise ConfigError(
             "config.consistency",
             config["consistency"]["name"],
@@ -395,7 +412,7 @@ def check_batch(config: Config, split: str, image_shape: Sequence[int], num_devi
             raise ConfigError(
                 "config.model.encoder.moe.group_size",
                 moe["group_size"],
-                f"must divide the tokens of a device in config.dataset.{split}: {images} "
+                f"must divide the tokens of a device in config.{section}: {images} "
                 f"images x {tokens} tokens / {num_devices} devices = "
                 f"{images * tokens / num_devices:g}",
             )
@@ -546,13 +563,8 @@ def _describe(spec: Field) -> str:
 
 
 def _check_length(config: Mapping[str, Any]):
-    steps, epochs = config["train_steps"], config["train_epochs"]
-    if (steps is None) == (epochs is None):
-        raise ConfigError(
-            "config.train_steps",
-            steps,
-            f"give either it or config.train_epochs (now {epochs!r}), and not both",
-        )
+    if config["train_steps"] is None and config["train_epochs"] is None:
+        raise ConfigError("config.train_steps", None, "missing; give it, or config.train_epochs")
 
 
 def _check_datasets(config: Mapping[str, Any]):
@@ -624,6 +636,30 @@ def _check_regex(field: str, pattern: Any):
         re.compile(pattern)
     except (re.error, TypeError) as error:
         raise ConfigError(field, pattern, f"not a regular expression ({error})") from None
+
+
+def _check_fewshot(fewshot: Mapping[str, Any] | None):
+    if fewshot is None:
+        return
+    for name, parts in fewshot["datasets"].items():
+        texts = isinstance(parts, tuple) and all(isinstance(part, str) for part in parts)
+        if not texts or len(parts) != 4:
+            raise ConfigError(
+                f"config.fewshot.datasets.{name}",
+                parts,
+                "expected (TFDS name, training split, validation split, test split)",
+            )
+    for shot in fewshot["shots"]:
+        if not isinstance(shot, int) or shot < 1:
+            raise ConfigError("config.fewshot.shots", fewshot["shots"], "expected ints above 0")
+    for l2 in fewshot["l2_regs"]:
+        if not isinstance(l2, (int, float)) or l2 <= 0:
+            raise ConfigError(
+                "config.fewshot.l2_regs", fewshot["l2_regs"], "expected floats above 0"
+            )
+    for field in ("shots", "l2_regs"):
+        if not fewshot[field]:
+            raise ConfigError(f"config.fewshot.{field}", fewshot[field], "expected at least one")
 
 
 def _check_two_views(config: Mapping[str, Any]):

@@ -13,7 +13,8 @@ import ml_collections
 import optax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vmoe_prc import data
 from vmoe_prc.analysis.final_picture import save_final_picture
@@ -22,6 +23,13 @@ from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.evaluate import evaluate
+from vmoe_prc.fewshot import (
+    RepresentationStep,
+    data_sections,
+    fewshot_accuracies,
+    make_representation_step,
+    represent,
+)
 from vmoe_prc.initialization import initialize
 from vmoe_prc.mesh import batch_sharding, create_mesh
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
@@ -53,6 +61,7 @@ class Program:
       create_state: Makes the initial state.
       train_step: The jitted update; its first argument is donated.
       eval_step: The jitted evaluation step.
+      representation_step: The jitted function of few-shot evaluation.
     """
 
     config: ml_collections.ConfigDict
@@ -66,6 +75,7 @@ class Program:
     create_state: Any
     train_step: TrainStep
     eval_step: EvalStep
+    representation_step: RepresentationStep
 
     @property
     def eval_splits(self) -> list[str]:
@@ -138,7 +148,8 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         for split, dataset in config.dataset.items()
     }
     for split, spec in specs.items():
-        check_batch(config, split, spec["image"].shape, mesh.size)
+        check_batch(config, f"dataset.{split}", spec["image"].shape, mesh.size)
+    _check_fewshot(config, mesh)
     image_shape = specs["train"]["image"].shape
     images_per_step = math.prod(image_shape[:-3])
     total_steps = config.train_steps or math.ceil(
@@ -190,7 +201,19 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         ),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(make_eval_step(eval_model, plain["loss"])),
+        # Every process fits the regressions on all of the representations.
+        representation_step=jax.jit(
+            make_representation_step(eval_model), out_shardings=NamedSharding(mesh, P())
+        ),
     )
+
+
+def _check_fewshot(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    for name, sections in data_sections(config.fewshot).items() if config.fewshot else ():
+        for section in sections.values():
+            data.validate(section, f"config.fewshot.datasets.{name}", labels="label")
+            image_shape = data.batch_spec(section, train=False)["image"].shape
+            check_batch(config, "fewshot", image_shape, mesh.size)
 
 
 def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, dict[str, float]]:
@@ -231,11 +254,14 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
                 bar.report(step, shown, rates)
                 _write_train_metrics(writer, step, program, metrics, rates)
             evaluated = _due(step, config.evaluate.every_steps, total_steps)
-            if evaluated:
+            fewshot = config.fewshot and _due(step, config.fewshot.every_steps, total_steps)
+            if evaluated or fewshot:
                 with timer.paused(metrics):
-                    results = _evaluate_splits(program, state)
-                    writer.write_scalars(step, results)
-                _log_results(step, results)
+                    latest = _evaluate_splits(program, state) if evaluated else {}
+                    latest |= _evaluate_fewshot(program, state) if fewshot else {}
+                    writer.write_scalars(step, latest)
+                _log_results(step, latest)
+                results |= latest
             if _due(step, config.save_checkpoint.every_steps, total_steps):
                 with timer.paused(metrics):
                     # Metrics on disk are never behind the checkpoint.
@@ -243,7 +269,7 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
                     checkpointer.save(step, state, results if evaluated else None)
     batches.close()
     if not results:
-        results = _evaluate_splits(program, state)
+        results = _evaluate_splits(program, state) | _evaluate_fewshot(program, state)
     return state, results
 
 
@@ -265,20 +291,39 @@ def _evaluate_splits(program: Program, state: TrainState) -> dict[str, float]:
     """Evaluates every split but `train`; metrics are named `{split}/{metric}`."""
     results = {}
     for split in program.eval_splits:
-        dataset = program.config.dataset[split]
-        batches = device_batches(
-            data.eval_batches(
-                dataset,
-                seed=program.config.seed,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            batch_sharding(program.mesh),
-            dataset.prefetch_device,
-        )
+        batches = _eval_batches(program, program.config.dataset[split])
         metrics = evaluate(program.eval_step, state.eval_params, batches)
         results |= {f"{split}/{name}": value for name, value in metrics.items()}
     return results
+
+
+def _evaluate_fewshot(program: Program, state: TrainState) -> dict[str, float]:
+    """Few-shot accuracies of every data set listed, named `fewshot/{name}/{shots}shot`."""
+    options = program.config.fewshot
+    results = {}
+    for name, sections in data_sections(options).items() if options else ():
+        examples = {
+            split: represent(
+                program.representation_step, state.eval_params, _eval_batches(program, section)
+            )
+            for split, section in sections.items()
+        }
+        accuracies = fewshot_accuracies(examples, options.shots, options.l2_regs)
+        results |= {f"fewshot/{name}/{key}": value for key, value in accuracies.items()}
+    return results
+
+
+def _eval_batches(program: Program, dataset: ml_collections.ConfigDict) -> Iterator[Any]:
+    return device_batches(
+        data.eval_batches(
+            dataset,
+            seed=program.config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        batch_sharding(program.mesh),
+        dataset.prefetch_device,
+    )
 
 
 def _write_train_metrics(writer, step, program, metrics, rates):
@@ -292,7 +337,7 @@ def _log_results(step: int, results: Mapping[str, float]):
     shown = [
         f"{name} {value:.4f}"
         for name, value in results.items()
-        if name.endswith(("/accuracy", "/top1")) and name.count("/") == 1
+        if (name.endswith(("/accuracy", "/top1")) and name.count("/") == 1) or name.endswith("shot")
     ]
     logging.info("evaluation at step %d: %s", step, ", ".join(shown))
 

@@ -127,6 +127,20 @@ def finish(num_classes: int, two_views: bool = False) -> str:
     return f"value_range(-1, 1)|{labels}|keep({keep})"
 
 
+def fewshot(
+    datasets: dict[str, tuple[str, str, str, str]], image_size: int, batch_size: int
+) -> dict[str, Any]:
+    """Returns a `fewshot` section with V-MoE's numbers of shots and strengths.
+
+    Args:
+      datasets: (TFDS name, training, validation and test split) by a name for the metrics.
+      image_size: Side of the images in pixels.
+      batch_size: Images evaluated at once.
+    """
+    process = f'decode|resize({image_size})|value_range(-1, 1)|keep("image", "label")'
+    return {"datasets": datasets, "process": process, "batch_size": batch_size}
+
+
 def upcycling_rules(layers: tuple[int, ...], num_experts: int) -> tuple[tuple[Any, ...], ...]:
     """Returns rules that make each expert a copy of a dense model's MLP.
 

@@ -6,6 +6,7 @@ from os import PathLike
 
 _LOADS_PER_ROW = 8
 _BLOCK = re.compile(r"(?P<block>[^/]*?(?P<number>\d+))/")
+_FEWSHOT = re.compile(r"fewshot/(?P<name>.*)/(?P<shots>\d+)shot$")
 _COLUMNS = {
     "top1": "top-1",
     "top2": "top-2",
@@ -27,7 +28,8 @@ def format_summary(
           '{split}/{block}/top1', '…/top2', '…/top2_unordered', '…/overlap': agreement
             of the experts of matched patches; '…/dropped': tokens dropped;
             '…/load/{expert}': share of the kept tokens that an expert got;
-          '{split}/top1' and so on: the same over all blocks.
+          '{split}/top1' and so on: the same over all blocks;
+          'fewshot/{name}/{shots}shot': accuracy of a few-shot evaluation.
         A block is a name without '/' that ends in its number, such as 'encoderblock_3'.
         Metrics that are missing (top-2 where K = 1, agreement of a split without pairs)
         get no column, or '-' if others have them; unknown names are left out.
@@ -37,7 +39,7 @@ def format_summary(
     Returns:
       Lines of at most 100 columns, except where a path is longer.
     """
-    sections = [_accuracy_table(results)]
+    sections = [_accuracy_table(results), _fewshot_table(results)]
     for split in _splits(results):
         prefix = f"{split}/"
         own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
@@ -59,6 +61,19 @@ def _accuracy_table(results: Mapping[str, float]) -> str:
         for split in splits
     ]
     return _table("Classification", ["split", "accuracy %", "loss"], rows)
+
+
+def _fewshot_table(results: Mapping[str, float]) -> str:
+    """Accuracy by data set and number of shots."""
+    found = {
+        (m["name"], int(m["shots"])): v for k, v in results.items() if (m := _FEWSHOT.match(k))
+    }
+    if not found:
+        return ""
+    shots = sorted({number for _, number in found})
+    names = list(dict.fromkeys(name for name, _ in found))
+    rows = [[name, *(_percent(found.get((name, number))) for number in shots)] for name in names]
+    return _table("Few-shot accuracy (%)", ["data set", *(f"{n}-shot" for n in shots)], rows)
 
 
 def _routing_table(split: str, results: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """The model against the released program's values; its shapes, dtypes and invariances."""
 
 import functools
+import pathlib
 
 import flax
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits_prc
+from vmoe_prc.checkpoints import vmoe_format
 from vmoe_prc.losses import auxiliary_loss, classification_loss
 from vmoe_prc.models import VisionTransformerMoe
 from vmoe_prc.models.vit import sincos2d_embedding
@@ -238,3 +240,11 @@ def test_errors(options, size, message):
     model = make_model(**options)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((4, size, size, 3)))
+
+
+def test_a_released_checkpoint_gives_the_golden_logits(golden, close):
+    folder = pathlib.Path(__file__).parent.parent / "data" / "golden" / "vmoe_checkpoint"
+    params = vmoe_format.restore(folder / "vmoe_tiny")["params"]
+    data = golden("vit_moe_token_k2")
+    logits, _ = make_model(**GOLDEN["token_k2"]).apply({"params": params}, data["images"])
+    close(logits, data["logits"])

@@ -1,17 +1,31 @@
 """Parameters in one safetensors file, which programs in other frameworks read."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
-import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.flax
 from etils import epath
 
 from vmoe_prc.checkpoints.orbax import CheckpointError
+
+# The library's own reader of bytes knows no bfloat16.
+_DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
 
 
 def save(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
@@ -22,7 +36,7 @@ def save(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
       params: Nested dicts of arrays, which get names such as `Encoder/encoder_norm/scale`.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    content = safetensors.flax.save({name: jax.numpy.asarray(x) for name, x in flat.items()})
+    content = safetensors.flax.save({name: jnp.asarray(x) for name, x in flat.items()})
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{path.name}.tmp"
@@ -43,10 +57,14 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
       CheckpointError: If it is missing, truncated or of another format.
     """
     try:
-        arrays = safetensors.flax.load(epath.Path(path).read_bytes())
+        arrays = dict(safetensors.deserialize(epath.Path(path).read_bytes()))
+        flat = {name: _array(**described) for name, described in arrays.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: truncated, or of another format: {error}") from error
-    flat = {name: np.asarray(x) for name, x in arrays.items()}
     return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+    return np.frombuffer(data, jnp.dtype(_DTYPES[dtype])).reshape(shape)

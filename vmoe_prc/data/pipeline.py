@@ -22,12 +22,16 @@ Batch = dict[str, np.ndarray]
 EVALUATION_SEED = 0
 
 
-def validate(config: ml_collections.ConfigDict, field: str = "config.dataset") -> None:
+def validate(
+    config: ml_collections.ConfigDict, field: str = "config.dataset", labels: str = "labels"
+) -> None:
     """Checks all that can be checked of a data set without reading it.
 
     Args:
       config: A completed section of `config.dataset`.
       field: Its name, for errors.
+      labels: What the preprocessing must give beside `image`: 'labels' (one-hot), or
+        'label' (the class).
 
     Raises:
       ConfigError: If the data set is unknown or not prepared, the split does not exist,
@@ -36,7 +40,7 @@ def validate(config: ml_collections.ConfigDict, field: str = "config.dataset") -
     split_info(config, field)
     spec = _example_spec(config, field)
     process_field = f"{field}.process"
-    for key in ("image", "labels"):
+    for key in ("image", labels):
         if key not in spec:
             raise ConfigError(process_field, config.process, f"the result lacks {key!r}")
     shape = spec["image"].shape

@@ -1,0 +1,66 @@
+"""Parameters from and to the formats of other programs."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vmoe_prc.checkpoints import safetensors as ours
+from vmoe_prc.checkpoints.export import main
+from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.params import read_params, write_params
+
+PARAMS = {
+    "params/head/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "params/head/bias": np.arange(3).astype(jnp.bfloat16),
+    "params/scale": np.float32(2).reshape(()),
+}
+
+
+def assert_same(params, other):
+    assert params.keys() == other.keys()
+    for name, x in params.items():
+        assert x.dtype == other[name].dtype
+        np.testing.assert_array_equal(x, other[name])
+
+
+def test_reads_npz_files_with_and_without_a_level_of_parameters(tmp_path):
+    x = np.arange(3.0)
+    np.savez(tmp_path / "plain.npz", **{"head/kernel": x})
+    np.savez(tmp_path / "nested.npz", **{"params/head/kernel": x, "step": 1})
+    for name in ("plain.npz", "nested.npz"):
+        params = read_params(tmp_path / name)
+        assert list(params) == ["params/head/kernel"]
+        np.testing.assert_array_equal(params["params/head/kernel"], x)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vmoe"])
+def test_round_trip(tmp_path, name):
+    write_params(tmp_path / "new" / name, PARAMS)
+    assert_same(read_params(tmp_path / "new" / name), PARAMS)
+
+
+def test_others_read_our_safetensors(tmp_path):
+    float32 = {k: x for k, x in PARAMS.items() if x.dtype == np.float32}
+    write_params(tmp_path / "x.safetensors", float32)
+    theirs = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    assert_same({f"params/{k}": x for k, x in theirs.items()}, float32)
+
+
+def test_a_damaged_safetensors_file_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: no such file"):
+        ours.load(path)
+    write_params(path, PARAMS)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: truncated"):
+        ours.load(path)
+
+
+def test_export(tmp_path, capsys):
+    write_params(tmp_path / "vmoe", PARAMS)
+    assert main([str(tmp_path / "vmoe"), str(tmp_path / "x.safetensors")]) == 0
+    assert "3 arrays, 10 parameters" in capsys.readouterr().out
+    assert_same(read_params(tmp_path / "x.safetensors"), PARAMS)
+    assert main([str(tmp_path / "missing"), str(tmp_path / "y.safetensors")]) == 2
+    assert "missing" in capsys.readouterr().err
