@@ -66,5 +66,5 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _array(dtype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+def _array(dtype: str, shape: Sequence[int], data: bytes | bytearray) -> np.ndarray:
     return np.frombuffer(data, jnp.dtype(_DTYPES[dtype])).reshape(shape)
