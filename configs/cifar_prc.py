@@ -22,9 +22,7 @@ def get_config(arguments: str = ""):
         raise ConfigError("config argument 'dataset'", args.dataset, allowed, near)
     return complete(
         fine_tune(
-            args.k,
-            args.prc,
-            args.seed,
+            args,
             dataset=args.dataset,
             splits={"train": "train[:98%]", "val": "train[98%:]", "test": "test"},
             num_classes=NUM_CLASSES[args.dataset],

@@ -8,14 +8,12 @@ the same crops and the same number of images.
 """
 
 import functools
-import math
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import EVALUATION_CAPACITY, finish, router_losses
+from vmoe_prc.recipes import EVALUATION_CAPACITY, adam, finish, router_losses, small_model
 
 IMAGES_PER_STEP = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 4
-NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 ONE_VIEW = f"decode|inception_crop({IMAGE_SIZE}, 60, 100)|{finish(10)}"
 TWO_VIEWS = f"decode|two_views({IMAGE_SIZE}, (60, 100), (60, 100))|{finish(10, True)}"
 CENTRE = f"decode|resize(34)|central_crop({IMAGE_SIZE})|{finish(10)}"
@@ -43,40 +41,12 @@ def get_config(arguments: str = ""):
                     split="test", process=TWO_VIEWS, batch_size=IMAGES_PER_STEP // 2
                 ),
             },
-            "model": {
-                "num_classes": 10,
-                "patch_size": (PATCH_SIZE, PATCH_SIZE),
-                "hidden_size": 64,
-                "classifier": "token",
-                "head_bias_init": -math.log(10),
-                "encoder": {
-                    "num_layers": 4,
-                    "mlp_dim": 128,
-                    "num_heads": 4,
-                    "moe": {
-                        "num_experts": 4,
-                        "layers": (1, 3),
-                        "group_size": 8 * NUM_TOKENS,
-                        "router": {
-                            "num_selected_experts": args.k,
-                            "dispatcher": {"name": "gather", "capacity_factor": 1.5},
-                        },
-                    },
-                },
-            },
+            "model": small_model(10, IMAGE_SIZE, PATCH_SIZE, experts=4, k=args.k, layers=(1, 3)),
             "loss": {"name": "softmax_xent"},
             **router_losses(args.prc, pair_class_tokens=False),
-            "optimizer": {
-                "name": "adam",
-                "weight_decay": [(".*/kernel", 0.1)],
-                "gradient_clip": {"global_norm": 1.0},
-                "learning_rate": {
-                    "schedule": "warmup_cosine_decay",
-                    "peak_value": 4e-3,
-                    "end_value": 1e-5,
-                    "warmup_steps": 50,
-                },
-            },
+            "optimizer": adam(
+                "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=50
+            ),
             "evaluate": {"every_steps": 300, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {"every_steps": 300, "keep_last": 1},
             "report_progress": {"every_steps": 25},

@@ -7,15 +7,13 @@ Arguments: `k=1` one expert a token, `prc=off` the V-MoE baseline, `seed=N`.
 """
 
 import functools
-import math
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import EVALUATION_CAPACITY, fewshot, finish, router_losses
+from vmoe_prc.recipes import EVALUATION_CAPACITY, adam, fewshot, finish, router_losses, small_model
 
 IMAGES_PER_STEP = 128
 IMAGE_SIZE, PATCH_SIZE = 32, 4
 NUM_CLASSES = 10
-NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2 + 1
 ONE_VIEW = f"decode|inception_crop({IMAGE_SIZE}, 40, 100)|flip_lr|{finish(NUM_CLASSES)}"
 TWO_VIEWS = (
     f"decode|two_views({IMAGE_SIZE}, (40, 100), (40, 100))|flip_lr|{finish(NUM_CLASSES, True)}"
@@ -39,39 +37,14 @@ def get_config(arguments: str = ""):
                 "test": fashion(split="test", process=WHOLE),
                 "test_pairs": fashion(split="test[:20%]") | pairs,
             },
-            "model": {
-                "num_classes": NUM_CLASSES,
-                "patch_size": (PATCH_SIZE, PATCH_SIZE),
-                "hidden_size": 64,
-                "head_bias_init": -math.log(NUM_CLASSES),
-                "encoder": {
-                    "num_layers": 6,
-                    "mlp_dim": 128,
-                    "num_heads": 4,
-                    "moe": {
-                        "num_experts": 8,
-                        "layers": (3, 5),
-                        "group_size": 8 * NUM_TOKENS,
-                        "router": {
-                            "num_selected_experts": args.k,
-                            "dispatcher": {"name": "gather", "capacity_factor": 1.5},
-                        },
-                    },
-                },
-            },
+            "model": small_model(
+                NUM_CLASSES, IMAGE_SIZE, PATCH_SIZE, experts=8, k=args.k, layers=(3, 5)
+            ),
             "loss": {"name": "softmax_xent"},
             **router_losses(args.prc),
-            "optimizer": {
-                "name": "adam",
-                "weight_decay": [(".*/kernel", 0.1)],
-                "gradient_clip": {"global_norm": 1.0},
-                "learning_rate": {
-                    "schedule": "warmup_cosine_decay",
-                    "peak_value": 2e-3,
-                    "end_value": 1e-5,
-                    "warmup_steps": 200,
-                },
-            },
+            "optimizer": adam(
+                "warmup_cosine_decay", peak_value=2e-3, end_value=1e-5, warmup_steps=200
+            ),
             "evaluate": {"every_steps": 500, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {"every_steps": 500},
             # What its representations are worth on other images.

@@ -16,9 +16,7 @@ def get_config(arguments: str = ""):
     args = parse_arguments(arguments, k=2, prc=True, seed=0)
     return complete(
         fine_tune(
-            args.k,
-            args.prc,
-            args.seed,
+            args,
             dataset="oxford_flowers102",
             splits={"train": "train", "val": "validation", "test": "test"},
             num_classes=102,

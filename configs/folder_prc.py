@@ -20,9 +20,7 @@ def get_config(arguments: str = ""):
     except ValueError as error:
         raise ConfigError("config argument 'dir'", args.dir, str(error)) from None
     config = fine_tune(
-        args.k,
-        args.prc,
-        args.seed,
+        args,
         dataset="folder",
         splits={"train": "train", "test": "test"},
         num_classes=len(classes),

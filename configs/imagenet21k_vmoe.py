@@ -9,7 +9,7 @@ builder for ImageNet-21k: prepare your own under the name `imagenet21k`, with a 
 import functools
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import finish, router_losses, vmoe_model
+from vmoe_prc.recipes import adam, finish, router_losses, vmoe_model
 
 IMAGES_PER_STEP = 4096
 NUM_CLASSES = 21_843
@@ -44,18 +44,8 @@ def get_config(arguments: str = ""):
             "loss": {"name": "sigmoid_xent"},
             **router_losses(args.prc),
             "mixup": None if args.prc else {"concentration": 0.5, "size": 2},
-            "optimizer": {
-                "name": "adam",
-                "b1": 0.9,
-                "b2": 0.999,
-                "weight_decay": [(".*/kernel", 0.1)],
-                "gradient_clip": {"global_norm": 1.0},
-                "learning_rate": {
-                    "schedule": "warmup_linear_decay",
-                    "peak_value": 8e-4,
-                    "end_value": 1e-5,
-                    "warmup_steps": 10_000,
-                },
-            },
+            "optimizer": adam(
+                "warmup_linear_decay", peak_value=8e-4, end_value=1e-5, warmup_steps=10_000
+            ),
         }
     )

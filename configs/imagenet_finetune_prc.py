@@ -14,9 +14,7 @@ def get_config(arguments: str = ""):
     args = parse_arguments(arguments, k=2, prc=True, seed=0)
     return complete(
         fine_tune(
-            args.k,
-            args.prc,
-            args.seed,
+            args,
             dataset="imagenet2012",
             splits={"train": "train[:99%]", "val": "train[99%:]", "test": "validation"},
             num_classes=1000,

@@ -10,7 +10,7 @@ Published top-1 on ImageNet-1K (doi 10.1109/OJSP.2025.3536853): PRC 75.92 (k=1) 
 import functools
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import EVALUATION_CAPACITY, finish, router_losses, vmoe_model
+from vmoe_prc.recipes import EVALUATION_CAPACITY, adam, finish, router_losses, vmoe_model
 
 IMAGES_PER_STEP = 1024
 NUM_CLASSES = 1000
@@ -48,19 +48,9 @@ def get_config(arguments: str = ""):
             "model": model,
             "loss": {"name": "sigmoid_xent"},
             **router_losses(args.prc),
-            "optimizer": {
-                "name": "adam",
-                "b1": 0.9,
-                "b2": 0.999,
-                "weight_decay": [(".*/kernel", 0.1)],
-                "gradient_clip": {"global_norm": 1.0},
-                "learning_rate": {
-                    "schedule": "warmup_linear_decay",
-                    "peak_value": 7.5e-4,
-                    "end_value": 5e-6,
-                    "warmup_steps": 10_000,
-                },
-            },
+            "optimizer": adam(
+                "warmup_linear_decay", peak_value=7.5e-4, end_value=5e-6, warmup_steps=10_000
+            ),
             "evaluate": {"every_steps": 5_000, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {
                 "every_steps": 1_000,

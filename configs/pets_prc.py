@@ -15,9 +15,7 @@ def get_config(arguments: str = ""):
     args = parse_arguments(arguments, k=2, prc=True, seed=0)
     return complete(
         fine_tune(
-            args.k,
-            args.prc,
-            args.seed,
+            args,
             dataset="oxford_iiit_pet",
             splits={"train": "train[:90%]", "val": "train[90%:]", "test": "test"},
             num_classes=37,

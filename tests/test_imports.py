@@ -38,7 +38,7 @@ CORE = [
 ]
 # Each layer imports only layers above it.
 LAYERS = [
-    {"arrays", "config", "device_peak", "summary", "progress", "workdir"},
+    {"arrays", "config", "device_peak", "files", "summary", "progress", "workdir"},
     {"class_folders", "recipes", "mesh", "alignment"},
     {"data.pp", "data.affine"},
     {"data.image_ops", "data.datasets.digits", "data.datasets.folder", "data.feed"},

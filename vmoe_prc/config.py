@@ -38,6 +38,17 @@ def nearest(word: str, allowed: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of nested mappings under their full names, joined by dots."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    return {
+        name: value
+        for key, item in config.items()
+        for name, value in flatten(item, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
 REQUIRED = object()
 
 
@@ -358,6 +369,27 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_hold_places(completed, SCHEMA))
 
 
+def fewshot_sections(options: Config) -> dict[str, dict[str, ml_collections.ConfigDict]]:
+    """Returns the data sections of `config.fewshot`, as those of `config.dataset`.
+
+    Args:
+      options: `config.fewshot`, completed.
+
+    Returns:
+      A section by data set and by its split 'train', 'val' or 'test'.
+    """
+    shared = {name: options[name] for name in ("process", "batch_size", "data_dir")}
+    return {
+        name: {
+            split: ml_collections.ConfigDict(
+                _complete_section({**shared, "name": dataset, "split": part}, DATASET, name)
+            )
+            for split, part in zip(("train", "val", "test"), parts, strict=True)
+        }
+        for name, (dataset, *parts) in options["datasets"].items()
+    }
+
+
 def evaluation_model(config: Config) -> dict[str, Any]:
     """Returns the `model` of a configuration as it is evaluated, with its overrides."""
     overrides = _plain(config["evaluate"]["model_overrides"])
@@ -416,6 +448,14 @@ def check_batch(config: Config, section: str, image_shape: Sequence[int], num_de
                 f"images x {tokens} tokens / {num_devices} devices = "
                 f"{images * tokens / num_devices:g}",
             )
+
+
+def check_regex(field: str, pattern: Any):
+    """Raises ConfigError if the value of a field is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ConfigError(field, pattern, f"not a regular expression ({error})") from None
 
 
 def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
@@ -626,16 +666,9 @@ def _check_optimizer(optimizer: Mapping[str, Any]):
                 raise ConfigError(
                     "config.optimizer.weight_decay", decay, "expected pairs (regex, factor)"
                 )
-            _check_regex("config.optimizer.weight_decay", rule[0])
+            check_regex("config.optimizer.weight_decay", rule[0])
     for pattern in (frozen,) if isinstance(frozen, str) else frozen or ():
-        _check_regex("config.optimizer.frozen_pattern", pattern)
-
-
-def _check_regex(field: str, pattern: Any):
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ConfigError(field, pattern, f"not a regular expression ({error})") from None
+        check_regex("config.optimizer.frozen_pattern", pattern)
 
 
 def _check_fewshot(fewshot: Mapping[str, Any] | None):

@@ -10,44 +10,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from vmoe_prc.arrays import Array, Float, Int
-from vmoe_prc.config import Config
 from vmoe_prc.train_step import Batch
 
-SPLITS = ("train", "val", "test")
 RepresentationStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 # Representations and classes of a split.
 Examples = tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]
-
-
-def data_sections(options: Config) -> dict[str, dict[str, ml_collections.ConfigDict]]:
-    """Returns the data sections, as those of `config.dataset`, by data set and split.
-
-    Args:
-      options: `config.fewshot`.
-    """
-    shared = {
-        "process": options["process"],
-        "batch_size": options["batch_size"],
-        "data_dir": options["data_dir"],
-        "shuffle_buffer": 0,
-        "cache": None,
-        "manual_dir": None,
-        "prefetch": "autotune",
-        "prefetch_device": 2,
-    }
-    return {
-        name: {
-            split: ml_collections.ConfigDict({**shared, "name": dataset, "split": part})
-            for split, part in zip(SPLITS, parts, strict=True)
-        }
-        for name, (dataset, *parts) in options["datasets"].items()
-    }
 
 
 def make_representation_step(model: nn.Module) -> RepresentationStep:
@@ -110,14 +82,15 @@ def fewshot_accuracies(
     features, labels = examples["train"]
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    strongest_first = sorted(l2_regs, reverse=True)
     results = {}
     for shot in shots:
         chosen = np.concatenate([indices[:shot] for indices in by_class])
-        fits = [_fit(features[chosen], labels[chosen], l2) for l2 in sorted(l2_regs)[::-1]]
+        fits = [_fit(features[chosen], labels[chosen], l2) for l2 in strongest_first]
         validation = [_accuracy(fit, examples["val"]) for fit in fits]
         best = int(np.argmax(validation))
         results[f"{shot}shot"] = _accuracy(fits[best], examples["test"])
-        results[f"{shot}shot_l2"] = float(sorted(l2_regs)[::-1][best])
+        results[f"{shot}shot_l2"] = float(strongest_first[best])
     return results
 
 

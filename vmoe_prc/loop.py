@@ -18,14 +18,20 @@ from jax.sharding import PartitionSpec as P
 
 from vmoe_prc import data
 from vmoe_prc.analysis.final_picture import save_final_picture
-from vmoe_prc.checkpoints.orbax import CHECKPOINT_FOLDER, Checkpointer
-from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
+from vmoe_prc.checkpoints.orbax import Checkpointer
+from vmoe_prc.config import (
+    ConfigError,
+    check_batch,
+    complete,
+    evaluation_model,
+    fewshot_sections,
+    flatten,
+)
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.evaluate import evaluate
 from vmoe_prc.fewshot import (
     RepresentationStep,
-    data_sections,
     fewshot_accuracies,
     make_representation_step,
     represent,
@@ -41,7 +47,7 @@ from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.summary import format_summary
 from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.train_step import EvalStep, TrainStep, make_eval_step, make_train_step
-from vmoe_prc.workdir import CONFIG_FILE, PICTURE_FILE, SUMMARY_FILE
+from vmoe_prc.workdir import CHECKPOINT_FOLDER, CONFIG_FILE, PICTURE_FILE, SUMMARY_FILE
 from vmoe_prc.writers import TENSORBOARD_FOLDER, create_writer
 
 
@@ -209,11 +215,12 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
 
 
 def _check_fewshot(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    for name, sections in data_sections(config.fewshot).items() if config.fewshot else ():
+    for name, sections in fewshot_sections(config.fewshot).items() if config.fewshot else ():
         for section in sections.values():
             data.validate(section, f"config.fewshot.datasets.{name}", labels="label")
-            image_shape = data.batch_spec(section, train=False)["image"].shape
-            check_batch(config, "fewshot", image_shape, mesh.size)
+        # Its splits differ in nothing that shapes a batch.
+        image_shape = data.batch_spec(sections["test"], train=False)["image"].shape
+        check_batch(config, "fewshot", image_shape, mesh.size)
 
 
 def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, dict[str, float]]:
@@ -301,7 +308,7 @@ def _evaluate_fewshot(program: Program, state: TrainState) -> dict[str, float]:
     """Few-shot accuracies of every data set listed, named `fewshot/{name}/{shots}shot`."""
     options = program.config.fewshot
     results = {}
-    for name, sections in data_sections(options).items() if options else ():
+    for name, sections in fewshot_sections(options).items() if options else ():
         examples = {
             split: represent(
                 program.representation_step, state.eval_params, _eval_batches(program, section)
@@ -403,12 +410,12 @@ def _save_config(config: ml_collections.ConfigDict, workdir: epath.Path):
     path = workdir / CONFIG_FILE
     text = json.dumps(config.to_dict(), indent=2, default=list)
     if path.exists():
-        earlier = _flatten(json.loads(path.read_text()))
-        now = _flatten(json.loads(text))
+        earlier = flatten(json.loads(path.read_text()))
+        now = flatten(json.loads(text))
         for field in sorted(earlier.keys() | now.keys()):
             if earlier.get(field) != now.get(field):
                 logging.warning(
-                    "config%s was %r when this run began, and is now %r",
+                    "config.%s was %r when this run began, and is now %r",
                     field,
                     earlier.get(field),
                     now.get(field),
@@ -416,11 +423,3 @@ def _save_config(config: ml_collections.ConfigDict, workdir: epath.Path):
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for key, item in tree.items() for k, v in _flatten(item, f"{prefix}.{key}").items()
-    }

@@ -14,6 +14,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from vmoe_prc.files import replacing
+
 METRICS_FILE = "metrics.jsonl"
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -40,9 +42,8 @@ def truncate_metrics(path: str | PathLike[str], last_step: float) -> None:
             dropped += 1
     if (repaired := "".join(kept)) != text:
         logging.info("%s: dropped %d lines after step %s", path, dropped, last_step)
-        temporary = path.parent / f"{path.name}.tmp"
-        temporary.write_text(repaired)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(repaired)
 
 
 def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:

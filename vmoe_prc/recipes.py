@@ -5,6 +5,8 @@ import math
 import re
 from typing import Any
 
+import ml_collections
+
 from vmoe_prc.config import ConfigError
 
 # Layers, width, MLP width and heads of the model sizes (V-MoE; Ti is our addition).
@@ -102,6 +104,59 @@ def vmoe_model(description: str, image_size: int, num_classes: int) -> dict[str,
     }
 
 
+def small_model(
+    num_classes: int, image_size: int, patch_size: int, *, experts: int, k: int, layers: tuple
+) -> dict[str, Any]:
+    """Returns a `model` of width 64 for small images, trained in minutes without accelerator.
+
+    Args:
+      num_classes: Number of classes; the head's bias starts at -ln of it.
+      image_size: Side of the images in pixels.
+      patch_size: Side of the patches in pixels.
+      experts: Number of experts.
+      k: Number of selected experts.
+      layers: Blocks with experts, the last of which is the last block.
+    """
+    num_tokens = (image_size // patch_size) ** 2 + 1
+    return {
+        "num_classes": num_classes,
+        "patch_size": (patch_size, patch_size),
+        "hidden_size": 64,
+        "head_bias_init": -math.log(num_classes),
+        "encoder": {
+            "num_layers": layers[-1] + 1,
+            "mlp_dim": 128,
+            "num_heads": 4,
+            "moe": {
+                "num_experts": experts,
+                "layers": layers,
+                "group_size": IMAGES_PER_GROUP * num_tokens,
+                "router": {
+                    "num_selected_experts": k,
+                    "dispatcher": {"name": "gather", "capacity_factor": 1.5},
+                },
+            },
+        },
+    }
+
+
+def adam(schedule: str, peak_value: float, end_value: float, warmup_steps: int) -> dict[str, Any]:
+    """Returns the `optimizer` of training from scratch: Adam, decayed kernels, clipped."""
+    return {
+        "name": "adam",
+        "b1": 0.9,
+        "b2": 0.999,
+        "weight_decay": [(".*/kernel", 0.1)],
+        "gradient_clip": {"global_norm": 1.0},
+        "learning_rate": {
+            "schedule": schedule,
+            "peak_value": peak_value,
+            "end_value": end_value,
+            "warmup_steps": warmup_steps,
+        },
+    }
+
+
 def router_losses(prc: bool, pair_class_tokens: bool = True) -> dict[str, Any]:
     """Returns the losses on the routers: PRC alone, or V-MoE's balance losses."""
     if prc:
@@ -165,9 +220,7 @@ def upcycling_rules(layers: tuple[int, ...], num_experts: int) -> tuple[tuple[An
 
 
 def fine_tune(
-    k: int,
-    prc: bool,
-    seed: int,
+    arguments: ml_collections.ConfigDict,
     *,
     dataset: str,
     splits: dict[str, str],
@@ -183,9 +236,8 @@ def fine_tune(
     its work directory as `--config.initialization.prefix`.
 
     Args:
-      k: Number of selected experts.
-      prc: Whether to train on pairs of views with PRC, or on one view without.
-      seed: Seed of the run.
+      arguments: `k`, the number of selected experts; `prc`, whether to train on pairs of
+        views with PRC, or on one view without; `seed`.
       dataset: Name of the data set.
       splits: Its splits `train`, `val` and `test`; a split that is missing is left out.
       num_classes: Number of classes.
@@ -194,7 +246,7 @@ def fine_tune(
       end_value: Learning rate at the end.
       pair_class_tokens: Whether the class tokens of two views are paired.
     """
-    description = f"ViT-S/32, E=8, K={k}, Last 2"
+    description = f"ViT-S/32, E=8, K={arguments.k}, Last 2"
     model = vmoe_model(description, image_size, num_classes)
     model["representation_size"] = None
     model["encoder"]["moe"]["router"]["dispatcher"]["capacity_factor"] = 1.5
@@ -205,10 +257,10 @@ def fine_tune(
     whole = f"decode|resize({image_size})|{finish(num_classes)}"
     split = functools.partial(dict, name=dataset, batch_size=FINE_TUNE_IMAGES_PER_STEP)
     pairs = {"process": two_views, "batch_size": FINE_TUNE_IMAGES_PER_STEP // 2}
-    train = pairs if prc else {"process": one_view}
+    train = pairs if arguments.prc else {"process": one_view}
     return {
         "description": description,
-        "seed": seed,
+        "seed": arguments.seed,
         "train_steps": 5_000,
         "dataset": {
             "train": split(split=splits["train"], shuffle_buffer=50_000) | train,
@@ -218,7 +270,7 @@ def fine_tune(
         "model": model,
         "initialization": {"rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False},
         "loss": {"name": "softmax_xent"},
-        **router_losses(prc, pair_class_tokens),
+        **router_losses(arguments.prc, pair_class_tokens),
         "optimizer": {
             "name": "sgd",
             "momentum": 0.9,

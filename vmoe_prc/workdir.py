@@ -3,4 +3,5 @@
 CONFIG_FILE = "config.json"
 # Written when the run has ended, and removed when it goes on.
 SUMMARY_FILE = "summary.txt"
+CHECKPOINT_FOLDER = "checkpoints"
 PICTURE_FILE = "routing.png"

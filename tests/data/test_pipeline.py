@@ -133,7 +133,7 @@ def test_parts_of_splits(dataset):
         ),
         (
             {"split": "tests"},
-            "x.split = 'tests': unknown split; .*train.*did you mean 'test'",
+            "x.split = 'tests': no such split; .*train.*did you mean 'test'",
         ),
         ({"split": "train[:0]"}, "x.split = 'train.:0.': has no examples"),
         ({"process": "decod"}, "x.process = 'decod': unknown op"),

@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from vmoe_prc import data
 from vmoe_prc.config import ConfigError
@@ -56,11 +57,55 @@ def write_cifar10(folder):
         write_tar(file, members, "w:gz")
 
 
+def write_cifar100(folder):
+    def records(count):
+        return b"".join(bytes([i % 20, i % 100]) + RNG.bytes(3072) for i in range(count))
+
+    def names(count):
+        return b"\n".join(b"class%d" % i for i in range(count))
+
+    members = {"train.bin": records(120), "test.bin": records(16)}
+    members |= {"coarse_label_names.txt": names(20), "fine_label_names.txt": names(100)}
+    with (folder / "cifar-100-binary.tar.gz").open("wb") as file:
+        write_tar(file, {f"cifar-100-binary/{n}": x for n, x in members.items()}, "w:gz")
+
+
+def write_flowers(folder):
+    members = {f"jpg/image_{i:05d}.jpg": encoded("JPEG") for i in range(1, 33)}
+    with (folder / "102flowers.tgz").open("wb") as file:
+        write_tar(file, members, "w:gz")
+    savemat(folder / "imagelabels.mat", {"labels": np.arange(1, 33)[None]})
+    ids = {"trnid": range(1, 9), "valid": range(9, 17), "tstid": range(17, 33)}
+    savemat(folder / "setid.mat", {name: np.array(x)[None] for name, x in ids.items()})
+
+
+def write_pets(folder):
+    breeds = ["Abyssinian", "beagle", "yorkshire_terrier"]
+    names = [(f"{breed}_{i}", breed) for breed in breeds for i in range(1, 7)]
+    with (folder / "images.tar.gz").open("wb") as file:
+        write_tar(file, {f"images/{n}.jpg": encoded("JPEG") for n, _ in names}, "w:gz")
+    trimap = io.BytesIO()
+    Image.fromarray(RNG.integers(1, 4, (24, 30), np.uint8)).save(trimap, "PNG")
+    lines = [f"{n} {breeds.index(b) + 1} {1 if b[0].isupper() else 2} 1\n" for n, b in names]
+    members = {f"annotations/trimaps/{n}.png": trimap.getvalue() for n, _ in names}
+    members["annotations/trainval.txt"] = "".join(lines[::2]).encode()
+    members["annotations/test.txt"] = "".join(lines[1::2]).encode()
+    with (folder / "annotations.tar.gz").open("wb") as file:
+        write_tar(file, members, "w:gz")
+
+
 @pytest.mark.parametrize(
     ("name", "write", "sizes"),
     [
         ("imagenet2012", write_imagenet, {"train": 16, "validation": 8}),
         ("cifar10", write_cifar10, {"train": 50, "test": 16}),
+        ("cifar100", write_cifar100, {"train": 120, "test": 16}),
+        (
+            "oxford_flowers102",
+            write_flowers,
+            {"train": 8, "validation": 8, "test": 16},
+        ),
+        ("oxford_iiit_pet", write_pets, {"train": 9, "test": 9}),
     ],
 )
 def test_official_files(tmp_path, dataset, name, write, sizes):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from os import PathLike
 
 import numpy as np
-from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -15,6 +14,7 @@ from matplotlib.patches import ConnectionPatch, Patch
 
 from vmoe_prc.analysis.palette import expert_colors
 from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.files import replacing
 
 # Inches. The lines cross _JOINED_GAP; the agreement of a row stands in the gap above it.
 _PANEL, _GAP, _ROW_GAP, _JOINED_GAP = 1.9, 0.1, 0.26, 1.3
@@ -98,12 +98,8 @@ def routing_pairs_figure(
 
 def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 160) -> None:
     """Writes a figure as PNG, whole or not at all; folders are created."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.tmp"
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)
-    temporary.replace(path)
 
 
 def _check(images, experts, pairs, patch_size, num_experts, class_token, labels) -> None:

@@ -12,7 +12,6 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 # Where a work directory keeps them.
-CHECKPOINT_FOLDER = "checkpoints"
 
 
 class CheckpointError(ValueError):

@@ -12,6 +12,7 @@ import safetensors.flax
 from etils import epath
 
 from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.files import replacing
 
 # The library's own reader of bytes knows no bfloat16.
 _DTYPES = {
@@ -37,11 +38,8 @@ def save(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     content = safetensors.flax.save({name: jnp.asarray(x) for name, x in flat.items()})
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import scipy.ndimage
 
-from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.config import ConfigError, check_regex, nearest
 
 Shape = tuple[int, ...]
 
@@ -149,10 +149,7 @@ def check_rules(rules: Sequence[Sequence[Any]], field: str) -> list[tuple[Any, .
     for rule in rules:
         if isinstance(rule, str) or len(rule) < 2:
             raise ConfigError(field, rule, "expected (pattern, replacement[, transformation, ...])")
-        try:
-            re.compile(rule[0])
-        except (re.error, TypeError) as error:
-            raise ConfigError(field, rule[0], f"is not a regular expression: {error}") from None
+        check_regex(field, rule[0])
         if len(rule) > 2 and rule[2] not in _TRANSFORMATIONS:
             allowed = f"unknown transformation; allowed: {', '.join(_TRANSFORMATIONS)}"
             raise ConfigError(field, rule[2], allowed, nearest(str(rule[2]), _TRANSFORMATIONS))

@@ -23,6 +23,7 @@ import numpy as np
 from etils import epath
 
 from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.files import replacing
 
 VERSION = "20220622"
 _MARKER = "__msgpack_array_chunk_a87ca2__"
@@ -132,25 +133,19 @@ def save(prefix: str | os.PathLike[str], tree: Any, num_shards: int = 1) -> None
     arrays, structure = jax.tree.flatten(tree)
     pieces = _assign(arrays, num_shards)
     entries = [_pack_entry(x, p) for x, p in zip(arrays, pieces, strict=True)]
-    prefix = epath.Path(prefix)
-    prefix.parent.mkdir(parents=True, exist_ok=True)
-    written = []
-    for shard in range(num_shards):
-        path = _data_path(prefix, shard, num_shards)
-        written.append((_temporary(path), path))
-        with written[-1][0].open("wb") as file:
-            for block in _pack_shard(arrays, pieces, shard):
-                file.write(block)
-    path = epath.Path(f"{prefix}.index")
-    written.append((_temporary(path), path))
     index = {
         "shard_count": num_shards,
         "index": structure.unflatten(entries),
         "version": VERSION,
     }
-    written[-1][0].write_bytes(msgpack.packb(index))
-    for temporary, path in written:
-        temporary.replace(path)
+    with contextlib.ExitStack() as stack:
+        # Entered first, the index takes its place last.
+        stack.enter_context(replacing(f"{prefix}.index")).write_bytes(msgpack.packb(index))
+        for shard in range(num_shards):
+            temporary = stack.enter_context(replacing(_data_path(prefix, shard, num_shards)))
+            with temporary.open("wb") as file:
+                for block in _pack_shard(arrays, pieces, shard):
+                    file.write(block)
 
 
 @contextlib.contextmanager
@@ -357,7 +352,3 @@ def _map_names(function: Callable[[str], Any], tree: Any) -> Any:
 
 def _data_path(prefix: str | os.PathLike[str], shard: int, shard_count: int) -> epath.Path:
     return epath.Path(f"{os.fspath(prefix)}.data-{shard:05d}-of-{shard_count:05d}")
-
-
-def _temporary(path: epath.Path) -> epath.Path:
-    return path.parent / f"{path.name}.tmp"

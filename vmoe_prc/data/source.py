@@ -77,12 +77,13 @@ def split_info(config: ml_collections.ConfigDict, field: str = "config.dataset")
         info = builder.info.splits[config.split]
         count = info.num_examples
     except (KeyError, ValueError, AssertionError):
-        names = list(builder.info.splits)
+        sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+        allowed = ", ".join(f"{name} ({size:,} examples)" for name, size in sizes.items())
         raise ConfigError(
             f"{field}.split",
             config.split,
-            f"unknown split; allowed: {', '.join(names)} and parts such as {names[0]}[:99%]",
-            nearest(config.split, names),
+            f"no such split; allowed: {allowed} and parts such as {next(iter(sizes))}[:99%]",
+            nearest(config.split, sizes),
         ) from None
     if not count:
         raise ConfigError(f"{field}.split", config.split, "has no examples")

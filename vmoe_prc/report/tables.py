@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vmoe_prc.config import flatten
 from vmoe_prc.report import published
 from vmoe_prc.report.runs import Run
 
@@ -118,7 +119,7 @@ def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
 
 def _experiment(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that make an experiment what it is, by dotted names."""
-    flat = _flatten(config)
+    flat = flatten(config)
     datasets = {name for name in flat if name.startswith("dataset.")}
     dropped = {name for name in datasets if name.rpartition(".")[2] in IGNORED_OF_DATASETS}
     return {name: v for name, v in flat.items() if name not in IGNORED | dropped}
@@ -197,13 +198,3 @@ def _order(row: Row) -> tuple[Any, ...]:
         methods.index(row.method) if row.method in methods else len(methods),
         row.settings,
     )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        name: value
-        for key, item in tree.items()
-        for name, value in _flatten(item, f"{prefix}.{key}" if prefix else key).items()
-    }

@@ -1,0 +1,118 @@
+"""Every recipe takes three steps, as a command, on data of its real builder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.testing.mocking import RandomFakeGenerator
+
+NUM_EXAMPLES = 200  # one in a hundred of them is still two
+
+
+class Imagenet21k(tfds.core.GeneratorBasedBuilder):
+    """Stands for the data set that users prepare themselves; TFDS has no builder of it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(),
+            "label": tfds.features.ClassLabel(num_classes=21843),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError
+
+    def _generate_examples(self):
+        raise NotImplementedError
+
+
+def prepare(name, splits, data_dir):
+    """Fills the builder of a data set with random examples of its own features."""
+    rng = np.random.default_rng(0)
+    cls = Imagenet21k if name == "imagenet21k" else tfds.builder_cls(name)
+    builder = cls(data_dir=data_dir, file_format=tfds.core.FileFormat.TFRECORD)
+    features = builder.info.features
+    size = features["image"].shape
+    shape = size if None not in size else (40, 48, 3)
+    examples = [
+        # Random boxes would be upside down, and random large images slow.
+        example
+        | {"image": rng.integers(256, size=shape, dtype=np.uint8)}
+        | ({"head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0)} if "head_bbox" in features else {})
+        for example in RandomFakeGenerator(features, num_examples=NUM_EXAMPLES)
+    ]
+    builder._split_generators = lambda dl_manager: {s: enumerate(examples) for s in splits}
+    builder.download_and_prepare()
+
+
+RECIPES = {
+    "imagenet_prc": ("imagenet2012", ["train", "validation"]),
+    "imagenet_finetune_prc": ("imagenet2012", ["train", "validation"]),
+    "imagenet21k_vmoe": ("imagenet21k", ["full"]),
+    "cifar_prc:dataset=cifar10": ("cifar10", ["train", "test"]),
+    "cifar_prc:dataset=cifar100,prc=off": ("cifar100", ["train", "test"]),
+    "flowers_prc:k=1": ("oxford_flowers102", ["train", "validation", "test"]),
+    "pets_prc": ("oxford_iiit_pet", ["train", "test"]),
+    "fashion_mnist_prc": ("fashion_mnist", ["train", "test"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_takes_three_steps(tmp_path, recipe):
+    name, splits = RECIPES[recipe]
+    prepare(name, splits, tmp_path / "data")
+    path, colon, arguments = recipe.partition(":")
+    result = run(path, colon + arguments, tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert records[-1]["step"] == 3
+    assert any("train/total_loss" in r and float(r["train/total_loss"]) > 0 for r in records)
+    assert "Classification" in (tmp_path / "run" / "summary.txt").read_text()
+
+
+def run(path, arguments, tmp_path):
+    env = {**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(tmp_path / "data")}
+    code = (
+        f"import json; from configs.{path} import get_config; "
+        f"splits = get_config({arguments[1:]!r}).dataset.items(); "
+        "print(json.dumps({name: 'two_views' in x.process for name, x in splits}))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+    # The held-out part of the recipe is longer than the few examples here.
+    splits = {"dataset.train.split": "full[100:]", "dataset.val.split": "full[:100]"}
+    # Eight images at once in every split: one routing group.
+    batch_sizes = {
+        f"dataset.{split}.batch_size": 4 if pairs else 8
+        for split, pairs in json.loads(shown.stdout).items()
+    }
+    small = {
+        "train_steps": 3,
+        "dataset.train.shuffle_buffer": 16,
+        "model.hidden_size": 32,
+        "model.encoder.mlp_dim": 32,
+        "model.encoder.num_heads": 4,
+        "optimizer.learning_rate.warmup_steps": 1,
+        **batch_sizes,
+        **(splits if path == "imagenet21k_vmoe" else {}),
+    }
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
+            f"--config=configs/{path}.py{arguments}",
+            *(f"--config.{name}={value}" for name, value in small.items()),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
