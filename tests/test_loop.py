@@ -166,7 +166,7 @@ def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, t
         ("model.encoder.moe.group_size", 33, "group_size = 33: must divide the tokens"),
         ("model.patch_size", (5, 5), "must divide the 32x32 images"),
         ("dataset.test.name", "digitz", "did you mean 'digits'"),
-        ("dataset.test.split", "val", "no such split; allowed: train (1,438 examples), test (359 examples)"),
+        ("dataset.test.split", "val", "no such split; allowed: train .1,438 examples., test"),
         ("optimizer.learning_rate.warmup_steps", 6, "warmup_steps = 6 must be less than the 6"),
     ],
 )
