@@ -37,6 +37,24 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """Directory where TFDS prepares the digits."""
+    return str(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, digits_dir):
+    """A run that was never interrupted, and what it printed."""
+    from small_run import small_config
+
+    from vmoe_prc import loop
+
+    workdir = tmp_path_factory.mktemp("finished")
+    summary = loop.train_and_evaluate(small_config(digits_dir), workdir)
+    return workdir, summary
+
+
+@pytest.fixture(scope="session")
 def golden():
     """Loads a golden file by its name without extension."""
     return lambda name: np.load(GOLDEN / f"{name}.npz")

@@ -39,7 +39,7 @@ CORE = [
 # Each layer imports only layers above it.
 LAYERS = [
     {"arrays", "config", "device_peak", "files", "summary", "progress", "workdir"},
-    {"class_folders", "recipes", "mesh", "alignment"},
+    {"bootstrap", "class_folders", "recipes", "mesh", "alignment"},
     {"data.pp", "data.affine"},
     {"data.image_ops", "data.datasets.digits", "data.datasets.folder", "data.feed"},
     {"data.two_views", "data.randaugment", "data.datasets"},
@@ -69,10 +69,10 @@ LAYERS = [
     {"report.formats"},
     {"report.__main__"},
     {"writers"},
-    {"analysis", "analysis.palette"},
-    {"analysis.plots"},
+    {"analysis", "analysis.palette", "analysis.routing", "analysis.opened_run"},
+    {"analysis.plots", "analysis.routing_table", "analysis.agreement"},
     {"analysis.final_picture"},
-    {"loop"},
+    {"loop", "analyze"},
     {"main"},
 ]
 

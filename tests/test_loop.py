@@ -6,45 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from small_run import STEPS, small_config
 
-from configs import digits_prc, imagenet_prc
+from configs import imagenet_prc
 from vmoe_prc import loop
 from vmoe_prc.checkpoints.orbax import restore_params
 from vmoe_prc.config import ConfigError
 from vmoe_prc.metrics import read_metrics
 from vmoe_prc.recipes import fewshot
-
-STEPS = 6
-
-
-@pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("digits"))
-
-
-def small_config(digits_dir, arguments="", **changes):
-    config = digits_prc.get_config(arguments)
-    with config.unlocked():
-        config.train_steps = STEPS
-        config.model.update({"hidden_size": 16, "patch_size": (8, 8)})
-        config.model.encoder.update({"num_layers": 2, "mlp_dim": 32})
-        config.model.encoder.moe.update({"layers": (1,), "group_size": 17 * 4, "dropout_rate": 0.1})
-        config.optimizer.learning_rate.warmup_steps = 2
-        config.evaluate.every_steps = 4
-        config.save_checkpoint.update({"every_steps": 3, "keep_last": 3})
-        config.report_progress.every_steps = 2
-        config.update_from_flattened_dict(changes)
-        for dataset in config.dataset.values():
-            dataset.data_dir = digits_dir
-    return config
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, digits_dir):
-    """A run that was never interrupted, and what it printed."""
-    workdir = tmp_path_factory.mktemp("finished")
-    summary = loop.train_and_evaluate(small_config(digits_dir), workdir)
-    return workdir, summary
 
 
 def test_a_run_leaves_everything_behind(finished):

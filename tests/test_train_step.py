@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from vmoe_prc import mesh as mesh_lib
-from vmoe_prc.evaluate import evaluate, finish_metrics
+from vmoe_prc.evaluate import evaluate
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.train_state import abstract_train_state, create_train_state
 from vmoe_prc.train_step import make_eval_step, make_train_step
@@ -193,8 +193,8 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
 def test_evaluation_metrics_against_the_model_itself():
     model = tiny.tiny_model(deterministic=True)
     params, data = trained_params(), tiny.two_view_batch(8)
-    sums = jax.jit(make_eval_step(model, SOFTMAX))(params, {**data, "mask": jnp.ones(8, bool)})
-    metrics = finish_metrics(sums)
+    step = jax.jit(make_eval_step(model, SOFTMAX))
+    metrics = evaluate(step, params, [{**data, "mask": jnp.ones(8, bool)}])
     logits, routings = model.apply({"params": params}, data["image"].reshape(-1, 32, 32, 3))
     labels = jnp.repeat(data["labels"], 2, axis=0)
     loss = optax.softmax_cross_entropy(logits, labels).mean()

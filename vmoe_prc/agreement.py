@@ -1,8 +1,16 @@
 """Do the two views of an image choose the same experts where they show the same place?"""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
+import numpy as np
 
 from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.bootstrap import Interval, ratio_intervals
+
+METRICS = ("top1", "top2", "top2_unordered", "overlap")
+# Beside the names of blocks: all of them together.
+ALL_BLOCKS = "all"
 
 
 def agreement_per_image(
@@ -43,3 +51,27 @@ def agreement_per_image(
         name: jnp.sum(jnp.where(matched, values, 0), axis=1, dtype=jnp.float32)
         for name, values in per_pair.items()
     }
+
+
+def agreement_intervals(
+    per_image: Mapping[str, Mapping[str, Float[np.ndarray, " N"]]],
+) -> dict[str, dict[str, Interval]]:
+    """Estimates the agreement over a split, with 95% intervals that resample its images.
+
+    Args:
+      per_image: By block, what `agreement_per_image` gives for the N images.
+
+    Returns:
+      Shares in [0, 1] by block and metric; the block 'all' has the pairs of all blocks.
+    """
+    totals = {
+        name: np.sum([block[name] for block in per_image.values()], axis=0)
+        for name in next(iter(per_image.values()), {})
+    }
+    results = {}
+    for block, sums in {**per_image, ALL_BLOCKS: totals}.items():
+        names = [name for name in METRICS if name in sums]
+        numerators = np.stack([sums[name] for name in names], axis=1)
+        intervals = ratio_intervals(numerators, sums["num_pairs"])
+        results[block] = dict(zip(names, intervals, strict=True))
+    return results

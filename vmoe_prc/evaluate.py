@@ -6,21 +6,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmoe_prc.arrays import Array
-from vmoe_prc.train_step import Batch
+from vmoe_prc.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.train_step import Batch, Metrics
 
-AGREEMENT = ("top1", "top2", "top2_unordered", "overlap")
+# By block and metric, sums over the pairs of each image; see `agreement_per_image`.
+PairSums = dict[str, dict[str, Float[np.ndarray, " N"]]]
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], Mapping[str, jax.Array]],
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
     params: Any,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
     """Runs the jitted evaluation step over all batches and forms the metrics.
 
     Args:
-      eval_step: Jitted function of `train_step.make_eval_step`.
+      eval_step: Jitted function of `train_step.make_eval_step`, whose results every
+        process has.
       params: Parameters of the model.
       batches: Global batches with a `mask`.
 
@@ -30,27 +33,52 @@ def evaluate(
     Raises:
       ValueError: If there is no image at all.
     """
-    total = None
+    return finish_metrics(*sum_batches(eval_step, params, batches))
+
+
+def sum_batches(
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
+    params: Any,
+    batches: Iterable[Batch],
+) -> tuple[dict[str, np.ndarray], PairSums]:
+    """Runs the jitted evaluation step over all batches, for `finish_metrics`.
+
+    Returns:
+      Sums over the split, and with two views the agreement of each of its N images.
+
+    Raises:
+      ValueError: If there is no image at all.
+    """
+    total, parts = None, []
     for batch in batches:
-        sums = eval_step(params, batch)
+        sums, per_image = eval_step(params, batch)
         # Added on the device: the host stays free to prepare the next batch.
         total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        parts.append(per_image)
     if total is None:
         raise ValueError("the split to evaluate has no images")
-    return finish_metrics(jax.device_get(total))
+    per_image = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
+    pair_sums: PairSums = {}
+    for key, values in per_image.items():
+        if key != "mask":
+            block, name = key.rsplit("/", 1)
+            pair_sums.setdefault(block, {})[name] = values[per_image["mask"]]
+    return jax.device_get(total), pair_sums
 
 
-def finish_metrics(sums: Mapping[str, Array]) -> dict[str, float]:
+def finish_metrics(sums: Mapping[str, Array], pair_sums: PairSums) -> dict[str, float]:
     """Turns sums over a split into metrics.
 
     Args:
       sums: Sums of `make_eval_step`'s function over the batches.
+      pair_sums: Agreement of each image, empty with one view.
 
     Returns:
       `accuracy`, `loss` and `images`; per block `{block}/dropped`, the share of choices
       that found their expert full, `{block}/load/{e}`, the share of the kept choices that
       went to expert e, and with two views the agreement metrics (spec: top1, top2,
-      top2_unordered, overlap), which are also given over all blocks without a prefix.
+      top2_unordered, overlap). These are also given over all blocks without a prefix,
+      with the bounds of a 95% interval over images: `top1_low`, `top1_high`.
     """
     images = float(sums["images"])
     metrics = {
@@ -58,19 +86,19 @@ def finish_metrics(sums: Mapping[str, Array]) -> dict[str, float]:
         "accuracy": float(sums["accuracy"]) / images,
         "loss": float(sums["loss"]) / images,
     }
-    blocks = [key.removesuffix("/choices") for key in sums if key.endswith("/choices")]
-    for block in blocks:
+    for block in (key.removesuffix("/choices") for key in sums if key.endswith("/choices")):
         load = np.asarray(sums[f"{block}/load"], np.float64)
         metrics[f"{block}/dropped"] = float(sums[f"{block}/dropped"] / sums[f"{block}/choices"])
         for expert, share in enumerate(load / max(load.sum(), 1)):
             metrics[f"{block}/load/{expert}"] = float(share)
-        for name in AGREEMENT:
-            if f"{block}/{name}" in sums:
-                pairs = max(float(sums[f"{block}/num_pairs"]), 1)
-                metrics[f"{block}/{name}"] = float(sums[f"{block}/{name}"]) / pairs
-    for name in AGREEMENT:
-        values = [metrics[f"{b}/{name}"] for b in blocks if f"{b}/{name}" in metrics]
-        if values:
-            # Every block sees the same pairs, so the mean of means is the mean.
-            metrics[name] = float(np.mean(values))
+    for block, intervals in (agreement_intervals(pair_sums) if pair_sums else {}).items():
+        for name, interval in intervals.items():
+            if block != ALL_BLOCKS:
+                metrics[f"{block}/{name}"] = interval.value
+            else:
+                metrics |= {
+                    name: interval.value,
+                    f"{name}_low": interval.low,
+                    f"{name}_high": interval.high,
+                }
     return metrics

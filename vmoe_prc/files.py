@@ -18,5 +18,9 @@ def replacing(path: str | PathLike[str]) -> Iterator[epath.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, as it has no meaning to who lists the directory.
     temporary = path.parent / f".{path.name}.tmp"
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)

@@ -13,8 +13,7 @@ import ml_collections
 import optax
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from vmoe_prc import data
 from vmoe_prc.analysis.final_picture import save_final_picture
@@ -37,7 +36,7 @@ from vmoe_prc.fewshot import (
     represent,
 )
 from vmoe_prc.initialization import initialize
-from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.mesh import batch_sharding, create_mesh, replicated
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
@@ -206,10 +205,12 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
             model, optimizer, step_shape, config.seed, abstract_state
         ),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-        eval_step=jax.jit(make_eval_step(eval_model, plain["loss"])),
+        eval_step=jax.jit(
+            make_eval_step(eval_model, plain["loss"]), out_shardings=replicated(mesh)
+        ),
         # Every process fits the regressions on all of the representations.
         representation_step=jax.jit(
-            make_representation_step(eval_model), out_shardings=NamedSharding(mesh, P())
+            make_representation_step(eval_model), out_shardings=replicated(mesh)
         ),
     )
 

@@ -18,7 +18,7 @@ from vmoe_prc.train_state import TrainState, step_keys
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Batch], Metrics]
+EvalStep = Callable[[Any, Batch], tuple[Metrics, Metrics]]
 
 
 def make_train_step(
@@ -60,7 +60,7 @@ def make_train_step(
         if mixup_options:
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
         logits, routings = model.apply({"params": params}, images, rngs=keys)
-        pairs = _match(model, batch, pair_class_tokens) if consistency else None
+        pairs = match_views(model, batch, pair_class_tokens) if consistency else None
         main = jnp.mean(classification_loss(logits, labels, **loss))
         auxiliary, metrics = auxiliary_loss(
             routings,
@@ -98,18 +98,18 @@ def make_train_step(
 
 
 def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
-    """Builds the function (params, batch) -> sums over one batch of evaluation.
+    """Builds the function (params, batch) -> (sums, per image) of one batch of evaluation.
 
     A batch is as in training, with `mask` (B,) bool: rows with False count nowhere. With
-    two views there are agreement metrics as well. The sums of all batches added up give
-    the metrics by `evaluate.finish_metrics`.
+    two views there is also the agreement of each image, `{block}/{metric}` (B,), with the
+    `mask`. `evaluate.evaluate` turns all of it into metrics.
 
     Args:
       model: The model, with `deterministic=True`.
       loss: Options of `losses.classification_loss`.
     """
 
-    def eval_step(params: Any, batch: Batch) -> Metrics:
+    def eval_step(params: Any, batch: Batch) -> tuple[Metrics, Metrics]:
         two_views = batch["image"].ndim == 5
         images, labels = merge_views(batch["image"], batch["labels"])
         mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
@@ -121,11 +121,17 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
             return jnp.sum(jnp.where(mask, values, 0), dtype=jnp.float32)
 
         sums = {"images": total(1), "loss": total(losses), "accuracy": total(correct)}
-        pairs = _match(model, batch, False) if two_views else None
+        pairs = match_views(model, batch) if two_views else None
+        per_image = {"mask": batch["mask"]} if two_views else {}
         for block, routing in routings.items():
-            for name, value in _routing_sums(routing, mask, pairs).items():
+            for name, value in _routing_sums(routing, mask).items():
                 sums[f"{block}/{name}"] = value
-        return sums
+            if two_views:
+                experts = by_image(routing.experts, 2 * len(batch["mask"]))
+                views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
+                for name, value in agreement_per_image(views, pairs).items():
+                    per_image[f"{block}/{name}"] = value
+        return sums, per_image
 
     return eval_step
 
@@ -142,7 +148,13 @@ def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
     return images.reshape(-1, *images.shape[2:]), jnp.repeat(labels, 2, axis=0)
 
 
-def _match(model: nn.Module, batch: Batch, pair_class_tokens: bool) -> jax.Array:
+def by_image(values: jax.Array, num_images: int) -> jax.Array:
+    """Turns what a router says of groups of tokens, (G, S, ...), into (images, T, ...)."""
+    return values.reshape(num_images, -1, *values.shape[2:])
+
+
+def match_views(model: nn.Module, batch: Batch, pair_class_tokens: bool = False) -> jax.Array:
+    """Pairs the tokens of the two views of a batch, (B, X, 2); see `match_patches`."""
     return match_patches(
         view1_from_view0(batch["view_from_image"]),
         batch["image"].shape[2:4],
@@ -160,24 +172,17 @@ def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
     return metrics
 
 
-def _routing_sums(routing: Routing, mask: jax.Array, pairs: jax.Array | None) -> Metrics:
+def _routing_sums(routing: Routing, mask: jax.Array) -> Metrics:
     """Sums of one block over the images that count; `load` is (E,), the rest scalar."""
-    num_images, num_experts = mask.shape[0], routing.gates.shape[-1]
-    num_selected = routing.experts.shape[-1]
-    experts = routing.experts.reshape(num_images, -1, num_selected)  # (N, T, K)
-    kept = routing.kept.reshape(experts.shape) & mask[:, None, None]
-    chosen = experts[..., None] == jnp.arange(num_experts)
-    num_choices = jnp.sum(mask) * experts.shape[1] * num_selected
-    sums = {
+    experts, kept = (by_image(x, len(mask)) for x in (routing.experts, routing.kept))  # (N, T, K)
+    kept &= mask[:, None, None]
+    chosen = experts[..., None] == jnp.arange(routing.gates.shape[-1])
+    num_choices = jnp.sum(mask) * experts.shape[1] * experts.shape[2]
+    return {
         "choices": num_choices.astype(jnp.float32),
         "dropped": (num_choices - jnp.sum(kept)).astype(jnp.float32),
         "load": jnp.sum(chosen & kept[..., None], axis=(0, 1, 2), dtype=jnp.float32),
     }
-    if pairs is not None:
-        views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
-        for name, values in agreement_per_image(views, pairs).items():
-            sums[name] = jnp.sum(jnp.where(mask[::2], values, 0))
-    return sums
 
 
 def _accumulate(gradients: Callable, microsteps: int) -> Callable:

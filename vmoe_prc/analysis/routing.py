@@ -1,0 +1,60 @@
+"""One pass of a model over images, with all that its routers decided."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Float, Leaf
+from vmoe_prc.train_step import by_image
+
+
+@flax.struct.dataclass
+class Choices:
+    """What a router decided for the tokens of N images, free of noise.
+
+    Attributes:
+      experts: (N, T, K) int32, best first.
+      gates: (N, T, K) float32, the probabilities of these experts.
+      kept: (N, T, K) bool, False where the expert had no room.
+      entropy: (N, T) float32, entropy of the gates over all experts, in nats.
+    """
+
+    experts: Leaf
+    gates: Leaf
+    kept: Leaf
+    entropy: Leaf
+
+
+RoutingStep = Callable[[Any, Float[Array, "N H W C"]], tuple[jax.Array, dict[str, Choices]]]
+
+
+def make_routing_step(model: nn.Module) -> RoutingStep:
+    """Builds the function (params, images) -> (logits, choices by block) to be jitted.
+
+    Args:
+      model: The model, with `deterministic=True`.
+
+    Returns:
+      A function of parameters and (N, H, W, C) images, to (N, classes) logits and the
+      `Choices` of each block.
+    """
+
+    def step(params, images):
+        logits, routings = model.apply({"params": params}, images)
+        choices = {}
+        for block, routing in routings.items():
+            gates = by_image(routing.gates, len(images))  # (N, T, E)
+            experts = by_image(routing.experts, len(images))
+            choices[block] = Choices(
+                experts=experts,
+                gates=jnp.take_along_axis(gates, experts, axis=-1),
+                kept=by_image(routing.kept, len(images)),
+                entropy=-jnp.sum(jax.scipy.special.xlogy(gates, gates), axis=-1),
+            )
+        return logits, choices
+
+    return step
