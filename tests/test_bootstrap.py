@@ -16,7 +16,7 @@ def test_agrees_with_the_standard_error_of_a_mean():
 
 
 def test_the_ratio_weighs_units_by_what_they_count():
-    first, second = ratio_intervals(np.array([[1, 0], [6, 2]]), np.array([2, 8]))
+    first, second = ratio_intervals(np.array([[1.0, 0.0], [6.0, 2.0]]), np.array([2.0, 8.0]))
     assert (first.value, second.value) == (pytest.approx(0.7), pytest.approx(0.2))
     assert first.low == pytest.approx(0.5) and first.high == pytest.approx(0.75)
     assert second.low == pytest.approx(0) and second.high == pytest.approx(0.25)

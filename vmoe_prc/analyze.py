@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from vmoe_prc.config import ConfigError
 
@@ -35,6 +36,53 @@ def agreement(args: argparse.Namespace) -> None:
     print(path)
 
 
+def robustness(args: argparse.Namespace) -> None:
+    """Perturbs and attacks the images: what changes of the routing, and of the accuracy."""
+    import pandas as pd
+
+    from vmoe_prc.analysis.curves import robustness_figure
+    from vmoe_prc.analysis.opened_run import open_run
+    from vmoe_prc.analysis.plots import save_figure
+    from vmoe_prc.analysis.robustness import UNITS, robustness_table
+
+    levels = _levels(args.perturbation or DEFAULT_PERTURBATIONS)
+    parts = []
+    for workdir in args.workdir:
+        run = open_run(workdir)
+        split = run.choose_split(args.split, two_views=False)
+        part = robustness_table(run, split, levels, blocks=args.block)
+        parts.append(part.assign(run=run.name))
+    frame = pd.concat(parts, ignore_index=True)
+    path = args.output or pathlib.Path(args.workdir[0]) / "analysis" / f"robustness_{split}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False)
+    save_figure(robustness_figure(frame, UNITS), path.with_suffix(".png"), dpi=110)
+    shown = frame[frame["block"] == "all"].drop(columns="block")
+    print(shown.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(f"{path}\n{path.with_suffix('.png')}")
+
+
+DEFAULT_PERTURBATIONS = ("gaussian_noise", "shift", "rotation", "crop", "jpeg", "fgsm", "pgd")
+
+
+def _levels(arguments: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Reads `gaussian_noise`, `shift=0,1,2`, and `imagenet_c` for all of its kinds."""
+    from vmoe_prc.analysis.robustness import KINDS, default_levels
+
+    levels = {}
+    for argument in arguments:
+        kind, _, values = argument.partition("=")
+        for name in [k for k in KINDS if k.startswith(f"{kind}/")] or [kind]:
+            levels[name] = default_levels(name)
+            if values:
+                try:
+                    levels[name] = tuple(float(value) for value in values.split(","))
+                except ValueError:
+                    expected = "expected numbers such as shift=0,1,2"
+                    raise ConfigError("--perturbation", argument, expected) from None
+    return levels
+
+
 def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
     return args.output or pathlib.Path(args.workdir) / "analysis" / name
 
@@ -42,17 +90,24 @@ def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vmoe_prc.analyze", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for function in (table, agreement):
+    for function in (table, agreement, robustness):
         command = commands.add_parser(
             function.__name__, help=function.__doc__, description=function.__doc__
         )
         command.set_defaults(function=function)
-        command.add_argument("--workdir", required=True, help="the work directory of a run")
+        several = {"action": "append"} if function is robustness else {}
+        command.add_argument("--workdir", required=True, help="work directory of a run", **several)
         command.add_argument("--split", help="a name in config.dataset; by default a test split")
         command.add_argument("--block", action="append", help="such as encoderblock_3; repeatable")
         command.add_argument("--output", type=pathlib.Path, help="by default in WORKDIR/analysis")
         if function is table:
             command.add_argument("--k", type=int, help="choices a token; by default all")
+        if function is robustness:
+            command.add_argument(
+                "--perturbation",
+                action="append",
+                help="such as shift, shift=0,1,2, fgsm or imagenet_c; repeatable",
+            )
     return parser
 
 

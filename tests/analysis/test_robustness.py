@@ -1,0 +1,113 @@
+"""Perturbations of known effect, attacks within their bounds, and the command."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from vmoe_prc import analyze
+from vmoe_prc.analysis.attacks import make_attack
+from vmoe_prc.analysis.opened_run import open_run
+from vmoe_prc.analysis.perturbations import CORRUPTIONS, PERTURBATIONS
+from vmoe_prc.analysis.robustness import robustness_table
+from vmoe_prc.config import ConfigError
+from vmoe_prc.losses import classification_loss
+
+
+def images(count=2, size=32):
+    return np.random.default_rng(0).uniform(-1, 1, (count, size, size, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return open_run(finished[0])
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_level_zero_changes_little_and_the_highest_much(kind):
+    x, perturbation = images(), PERTURBATIONS[kind]
+    same = np.asarray(perturbation.apply(x, perturbation.levels[0], 0))
+    changed = np.asarray(perturbation.apply(x, perturbation.levels[-1], 0))
+    assert same.shape == changed.shape == x.shape and changed.dtype == np.float32
+    # Compression at quality 100 still rounds.
+    assert np.abs(same - x).mean() < (0.15 if kind == "jpeg" else 1e-5)
+    assert np.abs(changed - x).mean() > 3 * np.abs(same - x).mean()
+    assert np.abs(changed).max() <= 1 + 1e-6
+
+
+def test_shift_moves_pixels_exactly():
+    x = images()
+    moved = np.asarray(PERTURBATIONS["shift"].apply(x, 3.0, 0))
+    np.testing.assert_allclose(moved[:, :, 3:], x[:, :, :-3], atol=1e-6)
+    np.testing.assert_allclose(moved[:, :, :3], x[:, :, 2::-1], atol=1e-6)
+
+
+def test_rotation_by_a_right_angle():
+    x = images()
+    turned = np.asarray(PERTURBATIONS["rotation"].apply(x, 90.0, 0))
+    np.testing.assert_allclose(turned, np.rot90(x, axes=(1, 2)), atol=1e-4)
+
+
+def test_noise_has_the_given_deviation():
+    x = np.zeros((2, 64, 64, 3), np.float32)
+    noise = np.asarray(PERTURBATIONS["gaussian_noise"].apply(x, 0.1, 3)) / 2
+    assert noise.std() == pytest.approx(0.1, rel=0.03)
+
+
+def test_corruptions_repeat_with_their_seed():
+    assert len(CORRUPTIONS) == 15
+    for name in ("gaussian_noise", "glass_blur"):
+        apply = PERTURBATIONS[f"imagenet_c/{name}"].apply
+        np.testing.assert_array_equal(apply(images(), 3, 1), apply(images(), 3, 1))
+        assert (apply(images(), 3, 1) != apply(images(), 3, 2)).any()
+
+
+def test_attacks_stay_within_their_bounds_and_raise_the_loss(run):
+    batch = next(iter(run.batches("test")))
+    x, labels = batch["image"], batch["labels"]
+
+    def loss(x):
+        logits, _ = run.model.apply({"params": run.params}, x)
+        return float(classification_loss(logits, labels, name="softmax_xent").sum())
+
+    losses = [loss(x)]
+    for steps in (1, 10):
+        attacked = make_attack(run.model, {"name": "softmax_xent"}, steps)(
+            run.params, x, labels, 8.0
+        )
+        assert float(jnp.abs(attacked - x).max()) <= 2 * 8 / 255 + 1e-6
+        losses.append(loss(attacked))
+    assert losses[0] < losses[1] < losses[2] * 1.001
+
+
+def test_unchanged_images_change_nothing_and_noise_does(run):
+    frame = robustness_table(run, "test", {"gaussian_noise": (0, 0.5), "fgsm": (0, 8)})
+    frame = frame[frame["block"] == "all"].set_index(["perturbation", "level"])
+    still, noisy = frame.loc[("gaussian_noise", 0.0)], frame.loc[("gaussian_noise", 0.5)]
+    assert (still[["changed", "changed_first", "distance", "logit_distance", "jump"]] == 0).all()
+    assert noisy["changed"] >= noisy["changed_first"] > 0
+    assert noisy["jump"] == pytest.approx(noisy["logit_distance"] / noisy["distance"], rel=0.2)
+    assert frame.loc[("fgsm", 8.0), "accuracy"] <= still["accuracy"]
+
+
+def test_the_command_compares_runs(finished, tmp_path, capsys):
+    path = tmp_path / "curves.csv"
+    workdirs = [f"--workdir={finished[0]}"] * 2
+    arguments = [*workdirs, "--perturbation=shift=0,1", f"--output={path}"]
+    assert analyze.main(["robustness", *arguments]) == 0
+    frame = pd.read_csv(path)
+    assert len(frame) == 2 * 2 * 2 and set(frame["level"]) == {0, 1}
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["shifd", "shift=a"])
+def test_errors(finished, argument, capsys):
+    arguments = [f"--workdir={finished[0]}", f"--perturbation={argument}"]
+    assert analyze.main(["robustness", *arguments]) == 2
+    assert f"--perturbation = '{argument}'" in capsys.readouterr().err
+
+
+def test_two_views_are_refused(run):
+    with pytest.raises(ConfigError, match="needs one view"):
+        robustness_table(run, "test_pairs", {"shift": (0,)})

@@ -1,0 +1,52 @@
+"""Curves of robustness: one line a run."""
+
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vmoe_prc.agreement import ALL_BLOCKS
+from vmoe_prc.analysis.palette import expert_colors
+
+PANELS = {
+    "changed": "tokens whose experts change (%)",
+    "accuracy": "accuracy (%)",
+    "jump": "logit jump per unit of image change",
+}
+# Apart for readers who see no colours, too.
+_MARKERS = "osD^vP"
+
+
+def robustness_figure(table: pd.DataFrame, units: dict[str, str]) -> Figure:
+    """Draws robustness tables, a row of panels for each perturbation.
+
+    Args:
+      table: Rows of `robustness_table` of one or several runs, with a column `run`.
+      units: What the levels count, by perturbation.
+    """
+    table = table[table["block"] == ALL_BLOCKS]
+    kinds, runs = table["perturbation"].unique(), table["run"].unique()
+    figure = Figure(figsize=(11, 2.9 * len(kinds)), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(kinds), len(PANELS), squeeze=False)
+    colors = expert_colors(max(len(runs), 5))[[4, 0, *range(5, len(runs)), 2, 3, 1]]
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, (column, label) in zip(row, PANELS.items(), strict=True):
+            for i, run in enumerate(runs):
+                part = table[(table["perturbation"] == kind) & (table["run"] == run)]
+                scale = 1 if column == "jump" else 100
+                axis.plot(
+                    part["level"],
+                    scale * part[column],
+                    color=colors[i % len(colors)],
+                    marker=_MARKERS[i % len(_MARKERS)],
+                    markersize=4,
+                    label=run,
+                )
+            axis.set(xlabel=f"{kind} ({units[kind]})", ylabel=label)
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.xaxis.label.set_size(8)
+            axis.yaxis.label.set_size(8)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,166 @@
+"""Changes of an image whose size is one number: noise, warps, compression, corruptions.
+
+Images are (N, H, W, C) float32 in [-1, 1], and come back so.
+"""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmoe_prc.arrays import Array, Float
+
+Images = Float[Array, "N H W C"]
+CORRUPTIONS = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """A kind of change.
+
+    Attributes:
+      levels: Sizes to try by default.
+      unit: What a size counts.
+      apply: The function (images, level, seed) -> images.
+      on_host: Whether it takes and gives NumPy arrays, and cannot be jitted.
+    """
+
+    levels: tuple[float, ...]
+    unit: str
+    apply: Callable[[Images, float, int], Images]
+    on_host: bool = False
+
+
+def gaussian_noise(images: Images, sigma: float, seed: int) -> Images:
+    """Adds noise of standard deviation `sigma`, the range of pixel values being 1."""
+    noise = jax.random.normal(jax.random.key(seed), images.shape)
+    return jnp.clip(images + 2 * sigma * noise, -1, 1)
+
+
+def shift(images: Images, pixels: float, seed: int = 0) -> Images:
+    """Moves the image right by `pixels`; what comes in at the border is its reflection."""
+    del seed
+    return _warp(images, lambda row, col: (row, col - pixels))
+
+
+def rotation(images: Images, degrees: float, seed: int = 0) -> Images:
+    """Turns the image about its centre by `degrees`, counterclockwise."""
+    del seed
+    angle = jnp.deg2rad(degrees)
+    centre = [(size - 1) / 2 for size in images.shape[1:3]]
+
+    def source(row, col):
+        y, x = row - centre[0], col - centre[1]
+        return (
+            jnp.cos(angle) * y + jnp.sin(angle) * x + centre[0],
+            -jnp.sin(angle) * y + jnp.cos(angle) * x + centre[1],
+        )
+
+    return _warp(images, source)
+
+
+def central_crop(images: Images, removed: float, seed: int = 0) -> Images:
+    """Cuts off the share `removed` of each side and enlarges the middle to the old size."""
+    del seed
+    centre = [(size - 1) / 2 for size in images.shape[1:3]]
+    return _warp(
+        images,
+        lambda row, col: (
+            (row - centre[0]) * (1 - removed) + centre[0],
+            (col - centre[1]) * (1 - removed) + centre[1],
+        ),
+    )
+
+
+def jpeg(images: Images, loss: float, seed: int = 0) -> np.ndarray:
+    """Compresses with JPEG at quality 100 - `loss`."""
+    del seed
+    from PIL import Image
+
+    def compress(image):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=int(100 - loss))
+        return np.asarray(Image.open(file))
+
+    return _on_bytes(images, compress)
+
+
+def corruption(name: str, images: Images, severity: float, seed: int) -> np.ndarray:
+    """Applies a corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
+
+    Args:
+      name: One of `CORRUPTIONS`.
+      images: The images.
+      severity: 1 to 5; 0 changes nothing.
+      seed: Seed of what is random in it.
+    """
+    if not severity:
+        return np.asarray(images)
+    import imagecorruptions
+
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        return _on_bytes(
+            images,
+            lambda image: imagecorruptions.corrupt(
+                image, corruption_name=name, severity=int(severity)
+            ),
+        )
+    finally:
+        np.random.set_state(state)
+
+
+PERTURBATIONS = {
+    "gaussian_noise": Perturbation(
+        (0.0, 0.02, 0.05, 0.1, 0.2, 0.3), "standard deviation, pixel range 1", gaussian_noise
+    ),
+    "shift": Perturbation((0, 1, 2, 3, 4), "pixels", shift),
+    "rotation": Perturbation((0, 2, 5, 10, 15), "degrees", rotation),
+    "crop": Perturbation((0, 0.05, 0.1, 0.2, 0.3), "share of the side cut off", central_crop),
+    "jpeg": Perturbation((0, 10, 25, 50, 75, 90), "100 - quality", jpeg, on_host=True),
+    **{
+        f"imagenet_c/{name}": Perturbation(
+            (0, 1, 2, 3, 4, 5), "severity", functools.partial(corruption, name), on_host=True
+        )
+        for name in CORRUPTIONS
+    },
+}
+
+
+def _warp(images: Images, source: Callable) -> Images:
+    """Samples bilinearly; `source` takes a pixel of the result to one of the image."""
+    grid = jnp.meshgrid(*(jnp.arange(float(size)) for size in images.shape[1:3]), indexing="ij")
+    coordinates = source(*grid)
+
+    def channel(image):
+        return jax.scipy.ndimage.map_coordinates(image, coordinates, order=1, mode="reflect")
+
+    planes = jnp.moveaxis(images, -1, 1)
+    return jnp.moveaxis(jax.vmap(jax.vmap(channel))(planes), 1, -1)
+
+
+def _on_bytes(images: Images, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    pixels = np.rint((np.asarray(images) + 1) * 127.5).astype(np.uint8)
+    changed = np.stack([function(image) for image in pixels])
+    return (changed.astype(np.float32) / 127.5 - 1).astype(np.float32)
