@@ -38,8 +38,8 @@ CORE = [
 ]
 # Each layer imports only layers above it.
 LAYERS = [
-    {"arrays", "config", "device_peak", "files", "summary", "progress", "workdir"},
-    {"bootstrap", "class_folders", "recipes", "mesh", "alignment"},
+    {"arrays", "config", "device_peak", "files", "summary", "progress"},
+    {"bootstrap", "class_folders", "workdir", "recipes", "mesh", "alignment"},
     {"data.pp", "data.affine"},
     {"data.image_ops", "data.datasets.digits", "data.datasets.folder", "data.feed"},
     {"data.two_views", "data.randaugment", "data.datasets"},
@@ -85,6 +85,8 @@ LAYERS = [
         "analysis.curves",
     },
     {"analysis.final_picture"},
+    {"profiling", "program"},
+    {"evaluations"},
     {"loop", "analyze"},
     {"main"},
 ]

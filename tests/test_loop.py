@@ -13,6 +13,7 @@ from vmoe_prc import loop
 from vmoe_prc.checkpoints.orbax import restore_params
 from vmoe_prc.config import ConfigError
 from vmoe_prc.metrics import read_metrics
+from vmoe_prc.program import build_program
 from vmoe_prc.recipes import fewshot
 
 
@@ -156,12 +157,12 @@ def test_the_imagenet_recipe_compiles(data_dir):
             dataset.update({"name": "tiny_jpegs", "data_dir": data_dir, "batch_size": 64})
             dataset.split = "train" if dataset.split.startswith("train") else "test"
         config.train_epochs = 100_000
-    program = loop.build_program(config)
+    program = build_program(config)
     batch = program.specs["train"]
     assert batch["image"].shape == (64, 2, 224, 224, 3)
     with jax.set_mesh(program.mesh):
         compiled = program.train_step.lower(program.abstract_state, dict(batch)).compile()
-    counted = loop._step_flops(program) / jax.device_count()
+    counted = program.flops_per_step / jax.device_count()
     # Buffers with room to spare, and the parts that are not matrix products.
     assert counted < compiled.cost_analysis()["flops"] < 1.5 * counted
 

@@ -13,8 +13,7 @@ from clu import metric_writers
 from etils import epath
 
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
-
-TENSORBOARD_FOLDER = "tensorboard"
+from vmoe_prc.workdir import TENSORBOARD_FOLDER
 
 
 def create_writer(
