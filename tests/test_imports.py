@@ -65,9 +65,9 @@ LAYERS = [
     {"initialization"},
     {"metrics", "evaluate"},
     {"report", "report.published", "report.runs"},
+    {"report.experiments"},
     {"report.tables"},
-    {"report.formats"},
-    {"report.__main__"},
+    {"report.formats", "report.differences"},
     {"writers"},
     {
         "analysis",
@@ -87,6 +87,10 @@ LAYERS = [
     {"analysis.final_picture"},
     {"profiling", "program"},
     {"evaluations"},
+    {"report.curves", "report.embedding"},
+    {"report.page"},
+    {"report.gather"},
+    {"report.__main__"},
     {"loop", "analyze"},
     {"main"},
 ]

@@ -2,42 +2,24 @@
 
 import csv
 import io
-import json
 import statistics
 import subprocess
 import sys
 
 import pytest
+from written_runs import write_arm, write_run
 
 from configs import cifar_prc, digits_prc
 from vmoe_prc.report.__main__ import main
+from vmoe_prc.report.experiments import group_runs
 from vmoe_prc.report.runs import find_runs
 from vmoe_prc.report.tables import make_tables
 
 
-def write_run(directory, config, accuracy, top1=0.5, finished=True):
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(config.to_dict(), default=list))
-    records = [
-        {"step": 1, "time": 0, "test/accuracy": 0.1, "test_pairs/top1": 0.1},
-        {"step": 2, "time": 0, "test/accuracy": accuracy, "test_pairs/top1": top1},
-        {"step": 3, "time": 0, "train/accuracy": 1.0},
-    ]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    if finished:
-        (directory / "summary.txt").write_text("done")
-
-
-def write_arm(directory, arguments, accuracies, recipe=digits_prc):
-    for seed, accuracy in enumerate(accuracies):
-        config = recipe.get_config(f"{arguments},seed={seed}")
-        write_run(directory / f"{arguments}-{seed}", config, accuracy)
-
-
 def tables_of(*directories):
     runs, left_out = find_runs(directories)
-    tables, duplicates = make_tables(runs)
-    return tables, left_out + duplicates
+    experiments, duplicates = group_runs(runs)
+    return make_tables(experiments), left_out + duplicates
 
 
 def test_mean_and_spread_over_seeds(tmp_path):
@@ -46,7 +28,9 @@ def test_mean_and_spread_over_seeds(tmp_path):
     write_arm(tmp_path, "k=1,prc=on", [0.8, 0.7])
     (accuracy, agreement), warnings = tables_of(tmp_path)
     assert warnings == []
-    assert [(row.method, row.k, row.seeds) for row in accuracy.rows] == [
+    assert [
+        (row.experiment.method, row.experiment.k, row.experiment.seeds) for row in accuracy.rows
+    ] == [
         ("PRC", 1, (0, 1)),
         ("V-MoE", 2, (0,)),
         ("PRC", 2, (0, 1, 2)),
@@ -62,7 +46,7 @@ def test_published_figures_stand_beside(tmp_path):
     write_arm(tmp_path, "dataset=cifar100,k=1,prc=on", [0.82, 0.81], cifar_prc)
     write_arm(tmp_path, "dataset=cifar10,k=2,prc=off", [0.95, 0.94], cifar_prc)
     (accuracy, _), _ = tables_of(tmp_path)
-    assert [row.dataset for row in accuracy.rows] == ["cifar100", "cifar10"]
+    assert [row.experiment.dataset for row in accuracy.rows] == ["cifar100", "cifar10"]
     published = [row.figures["top-1 accuracy, published"] for row in accuracy.rows]
     assert [(f.mean, f.std) for f in published] == [(82.12, 0.18), (95.20, 0.07)]
 
@@ -74,7 +58,7 @@ def test_other_settings_are_another_row_and_other_paths_are_not(tmp_path):
         config.dataset.train.data_dir = f"/data/{seed}"
         write_run(tmp_path / str(seed), config, 0.9)
     (accuracy, _), _ = tables_of(tmp_path)
-    assert {row.settings: row.seeds for row in accuracy.rows} == {
+    assert {row.experiment.settings: row.experiment.seeds for row in accuracy.rows} == {
         "dataset.train.batch_size=64": (0, 1),
         "dataset.train.batch_size=32": (2,),
     }
@@ -85,7 +69,7 @@ def test_a_seed_counts_once_and_an_unfinished_run_never(tmp_path):
     write_arm(tmp_path / "second", "k=2,prc=on", [0.1])
     write_run(tmp_path / "third", digits_prc.get_config("seed=7"), 0.1, finished=False)
     (accuracy, _), warnings = tables_of(tmp_path, tmp_path / "first")
-    assert accuracy.rows[0].seeds == (0, 1)
+    assert accuracy.rows[0].experiment.seeds == (0, 1)
     assert accuracy.rows[0].figures["top-1 accuracy"].mean == pytest.approx(85)
     unfinished, duplicate = warnings
     assert "third: has not ended" in unfinished

@@ -29,10 +29,18 @@ def to_csv(tables: Sequence[Table]) -> str:
             for column in table.columns:
                 if column in row.figures:
                     figure = row.figures[column]
-                    seeds = " ".join(map(str, row.seeds))
-                    described = [row.dataset, row.method, row.k, row.settings, seeds]
+                    arm = row.experiment
+                    seeds = " ".join(map(str, arm.seeds))
+                    described = [arm.dataset, arm.method, arm.k, arm.settings, seeds]
                     writer.writerow([table.title, *described, column, figure.mean, figure.std])
     return file.getvalue().rstrip("\n")
+
+
+def table_cells(table: Table) -> list[list[str]]:
+    """Returns the texts of a table, its header first."""
+    with_settings = any(row.experiment.settings for row in table.rows)
+    header = ["data set", "method", "k", *["settings"] * with_settings, "seeds", *table.columns]
+    return [header, *(_row(row, table.columns, with_settings) for row in table.rows)]
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
@@ -42,17 +50,12 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
 }
 
 
-def _cells(table: Table) -> list[list[str]]:
-    with_settings = any(row.settings for row in table.rows)
-    header = ["data set", "method", "k", *["settings"] * with_settings, "seeds", *table.columns]
-    return [header, *(_row(row, table.columns, with_settings) for row in table.rows)]
-
-
 def _row(row: Row, columns: Sequence[str], with_settings: bool) -> list[str]:
-    k = "-" if row.k is None else str(row.k)
-    settings = [row.settings] * with_settings
+    arm = row.experiment
+    k = "-" if arm.k is None else str(arm.k)
+    settings = [arm.settings] * with_settings
     figures = [_figure(row.figures.get(column)) for column in columns]
-    return [row.dataset, row.method, k, *settings, str(len(row.seeds)), *figures]
+    return [arm.dataset, arm.method, k, *settings, str(len(arm.seeds)), *figures]
 
 
 def _figure(figure: Figure | None) -> str:
@@ -62,13 +65,13 @@ def _figure(figure: Figure | None) -> str:
 
 
 def _text_table(table: Table) -> str:
-    cells = _cells(table)
+    cells = table_cells(table)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     return "\n".join([table.title, "-" * len(table.title), *lines])
 
 
 def _markdown_table(table: Table) -> str:
-    header, *rows = _cells(table)
+    header, *rows = table_cells(table)
     lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join([f"**{table.title}**", "", *lines])

@@ -22,11 +22,13 @@ class Run:
       workdir: Its work directory.
       config: Its configuration.
       metrics: The metrics of its last evaluation, such as 'test/accuracy'; shares in [0, 1].
+      records: The metrics of every step that has any, see `metrics.read_metrics`.
     """
 
     workdir: pathlib.Path
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
+    records: Sequence[Mapping[str, float]]
 
 
 def find_runs(directories: Iterable[str | pathlib.Path]) -> tuple[list[Run], list[str]]:
@@ -72,7 +74,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     evaluated = [r for r in records if any(name.endswith("/accuracy") for name in _evaluated(r))]
     if not evaluated:
         raise ReportError(f"{workdir}: has no evaluation")
-    return Run(workdir, config, evaluated[-1])
+    return Run(workdir, config, evaluated[-1], records)
 
 
 def _evaluated(record: Mapping[str, float]) -> Sequence[str]:

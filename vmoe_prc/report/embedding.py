@@ -1,0 +1,72 @@
+"""Pictures inside an HTML page, as data URIs."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Callable
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Ink of pictures without background, on a light and on a dark page.
+_INKS = {"light": "#3a3f45", "dark": "#c9ced6"}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+# The same figure gives the same file.
+_SVG = {"metadata": {"Date": None}, "format": "svg", "transparent": True}
+_DPI = 110
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture and what is said of it.
+
+    Attributes:
+      source: Data URI.
+      dark_source: Data URI for a dark page; None if it is the same.
+      alt: What it shows, for readers who do not see it.
+      caption: What stands below it.
+      width: Its width in CSS pixels where there is room.
+      height: Its height.
+    """
+
+    source: str
+    dark_source: str | None
+    alt: str
+    caption: str
+    width: int
+    height: int
+
+
+def photograph(figure: Figure, alt: str, caption: str = "") -> Picture:
+    """Embeds a figure that holds images, with its background, as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=_DPI)
+    return Picture(_data_uri("image/png", file), None, alt, caption, *_size(figure))
+
+
+def drawing(make: Callable[[], Figure], alt: str, caption: str = "") -> Picture:
+    """Embeds a line drawing as SVG, once for light and once for dark pages.
+
+    Args:
+      make: Makes the figure in the current style of matplotlib.
+      alt: See `Picture`.
+      caption: See `Picture`.
+    """
+    sources = []
+    for ink in _INKS.values():
+        style = dict.fromkeys(_INKED, ink) | {"grid.color": ink, "svg.hashsalt": "vmoe_prc"}
+        with matplotlib.rc_context(style):
+            figure = make()
+            file = io.BytesIO()
+            figure.savefig(file, **_SVG)
+        sources.append(_data_uri("image/svg+xml", file))
+    return Picture(*sources, alt, caption, *_size(figure))
+
+
+def _data_uri(kind: str, file: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _size(figure: Figure) -> tuple[int, int]:
+    width, height = 100 * figure.get_size_inches()
+    return round(width), round(height)
