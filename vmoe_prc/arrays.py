@@ -4,11 +4,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 Array = jax.Array | np.ndarray
 
 # An array field of a record. Tree functions put shapes, shardings or tracers there too.
 Leaf = Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "Leaf"]
+# A number: Python's, NumPy's or JAX's, which inside of `jit` is a tracer.
+Scalar = Shaped[Array, ""] | float
+
+__all__ = ["Array", "Bool", "Float", "Int", "Leaf", "Scalar"]

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Float, Scalar
 from vmoe_prc.losses import classification_loss
 
-Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], float], jax.Array]
+Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], jax.Array]
 PGD_STEPS = 10
 # In 1/255 of the pixel range.
 EPSILONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Float, Scalar
 
 Images = Float[Array, "N H W C"]
 CORRUPTIONS = (
@@ -32,6 +32,7 @@ CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
+_SEEDED = ("impulse_noise", "glass_blur")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +48,23 @@ class Perturbation:
 
     levels: tuple[float, ...]
     unit: str
-    apply: Callable[[Images, float, int], Images]
+    apply: Callable[[Images, Scalar, Scalar], Images]
     on_host: bool = False
 
 
-def gaussian_noise(images: Images, sigma: float, seed: int) -> Images:
+def gaussian_noise(images: Images, sigma: Scalar, seed: Scalar) -> Images:
     """Adds noise of standard deviation `sigma`, the range of pixel values being 1."""
     noise = jax.random.normal(jax.random.key(seed), images.shape)
     return jnp.clip(images + 2 * sigma * noise, -1, 1)
 
 
-def shift(images: Images, pixels: float, seed: int = 0) -> Images:
+def shift(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
     """Moves the image right by `pixels`; what comes in at the border is its reflection."""
     del seed
     return _warp(images, lambda row, col: (row, col - pixels))
 
 
-def rotation(images: Images, degrees: float, seed: int = 0) -> Images:
+def rotation(images: Images, degrees: Scalar, seed: Scalar = 0) -> Images:
     """Turns the image about its centre by `degrees`, counterclockwise."""
     del seed
     angle = jnp.deg2rad(degrees)
@@ -79,7 +80,7 @@ def rotation(images: Images, degrees: float, seed: int = 0) -> Images:
     return _warp(images, source)
 
 
-def central_crop(images: Images, removed: float, seed: int = 0) -> Images:
+def central_crop(images: Images, removed: Scalar, seed: Scalar = 0) -> Images:
     """Cuts off the share `removed` of each side and enlarges the middle to the old size."""
     del seed
     centre = [(size - 1) / 2 for size in images.shape[1:3]]
@@ -92,7 +93,7 @@ def central_crop(images: Images, removed: float, seed: int = 0) -> Images:
     )
 
 
-def jpeg(images: Images, loss: float, seed: int = 0) -> np.ndarray:
+def jpeg(images: Images, loss: Scalar, seed: Scalar = 0) -> np.ndarray:
     """Compresses with JPEG at quality 100 - `loss`."""
     del seed
     from PIL import Image
@@ -105,7 +106,7 @@ def jpeg(images: Images, loss: float, seed: int = 0) -> np.ndarray:
     return _on_bytes(images, compress)
 
 
-def corruption(name: str, images: Images, severity: float, seed: int) -> np.ndarray:
+def corruption(name: str, images: Images, severity: Scalar, seed: Scalar) -> np.ndarray:
     """Applies a corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
 
     Args:
@@ -118,15 +119,15 @@ def corruption(name: str, images: Images, severity: float, seed: int) -> np.ndar
         return np.asarray(images)
     import imagecorruptions
 
+    def corrupt(image):
+        # Some have a seed of their own; the others draw from NumPy's global state.
+        own = {"seed": np.random.randint(2**31)} if name in _SEEDED else {}
+        return imagecorruptions.corrupt(image, corruption_name=name, severity=int(severity), **own)
+
     state = np.random.get_state()
     np.random.seed(seed)
     try:
-        return _on_bytes(
-            images,
-            lambda image: imagecorruptions.corrupt(
-                image, corruption_name=name, severity=int(severity)
-            ),
-        )
+        return _on_bytes(images, corrupt)
     finally:
         np.random.set_state(state)
 
