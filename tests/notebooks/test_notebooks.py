@@ -1,0 +1,80 @@
+"""The notebooks run from a clean kernel, and are stored as they ran."""
+
+import os
+import pathlib
+import re
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = pathlib.Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_BYTES = 500_000
+
+
+def run(notebook, tmp_path, **environment):
+    """Executes a notebook in a kernel that knows nothing of this process; returns its output."""
+    clean = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    clean |= {"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    resources = {"metadata": {"path": str(ROOT / "notebooks")}}
+    client = NotebookClient(notebook, timeout=600, resources=resources)
+    client.execute(env={**clean, **environment})
+    return "\n".join(printed(notebook))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(notebook):
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return [o.text if o.output_type == "stream" else o.data.get("text/plain", "") for o in outputs]
+
+
+def pictures(notebook):
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return sum("image/jpeg" in output.get("data", {}) for output in outputs)
+
+
+def test_there_are_notebooks():
+    assert [path.name for path in NOTEBOOKS] == ["prc_explained.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_stored_as_they_ran(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output.get("name", output.output_type) for cell in cells for output in cell.outputs}
+    assert kinds <= {"stdout", "execute_result", "display_data"}  # no error, nothing on stderr
+    # Cells that only import, check or set something have no output.
+    silent = [cell for cell in cells if not cell.outputs]
+    assert len(silent) <= len(cells) // 3
+    assert pictures(notebook) >= 5
+    assert path.stat().st_size < MAX_BYTES
+    assert str(ROOT) not in path.read_text() and "/home/" not in path.read_text()
+
+
+def test_an_error_in_a_cell_is_an_error_of_the_test(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        run(notebook, tmp_path)
+
+
+@pytest.mark.slow
+def test_prc_explained(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "prc_explained.ipynb", as_version=4)
+    text = run(notebook, tmp_path)
+    assert pictures(notebook) == 5
+    by_hand, by_library = map(float, re.search(r"loss (\S+) = (\S+)", text).groups())
+    assert by_hand == pytest.approx(by_library) and by_hand > 0
+    before, after = map(int, re.search(r"same first expert: (\d+)% -> (\d+)%", text).groups())
+    assert after > 90 > before
+    loads = {
+        name: [float(share) for share in re.search(rf"{name}: \[(.*?)\]", text)[1].split()]
+        for name in ("random", "PRC", "l2")
+    }
+    assert min(loads["PRC"]) > 0.1 and max(loads["l2"]) > 0.9
