@@ -4,6 +4,7 @@ Points are homogeneous pixel coordinates (row, col, 1); a pixel [r, c] covers
 [r, r+1) x [c, c+1). A matrix `a_from_b` takes points of b to points of a.
 """
 
+import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Int
@@ -71,6 +72,30 @@ def match_patches(
         class_pair = jnp.zeros((pairs.shape[0], 1, 2), jnp.int32)
         pairs = jnp.concatenate([pairs, class_pair], axis=1)
     return pairs
+
+
+def shuffle_partners(
+    key: jax.Array, pairs: Int[Array, "B X 2"], class_pair: bool = False
+) -> Int[Array, "B X 2"]:
+    """Pairs the matched patches of each image at random: what PRC learns without the match.
+
+    The same patches are paired as before, and as many of them.
+
+    Args:
+      key: Random key.
+      pairs: (B, X, 2) of `match_patches`.
+      class_pair: Whether the last pair is that of the class tokens, which stays.
+    """
+    matched = pairs[..., 0] >= 0
+    if class_pair:
+        matched = matched.at[:, -1].set(False)
+    # Both orders begin with the matched pairs: one at random, the other as they come.
+    draws = jnp.where(matched, jax.random.uniform(key, matched.shape), jnp.inf)
+    at_random = jnp.argsort(draws, axis=1)
+    as_they_come = jnp.argsort(~matched, axis=1, stable=True)
+    partners = jnp.take_along_axis(pairs[..., 1], at_random, axis=1)
+    partners = jnp.take_along_axis(partners, jnp.argsort(as_they_come, axis=1), axis=1)
+    return jnp.stack([pairs[..., 0], jnp.where(matched, partners, pairs[..., 1])], axis=-1)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -186,6 +186,11 @@ CONSISTENCY = Section(
     {
         "name": Field(str, allowed=("prc", "l2", "jsd")),
         "pair_class_tokens": Field(bool, False),
+        "pairs": Field(str, "matched", allowed=("matched", "random")),
+        # The view that the other one is drawn to.
+        "stop_gradient": Field((str, type(None)), None, allowed=(None, "view0", "view1")),
+        # Numbers of the blocks that have the loss; all with experts if None.
+        "blocks": Field((tuple, type(None)), None),
     },
     variants={
         "prc": {
@@ -358,7 +363,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
       ConfigError: For the first field that is misspelt, missing, of another type, out of
         its range, or at odds with another field.
     """
-    completed = _complete_section(_plain(config), SCHEMA, "config")
+    completed = complete_section(_plain(config), SCHEMA, "config")
     _check_length(completed)
     _check_datasets(completed)
     _check_model(completed["model"], "config.model")
@@ -382,7 +387,7 @@ def fewshot_sections(options: Config) -> dict[str, dict[str, ml_collections.Conf
     return {
         name: {
             split: ml_collections.ConfigDict(
-                _complete_section({**shared, "name": dataset, "split": part}, DATASET, name)
+                complete_section({**shared, "name": dataset, "split": part}, DATASET, name)
             )
             for split, part in zip(("train", "val", "test"), parts, strict=True)
         }
@@ -390,11 +395,22 @@ def fewshot_sections(options: Config) -> dict[str, dict[str, ml_collections.Conf
     }
 
 
+def override(config: Config, changes: Config) -> dict[str, Any]:
+    """Returns a configuration with changed fields, which `complete` has yet to check.
+
+    Args:
+      config: The configuration.
+      changes: New values, nested as in the configuration. A section keeps the fields that
+        are not named; where another variant is chosen, it loses those of the old one.
+    """
+    return _merge(_plain(config), _plain(changes), SCHEMA)
+
+
 def evaluation_model(config: Config) -> dict[str, Any]:
     """Returns the `model` of a configuration as it is evaluated, with its overrides."""
     overrides = _plain(config["evaluate"]["model_overrides"])
-    merged = _merge(_plain(config["model"]), overrides)
-    return _complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
+    merged = _merge(_plain(config["model"]), overrides, MODEL)
+    return complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
 
 
 def check_batch(config: Config, section: str, image_shape: Sequence[int], num_devices: int):
@@ -507,16 +523,39 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _merge(base: Any, override: Any) -> Any:
-    if not isinstance(base, Mapping) or not isinstance(override, Mapping):
-        return override
+def _merge(base: Any, changes: Any, spec: Any) -> Any:
+    if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
+        return changes
+    fields = spec.fields if isinstance(spec, Section) else {}
+    if isinstance(spec, Section) and spec.variants:
+        choice = changes.get(spec.key, base.get(spec.key))
+        if choice != base.get(spec.key):
+            base = {key: value for key, value in base.items() if key in fields}
+        fields = {**fields, **spec.variants.get(choice, {})}
     return {
-        key: _merge(base.get(key), override[key]) if key in override else base[key]
-        for key in {**base, **override}
+        key: _merge(
+            base.get(key),
+            changes[key],
+            spec.section if isinstance(spec, Named) else fields.get(key),
+        )
+        if key in changes
+        else base[key]
+        for key in {**base, **changes}
     }
 
 
-def _complete_section(values: Any, section: Section, field: str) -> dict[str, Any] | None:
+def complete_section(values: Any, section: Section, field: str) -> dict[str, Any] | None:
+    """Checks a group of fields and fills in its defaults; see `complete`.
+
+    Args:
+      values: What was given.
+      section: The schema.
+      field: Dotted name of the group, for errors.
+
+    Raises:
+      ConfigError: For the first field that is misspelt, missing, of another type, or out
+        of its range.
+    """
     if values is None and section.optional:
         return None
     if not isinstance(values, Mapping):
@@ -544,12 +583,12 @@ def _complete_value(value: Any, spec: Any, field: str) -> Any:
     if isinstance(spec, Section):
         if value is REQUIRED:
             value = None if spec.optional else {}
-        return _complete_section(value, spec, field)
+        return complete_section(value, spec, field)
     if isinstance(spec, Named):
         if not isinstance(value, Mapping):
             raise ConfigError(field, None if value is REQUIRED else value, "expected sections")
         return {
-            key: _complete_section(v, spec.section, f"{field}.{key}") for key, v in value.items()
+            key: complete_section(v, spec.section, f"{field}.{key}") for key, v in value.items()
         }
     return _complete_field(value, spec, field)
 
@@ -702,6 +741,13 @@ def _check_two_views(config: Mapping[str, Any]):
             "config.mixup",
             config["mixup"],
             "must be None with config.consistency: mixed images show no single place",
+        )
+    layers = config["model"]["encoder"]["moe"]["layers"]
+    if consistency and not set(consistency["blocks"] or ()) <= set(layers):
+        raise ConfigError(
+            "config.consistency.blocks",
+            consistency["blocks"],
+            f"expected blocks with experts, which are {layers}",
         )
     if consistency and consistency["pair_class_tokens"]:
         classifier = config["model"]["classifier"]

@@ -91,7 +91,7 @@ def create_train_state(
 def step_keys(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
     """Random keys of one training step, by what they are for; the same after a resume."""
     key = jax.random.fold_in(jax.random.key(seed), step)
-    names = ("dropout", "gating", "mixup")
+    names = ("dropout", "gating", "mixup", "pairs")
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
 
 

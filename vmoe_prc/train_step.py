@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe_prc.agreement import agreement_per_image
-from vmoe_prc.alignment import match_patches, view1_from_view0
+from vmoe_prc.alignment import match_patches, shuffle_partners, view1_from_view0
 from vmoe_prc.losses import auxiliary_loss, classification_loss
 from vmoe_prc.mixup import mixup
 from vmoe_prc.models.routing import Routing
@@ -44,8 +44,9 @@ def make_train_step(
       optimizer: The optimiser.
       loss: Options of `losses.classification_loss`.
       auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
-      consistency: `name` and options of the consistency loss, `pair_class_tokens` among
-        them; None for no such loss.
+      consistency: `name` and options of the consistency loss, see `losses.auxiliary_loss`;
+        with `pair_class_tokens` the class tokens are a pair, too, and with `pairs` =
+        'random' matched patches are paired at random. None for no such loss.
       mixup_options: Options of `mixup.mixup`; None for no mixup.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
@@ -54,6 +55,7 @@ def make_train_step(
     """
     consistency = dict(consistency or {})
     pair_class_tokens = consistency.pop("pair_class_tokens", False)
+    random_pairs = consistency.pop("pairs", "matched") == "random"
 
     def objective(params, batch, keys):
         images, labels = merge_views(batch["image"], batch["labels"])
@@ -61,6 +63,8 @@ def make_train_step(
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
         logits, routings = model.apply({"params": params}, images, rngs=keys)
         pairs = match_views(model, batch, pair_class_tokens) if consistency else None
+        if random_pairs:
+            pairs = shuffle_partners(keys["pairs"], pairs, class_pair=pair_class_tokens)
         main = jnp.mean(classification_loss(logits, labels, **loss))
         auxiliary, metrics = auxiliary_loss(
             routings,

@@ -34,7 +34,9 @@ def auxiliary_loss(
       gshard_loss_weight: Weight of `balance.gshard_loss`.
       pairs: (B, X, 2) matched tokens, when the images are B pairs of adjacent views.
       consistency_options: `name` of the consistency loss ('prc', 'l2' or 'jsd') and its
-        options: those of `consistency.prc_loss`, or `weight`. None for no such loss.
+        options: those of `consistency.prc_loss`, or `weight`; `stop_gradient`, 'view0' or
+        'view1', a view that gets no gradient; `blocks`, numbers of the only blocks that
+        have the loss. None for no such loss.
 
     Returns:
       The total, a float32 scalar, and scalar metrics named `{block}/{loss}`.
@@ -47,6 +49,8 @@ def auxiliary_loss(
         "load_loss": load_loss_weight,
         "gshard_loss": gshard_loss_weight,
     }
+    options = dict(consistency_options or {})
+    blocks = options.pop("blocks", None)
     total, metrics = jnp.zeros(()), {}
     for block, routing in routings.items():
         losses = {name: jnp.mean(loss) for name, loss in _balance_losses(routing).items()}
@@ -54,14 +58,19 @@ def auxiliary_loss(
             (weights[name] * loss for name, loss in losses.items() if weights[name]),
             jnp.zeros(()),
         )
-        if consistency_options:
-            loss, terms = _consistency_loss(routing, pairs, **consistency_options)
+        if options and (blocks is None or _number(block) in blocks):
+            loss, terms = _consistency_loss(routing, pairs, **options)
             block_total += loss
             losses |= {"consistency_loss": loss, **terms}
         total += block_total
         losses["auxiliary_loss"] = block_total
         metrics |= {f"{block}/{name}": value for name, value in losses.items()}
     return total, {**metrics, "auxiliary_loss": total}
+
+
+def _number(block: str) -> int:
+    """The number at the end of a name such as `encoderblock_3`."""
+    return int(block.rpartition("_")[2])
 
 
 def _balance_losses(routing: Routing) -> dict[str, jax.Array]:
@@ -84,12 +93,16 @@ def _consistency_loss(
     pairs: jax.Array | None,
     name: str,
     weight: float = 1.0,
+    stop_gradient: str | None = None,
     **options: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     if pairs is None:
         raise ValueError(f"the consistency loss {name!r} needs pairs of matched tokens")
     num_pairs, num_experts = pairs.shape[0], routing.gates.shape[-1]
     gates = routing.gates.reshape(num_pairs, 2, -1, num_experts)  # (B, 2, T, E)
+    if stop_gradient:
+        view = {"view0": 0, "view1": 1}[stop_gradient]
+        gates = gates.at[:, view].set(jax.lax.stop_gradient(gates[:, view]))
     if name == "prc":
         return consistency.prc_loss(gates, pairs, **options)
     loss = {"l2": consistency.l2_consistency, "jsd": consistency.jsd_consistency}[name]

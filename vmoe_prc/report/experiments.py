@@ -67,17 +67,35 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Experiment], list[str]]:
     """
     groups, warnings = _group(runs)
     experiments = [
-        Experiment(*_name(group[0]), settings, tuple(group))
+        name_experiment(group, settings)
         for group, settings in zip(groups, _settings(groups), strict=True)
     ]
     return sorted(experiments, key=_order), warnings
+
+
+def name_experiment(runs: Sequence[Run], settings: str) -> Experiment:
+    """Makes an experiment of runs that are known to differ in their seeds alone.
+
+    Args:
+      runs: The runs, in the order of their seeds; at least one.
+      settings: What sets it apart from other experiments of the same method and k.
+    """
+    return Experiment(*_name(runs[0]), settings, tuple(runs))
+
+
+def experiment_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that make an experiment what it is, by dotted names."""
+    flat = flatten(config)
+    datasets = {name for name in flat if name.startswith("dataset.")}
+    dropped = {name for name in datasets if name.rpartition(".")[2] in IGNORED_OF_DATASETS}
+    return {name: v for name, v in flat.items() if name not in IGNORED | dropped}
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
     groups: dict[str, dict[int, Run]] = collections.defaultdict(dict)
     warnings = []
     for run in runs:
-        group = groups[json.dumps(_experiment(run.config), sort_keys=True)]
+        group = groups[json.dumps(experiment_fields(run.config), sort_keys=True)]
         seed = run.config["seed"]
         if seed in group:
             warnings.append(
@@ -89,22 +107,14 @@ def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
     return [[group[seed] for seed in sorted(group)] for group in groups.values()], warnings
 
 
-def _experiment(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make an experiment what it is, by dotted names."""
-    flat = flatten(config)
-    datasets = {name for name in flat if name.startswith("dataset.")}
-    dropped = {name for name in datasets if name.rpartition(".")[2] in IGNORED_OF_DATASETS}
-    return {name: v for name, v in flat.items() if name not in IGNORED | dropped}
-
-
 def _settings(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Tells groups apart that the first columns do not."""
     alike = collections.defaultdict(list)
     for group in groups:
-        alike[_name(group[0])].append(_experiment(group[0].config))
+        alike[_name(group[0])].append(experiment_fields(group[0].config))
     settings = []
     for group in groups:
-        experiment, others = _experiment(group[0].config), alike[_name(group[0])]
+        experiment, others = experiment_fields(group[0].config), alike[_name(group[0])]
         differing = sorted(
             name
             for name in {name for other in others for name in other}

@@ -4,15 +4,16 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 
+from vmoe_prc.report.paired import Comparison, Difference, DifferenceTable
 from vmoe_prc.report.tables import Figure, Row, Table
 
 
-def to_text(tables: Sequence[Table]) -> str:
+def to_text(tables: Sequence[Table | DifferenceTable]) -> str:
     """Aligns the columns for a terminal."""
     return "\n\n".join(map(_text_table, tables))
 
 
-def to_markdown(tables: Sequence[Table]) -> str:
+def to_markdown(tables: Sequence[Table | DifferenceTable]) -> str:
     """Formats tables for a README."""
     return "\n\n".join(map(_markdown_table, tables))
 
@@ -36,11 +37,26 @@ def to_csv(tables: Sequence[Table]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def table_cells(table: Table) -> list[list[str]]:
+def table_cells(table: Table | DifferenceTable) -> list[list[str]]:
     """Returns the texts of a table, its header first."""
+    if isinstance(table, DifferenceTable):
+        header = ["comparison", "seeds", *table.columns]
+        return [header, *(_comparison(row, table.columns) for row in table.rows)]
     with_settings = any(row.experiment.settings for row in table.rows)
     header = ["data set", "method", "k", *["settings"] * with_settings, "seeds", *table.columns]
     return [header, *(_row(row, table.columns, with_settings) for row in table.rows)]
+
+
+def differences_to_csv(table: DifferenceTable) -> str:
+    """Writes one row a difference, with full precision, in points of %."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["comparison", "seeds", "figure", "mean", "low", "high"])
+    for row in table.rows:
+        for column, value in row.differences.items():
+            seeds = " ".join(map(str, row.seeds))
+            writer.writerow([row.name, seeds, column, value.mean, value.low, value.high])
+    return file.getvalue().rstrip("\n")
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
@@ -58,20 +74,32 @@ def _row(row: Row, columns: Sequence[str], with_settings: bool) -> list[str]:
     return [arm.dataset, arm.method, k, *settings, str(len(arm.seeds)), *figures]
 
 
+def _comparison(row: Comparison, columns: Sequence[str]) -> list[str]:
+    differences = [_difference(row.differences.get(column)) for column in columns]
+    return [row.name, str(len(row.seeds)), *differences]
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None:
+        return "-"
+    interval = "" if value.low is None else f" [{value.low:+.2f}, {value.high:+.2f}]"
+    return f"{value.mean:+.2f}{interval}"
+
+
 def _figure(figure: Figure | None) -> str:
     if figure is None:
         return "-"
     return f"{figure.mean:.2f}" + ("" if figure.std is None else f" ± {figure.std:.2f}")
 
 
-def _text_table(table: Table) -> str:
+def _text_table(table: Table | DifferenceTable) -> str:
     cells = table_cells(table)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     return "\n".join([table.title, "-" * len(table.title), *lines])
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: Table | DifferenceTable) -> str:
     header, *rows = table_cells(table)
     lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
     return "\n".join([f"**{table.title}**", "", *lines])

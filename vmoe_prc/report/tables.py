@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from vmoe_prc.report import published
 from vmoe_prc.report.experiments import Experiment
+from vmoe_prc.report.runs import Run
 
 ACCURACY = "top-1 accuracy"
 AGREEMENT = {
-    "top-1": "test_pairs/top1",
-    "top-2": "test_pairs/top2",
-    "top-2 unordered": "test_pairs/top2_unordered",
+    "top-1": "top1",
+    "top-2": "top2",
+    "top-2 unordered": "top2_unordered",
 }
 PUBLISHED = "published"
 
@@ -57,9 +58,14 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def make_tables(experiments: Iterable[Experiment]) -> list[Table]:
-    """Makes the tables of accuracy and agreement that the experiments have figures for."""
-    rows = list(map(_row, experiments))
+def make_tables(experiments: Iterable[Experiment], split: str = "test") -> list[Table]:
+    """Makes the tables of accuracy and agreement that the experiments have figures for.
+
+    Args:
+      experiments: The experiments.
+      split: The split of the accuracy; agreement is that of `{split}_pairs`.
+    """
+    rows = [_row(experiment, split) for experiment in experiments]
     tables = [
         _table("Top-1 accuracy (%)", [ACCURACY], rows),
         _table("Agreement of the experts of matched patches (%)", list(AGREEMENT), rows),
@@ -67,11 +73,22 @@ def make_tables(experiments: Iterable[Experiment]) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _row(experiment: Experiment) -> Row:
+def figures_of(run: Run, split: str = "test") -> dict[str, float]:
+    """Returns the figures of one run by their columns, in %."""
+    metrics = {ACCURACY: f"{split}/accuracy"} | {
+        column: f"{split}_pairs/{metric}" for column, metric in AGREEMENT.items()
+    }
+    return {
+        column: 100 * run.metrics[name] for column, name in metrics.items() if name in run.metrics
+    }
+
+
+def _row(experiment: Experiment, split: str) -> Row:
     figures = {}
-    for column, metric in {ACCURACY: "test/accuracy", **AGREEMENT}.items():
-        values = [100 * r.metrics[metric] for r in experiment.runs if metric in r.metrics]
-        if len(values) == len(experiment.runs):
+    found = [figures_of(run, split) for run in experiment.runs]
+    for column in (ACCURACY, *AGREEMENT):
+        values = [own[column] for own in found if column in own]
+        if len(values) == len(found):
             std = statistics.stdev(values) if len(values) > 1 else None
             figures[column] = Figure(statistics.mean(values), std)
     for column, figure in _published(experiment).items():
@@ -85,9 +102,8 @@ def _published(experiment: Experiment) -> dict[str, tuple[float, float | None]]:
     agreement = published.AGREEMENT.get(dataset, {}).get(arm, {})
     found = {ACCURACY: accuracy} if accuracy else {}
     for column, metric in AGREEMENT.items():
-        name = metric.rpartition("/")[2]
-        if name in agreement:
-            found[column] = agreement[name]
+        if metric in agreement:
+            found[column] = agreement[metric]
     return found
 
 
