@@ -33,6 +33,7 @@ CORE = [
     "recipes",
     "report.__main__",
     "schedule",
+    "study.__main__",
     "train_state",
     "train_step",
 ]
@@ -67,6 +68,7 @@ LAYERS = [
     {"report", "report.published", "report.runs"},
     {"report.experiments"},
     {"report.tables"},
+    {"report.paired"},
     {"report.formats", "report.differences"},
     {"writers"},
     {
@@ -92,6 +94,9 @@ LAYERS = [
     {"report.gather"},
     {"report.__main__"},
     {"loop", "analyze"},
+    {"study", "study.plan"},
+    {"study.results", "study.runner"},
+    {"study.__main__"},
     {"main"},
 ]
 

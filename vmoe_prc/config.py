@@ -30,6 +30,7 @@ class ConfigError(ValueError):
         hint = f"; did you mean {suggestion!r}?" if suggestion else ""
         super().__init__(f"{field} = {value!r}: {expected}{hint}")
         self.field, self.value = field, value
+        self.expected, self.suggestion = expected, suggestion
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:
@@ -363,7 +364,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
       ConfigError: For the first field that is misspelt, missing, of another type, out of
         its range, or at odds with another field.
     """
-    completed = complete_section(_plain(config), SCHEMA, "config")
+    completed = complete_section(plain(config), SCHEMA, "config")
     _check_length(completed)
     _check_datasets(completed)
     _check_model(completed["model"], "config.model")
@@ -403,13 +404,13 @@ def override(config: Config, changes: Config) -> dict[str, Any]:
       changes: New values, nested as in the configuration. A section keeps the fields that
         are not named; where another variant is chosen, it loses those of the old one.
     """
-    return _merge(_plain(config), _plain(changes), SCHEMA)
+    return _merge(plain(config), plain(changes), SCHEMA)
 
 
 def evaluation_model(config: Config) -> dict[str, Any]:
     """Returns the `model` of a configuration as it is evaluated, with its overrides."""
-    overrides = _plain(config["evaluate"]["model_overrides"])
-    merged = _merge(_plain(config["model"]), overrides, MODEL)
+    overrides = plain(config["evaluate"]["model_overrides"])
+    merged = _merge(plain(config["model"]), overrides, MODEL)
     return complete_section(merged, MODEL, "config.model with config.evaluate.model_overrides")
 
 
@@ -512,14 +513,14 @@ def _parse_value(field: str, value: str, kind: type) -> Any:
         raise ConfigError(field, value, f"expected {kind.__name__}") from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Copies ConfigDicts to dicts and lists to tuples, so that what is checked is fixed."""
     if isinstance(value, ml_collections.FieldReference):
         value = value.get()
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return tuple(_plain(item) for item in value)
+        return tuple(plain(item) for item in value)
     return value
 
 

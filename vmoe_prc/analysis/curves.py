@@ -20,7 +20,9 @@ def robustness_figure(table: pd.DataFrame, units: dict[str, str]) -> Figure:
     """Draws robustness tables, a row of panels for each perturbation.
 
     Args:
-      table: Rows of `robustness_table` of one or several runs, with a column `run`.
+      table: Rows of `robustness_table` of one or several runs, with a column `run`. Where
+        several runs have the same name, such as the seeds of one experiment, the line is
+        their mean, in a band of their standard deviation.
       units: What the levels count, by perturbation.
     """
     table = table[table["block"] == ALL_BLOCKS]
@@ -34,10 +36,13 @@ def robustness_figure(table: pd.DataFrame, units: dict[str, str]) -> Figure:
             for i, run in enumerate(runs):
                 part = table[(table["perturbation"] == kind) & (table["run"] == run)]
                 scale = 1 if column == "jump" else 100
+                over_seeds = (scale * part.set_index("level")[column]).groupby("level")
+                mean, std = over_seeds.mean(), over_seeds.std().fillna(0)
+                color = colors[i % len(colors)]
+                axis.fill_between(mean.index, mean - std, mean + std, color=color, alpha=0.15, lw=0)
                 axis.plot(
-                    part["level"],
-                    scale * part[column],
-                    color=colors[i % len(colors)],
+                    mean,
+                    color=color,
                     marker=_MARKERS[i % len(_MARKERS)],
                     markersize=4,
                     label=run,

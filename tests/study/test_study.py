@@ -1,0 +1,252 @@
+"""Studies: what they plan, what is wrong with them, and that they go on after failures."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from small_run import STEPS
+
+from vmoe_prc.config import ConfigError
+from vmoe_prc.study.__main__ import main
+from vmoe_prc.study.plan import read_study
+from vmoe_prc.study.results import write_results
+
+SMALL = {
+    "train_steps": STEPS,
+    "model": {
+        "hidden_size": 16,
+        "patch_size": (8, 8),
+        "encoder": {"num_layers": 2, "mlp_dim": 32, "moe": {"layers": (1,), "group_size": 68}},
+    },
+    "optimizer": {"learning_rate": {"warmup_steps": 2}},
+    "save_checkpoint": {"every_steps": 3},
+}
+ARMS = (
+    {"name": "vmoe", "title": "one view", "arguments": "prc=off"},
+    {"name": "prc", "arguments": "prc=on"},
+)
+
+
+def write_study(directory, **changes):
+    """Writes a study of digits; returns its path."""
+    study = {
+        "config": "configs/digits_prc.py",
+        "seeds": (0, 1),
+        "overrides": SMALL,
+        "arms": ARMS,
+        "comparisons": (("prc", "vmoe"),),
+        **changes,
+    }
+    path = directory / "study.py"
+    text = "import ml_collections\ndef get_config(arguments):\n"
+    path.write_text(f"{text}    return ml_collections.ConfigDict({study!r})\n")
+    return str(path)
+
+
+def read(directory, **changes):
+    return read_study(write_study(directory, **changes), directory / "work")
+
+
+def finish(run, accuracy, top1):
+    """Leaves what a run that has ended leaves, as far as reports read it."""
+    run.workdir.mkdir(parents=True)
+    (run.workdir / "config.json").write_text(json.dumps(run.config.to_dict(), default=list))
+    record = {"step": 6, "time": 0, "test/accuracy": accuracy, "test_pairs/top1": top1}
+    (run.workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (run.workdir / "summary.txt").write_text("done")
+
+
+def test_runs_are_interleaved_and_differ_in_arm_and_seed_alone(tmp_path):
+    study = read(tmp_path)
+    names = ["vmoe/seed=0", "prc/seed=0", "vmoe/seed=1", "prc/seed=1"]
+    assert [run.name for run in study.runs] == names
+    assert [run.config.seed for run in study.runs] == [0, 0, 1, 1]
+    assert {run.config.model.hidden_size for run in study.runs} == {16}
+    assert [run.config.consistency is None for run in study.runs] == [True, False, True, False]
+
+
+def test_another_loss_takes_the_place_of_the_whole_section(tmp_path):
+    arm = {"name": "l2", "overrides": {"consistency": {"name": "l2", "weight": 0.5}}}
+    config = read(tmp_path, arms=(arm,), comparisons=()).runs[0].config
+    assert config.consistency.to_dict() == {
+        "name": "l2",
+        "weight": 0.5,
+        "pair_class_tokens": False,
+        "pairs": "matched",
+        "stop_gradient": None,
+        "blocks": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": (0,)}, "study.sedes .* did you mean 'seeds'"),
+        ({"seeds": ()}, "study.seeds = .*expected different ints"),
+        ({"seeds": (0, 0)}, "expected different ints"),
+        ({"arms": ()}, "study.arms = .*at least one"),
+        ({"arms": (ARMS[0], ARMS[0])}, "two arms have the same name"),
+        ({"arms": ({"name": "a/b"},)}, "a name has letters"),
+        ({"arms": ({"nam": "a"},)}, r"study.arms\[0\].nam = 'a': unknown field.*'name'"),
+        ({"comparisons": (("prc", "vmo"),)}, r"study.comparisons\[0\] = 'vmo'.*'vmoe'"),
+        ({"comparisons": ("prc",)}, r"expected \(arm, arm\)"),
+        ({"config": "configs/digit.py"}, "study.config = 'configs/digit.py.*: no such file"),
+        ({"overrides": {"model": {"hiden_size": 1}}}, "arm vmoe: config.model.hiden_size.*hidden"),
+        ({"arms": ({"name": "a", "arguments": "prk=on"},)}, "arm a: config argument 'prk'.*prc"),
+        ({"split": "tset"}, "study.split = 'tset': not in config.dataset of vmoe.*'test'"),
+        (
+            {"robustness": {"split": "x", "perturbations": {}}},
+            "study.robustness.split = 'x'",
+        ),
+    ],
+)
+def test_mistakes_in_study_files(tmp_path, changes, message):
+    if "arms" in changes:
+        changes = {"comparisons": (), **changes}
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no such file"),
+        ("get_config = 1 +", "invalid syntax"),
+        ("import no_such_module", "no_such_module"),
+        ("x = 1", "get_config"),
+    ],
+)
+def test_files_that_are_no_studies(tmp_path, capsys, text, message):
+    path = tmp_path / "study.py"
+    if text is not None:
+        path.write_text(text)
+    assert main([f"--study={path}"]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [path] * (text is not None)
+
+
+def test_a_directory_with_other_runs_is_an_error(tmp_path):
+    finish(read(tmp_path).runs[1], 0.5, 0.5)
+    assert read(tmp_path).state(read(tmp_path).runs[1]) == "done"
+    with pytest.raises(
+        ConfigError, match=r"train_steps = 7: .*prc/seed=0 was begun with 6; remove"
+    ):
+        read(tmp_path, overrides={**SMALL, "train_steps": 7})
+
+
+def test_tables_and_differences_of_a_part_of_the_runs(tmp_path):
+    study = read(tmp_path)
+    assert write_results(study) == ""
+    for run, accuracy in zip(study.runs, (0.80, 0.85, 0.90), strict=False):
+        finish(run, accuracy, accuracy - 0.3)
+    text = write_results(study)
+    assert "| digits | V-MoE | 2 | one view | 2 | 85.00 ± 7.07 |" in text
+    assert "| digits | PRC | 2 |  | 1 | 85.00 |" in text
+    assert "PRC, k=2 \N{MINUS SIGN} V-MoE, k=2, one view | 1 | +5.00 | +5.00 |" in text
+    files = study.workdir
+    assert "3 of 4 runs" in (files / "tables.md").read_text()
+    assert text in (files / "tables.md").read_text()
+    runs = pd.read_csv(files / "runs.csv")
+    assert runs["top-1 accuracy"].tolist() == pytest.approx([80, 90, 85])
+    assert runs["seed"].tolist() == [0, 1, 0]
+    finish(study.runs[3], 0.97, 0.5)
+    assert "| 2 | +6.00 [" in write_results(study)
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    path, work = write_study(tmp_path), tmp_path / "work"
+    assert main([f"--study={path}", f"--workdir={work}", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines][1] == ["new", "prc/seed=0"]
+    assert not work.exists()
+
+
+def test_an_unknown_run(tmp_path, capsys):
+    assert main([f"--study={write_study(tmp_path)}", "--only=prc/seed=7"]) == 2
+    assert "--only = 'prc/seed=7': no such run; allowed: vmoe/seed=0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(pathlib.Path("configs/studies").glob("*.py")))
+def test_studies_of_ours(tmp_path, name):
+    study = read_study(str(name), tmp_path)
+    seen = {
+        (run.config.train_steps, run.config.dataset.train.batch_size * views(run.config))
+        for run in study.runs
+    }
+    assert len(seen) == 1 or "tuning" in name.stem  # steps, and images a step
+
+
+def views(config):
+    return 2 if "two_views" in config.dataset.train.process else 1
+
+
+def test_both_baselines_of_fashion_mnist_see_the_batches_of_prc(tmp_path):
+    runs = read_study("configs/studies/fashion_mnist.py:seeds=1", tmp_path).runs
+    configs = {run.arm: run.config for run in runs}
+    pairs, prc, one = (configs[name] for name in ("vmoe_pairs_k1", "prc_k1", "vmoe_k1"))
+    assert pairs.dataset.train.to_dict() == prc.dataset.train.to_dict()
+    assert pairs.consistency is None and prc.consistency is not None
+    assert pairs.auxiliary_loss.to_dict() == one.auxiliary_loss.to_dict()
+    [crop] = re.findall(r"inception_crop\(\d+, (\d+, \d+)\)", one.dataset.train.process)
+    crops = re.findall(r"two_views\(\d+, \((.*?)\), \((.*?)\)\)", prc.dataset.train.process)
+    assert crops == [(crop, crop)]
+
+
+@pytest.mark.slow
+def test_a_study_survives_a_failure_and_tries_again(tmp_path, digits_dir):
+    source = write_study(
+        tmp_path,
+        seeds=(3,),
+        overrides={
+            **SMALL,
+            "dataset": {s: {"data_dir": digits_dir} for s in ("train", "test", "test_pairs")},
+        },
+        robustness={
+            "examples": "test[:32]",
+            "perturbations": {"gaussian_noise": (0.0, 0.2)},
+        },
+    )
+    study = read_study(source, tmp_path / "work")
+    # A file where a directory must be: this run cannot write its checkpoints.
+    blocked = study.runs[1].workdir / "checkpoints"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    first = command(source, study)
+    assert first.returncode == 1, first.stderr
+    assert "failed: prc/seed=3" in first.stderr and "tries them again" in first.stderr
+    assert [study.state(run) for run in study.runs] == ["done", "failed"]
+    assert "exit status" in (blocked.parent / "failure.txt").read_text()
+
+    before = (study.runs[0].workdir / "summary.txt").stat().st_mtime_ns
+    blocked.unlink()
+    second = command(source, study)
+    assert second.returncode == 0, second.stderr
+    assert "2 runs, 1 of them done" in second.stdout and "[1/1 prc/seed=3]" in second.stdout
+    assert (study.runs[0].workdir / "summary.txt").stat().st_mtime_ns == before
+    assert all(study.state(run) == "done" for run in study.runs)
+
+    curves = pd.read_csv(study.workdir / "robustness.csv")
+    clean = curves[curves["level"] == 0]
+    assert len(curves) == 2 * 2 * 2  # runs, levels, one block and all
+    assert (clean["changed"] == 0).all()
+    assert (study.workdir / "robustness.png").stat().st_size > 1000
+    runs = pd.read_csv(study.workdir / "runs.csv")
+    assert list(zip(runs["arm"], runs["seed"], strict=True)) == [("vmoe", 3), ("prc", 3)]
+
+
+def command(source, study):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "vmoe_prc.study", f"--study={source}"),
+            f"--workdir={study.workdir}",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")},
+    )

@@ -1,0 +1,92 @@
+"""Trains the arms of a study with several seeds and compares them.
+
+`python -m vmoe_prc.study --study=configs/studies/digits.py`; the same command goes on with
+what is missing.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.report.runs import ReportError
+from vmoe_prc.study.plan import PlannedRun, Study, read_study
+from vmoe_prc.study.results import write_results
+from vmoe_prc.study.runner import carry_out, execute, failure
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 1 if a run failed, 2 for a mistake."""
+    args = _parser().parse_args(argv)
+    try:
+        study = read_study(args.study, args.workdir)
+        if args.dry_run:
+            return _list(study)
+        if args.only:
+            return _execute(study, _find(study, args.only))
+        return _carry_out(study)
+    except (ConfigError, ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vmoe_prc.study", description=__doc__)
+    parser.add_argument(
+        "--study",
+        required=True,
+        metavar="FILE[:ARGUMENTS]",
+        help="a Python file with get_config(), such as configs/studies/digits.py:seeds=5",
+    )
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, help="by default workdir/ and the name of the file"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the runs and their state")
+    parser.add_argument(
+        "--only",
+        metavar="ARM/seed=N",
+        help="carry out this run alone, in this process, such as one job of an array",
+    )
+    return parser
+
+
+def _list(study: Study) -> int:
+    for run in study.runs:
+        print(f"{study.state(run):6}  {run.name:30}  {run.workdir}")
+    return 0
+
+
+def _find(study: Study, name: str) -> PlannedRun:
+    runs = {run.name: run for run in study.runs}
+    if name not in runs:
+        allowed = f"no such run; allowed: {', '.join(runs)}"
+        raise ConfigError("--only", name, allowed, nearest(name, runs))
+    return runs[name]
+
+
+def _execute(study: Study, run: PlannedRun) -> int:
+    # Imported here, as the study itself needs no JAX.
+    from vmoe_prc.checkpoints.orbax import CheckpointError
+
+    try:
+        execute(study, run)
+    except CheckpointError as error:
+        raise ConfigError("--workdir", str(run.workdir), str(error)) from None
+    return 0
+
+
+def _carry_out(study: Study) -> int:
+    failed = carry_out(study, lambda: write_results(study), lambda line: print(line, flush=True))
+    print(f"\n{write_results(study)}\n\n{study.workdir}/tables.md")
+    for run in failed:
+        print(f"failed: {run.name}: {failure(run)}", file=sys.stderr)
+    if failed:
+        print("the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What a study trains: its arms and seeds, each a checked configuration of its own."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from vmoe_prc.config import (
+    ConfigError,
+    Field,
+    Section,
+    complete,
+    complete_section,
+    nearest,
+    override,
+    plain,
+)
+from vmoe_prc.report.experiments import experiment_fields
+from vmoe_prc.workdir import CONFIG_FILE, SUMMARY_FILE
+
+LOG_FILE = "log.txt"
+# What went wrong when the run was tried last.
+FAILURE_FILE = "failure.txt"
+ROBUSTNESS_FILE = "robustness.csv"
+
+ARM = Section(
+    {
+        "name": Field(str),
+        # What tells it apart from other arms of the same method and k, in tables.
+        "title": Field(str, ""),
+        # Of its config file, as behind the colon of --config.
+        "arguments": Field(str, ""),
+        "overrides": Field(Mapping, {}),
+    }
+)
+STUDY = Section(
+    {
+        "config": Field(str),
+        "seeds": Field(tuple, (0, 1, 2)),
+        # Changes of the config that all arms share; those of the arm come after.
+        "overrides": Field(Mapping, {}),
+        "arms": Field(tuple),
+        # (arm, arm): the second one is subtracted from the first.
+        "comparisons": Field(tuple, ()),
+        # Accuracy is that of this split, agreement that of `{split}_pairs`.
+        "split": Field(str, "test"),
+        "robustness": Section(
+            {
+                "split": Field(str, "test"),
+                # The part of the data set in place of that of the split.
+                "examples": Field((str, type(None)), None),
+                # Levels by kind of perturbation.
+                "perturbations": Field(Mapping),
+            },
+            optional=True,
+        ),
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study.
+
+    Attributes:
+      arm: Name of its arm.
+      seed: Its seed.
+      workdir: Its work directory.
+      config: Its completed configuration.
+    """
+
+    arm: str
+    seed: int
+    workdir: pathlib.Path
+    config: ml_collections.ConfigDict
+
+    @property
+    def name(self) -> str:
+        """Such as `prc_k2/seed=0`."""
+        return f"{self.arm}/seed={self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study, checked.
+
+    Attributes:
+      source: Its file, with arguments, such as `configs/studies/digits.py:seeds=5`.
+      workdir: Its directory.
+      options: What the file says, with defaults.
+      runs: Its runs in order: all arms of the first seed, then of the second.
+    """
+
+    source: str
+    workdir: pathlib.Path
+    options: Mapping[str, Any]
+    runs: tuple[PlannedRun, ...]
+
+    def state(self, run: PlannedRun) -> str:
+        """Says how far a run is: 'done', 'failed', 'begun' or 'new'."""
+        trained = (run.workdir / SUMMARY_FILE).exists()
+        if trained and (not self.options["robustness"] or robustness_path(run).exists()):
+            return "done"
+        if (run.workdir / FAILURE_FILE).exists():
+            return "failed"
+        return "begun" if (run.workdir / CONFIG_FILE).exists() else "new"
+
+
+def robustness_path(run: PlannedRun) -> pathlib.Path:
+    """Where the robustness of a run is kept."""
+    return run.workdir / ROBUSTNESS_FILE
+
+
+def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
+    """Reads and checks a study with all configurations of its runs.
+
+    Args:
+      source: A Python file with get_config(arguments), and arguments after a colon.
+      workdir: Directory of the study; by default `workdir/` and the name of the file.
+
+    Raises:
+      ConfigError: If the file cannot be read, anything in it or in a configuration is
+        wrong, or the directory holds a run with another configuration.
+    """
+    workdir = workdir or pathlib.Path("workdir") / pathlib.Path(source.partition(":")[0]).stem
+    options = complete_section(plain(read_config_file(source, "--study")), STUDY, "study")
+    arms = [complete_section(arm, ARM, f"study.arms[{i}]") for i, arm in enumerate(options["arms"])]
+    options = {**options, "arms": {arm["name"]: arm for arm in arms}}
+    _check(options, len(arms))
+    configs = {name: _arm_config(options, name) for name in options["arms"]}
+    runs = tuple(
+        PlannedRun(
+            name,
+            seed,
+            workdir / "runs" / name / f"seed={seed}",
+            complete({**config.to_dict(), "seed": seed}),
+        )
+        for seed in options["seeds"]
+        for name, config in configs.items()
+    )
+    for run in runs:
+        _check_held(run)
+    return Study(source, workdir, options, runs)
+
+
+def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
+    """Calls get_config of a config file with the arguments after the colon.
+
+    Raises:
+      ConfigError: If there is no such file, or it has no get_config().
+    """
+    path, _, arguments = source.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise ConfigError(field, source, "no such file; expected a Python file with get_config()")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    if spec is None:
+        raise ConfigError(field, source, "expected a Python file (.py) with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = module.get_config
+    except (SyntaxError, ImportError, AttributeError) as error:
+        raise ConfigError(field, source, " ".join(str(error).split())) from None
+    return get_config(arguments)
+
+
+def _check(options: Mapping[str, Any], num_arms: int) -> None:
+    arms, seeds = options["arms"], options["seeds"]
+    if not arms:
+        raise ConfigError("study.arms", (), "expected at least one arm")
+    if len(arms) < num_arms:
+        raise ConfigError("study.arms", tuple(arms), "two arms have the same name")
+    for name in arms:
+        if not re.fullmatch(r"[\w=-]+", name):
+            raise ConfigError("study.arms", name, "a name has letters, digits, '_', '-' and '='")
+    if not seeds or len(set(seeds)) < len(seeds) or not all(type(s) is int for s in seeds):
+        raise ConfigError("study.seeds", seeds, "expected different ints, at least one")
+    for i, pair in enumerate(options["comparisons"]):
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ConfigError(f"study.comparisons[{i}]", pair, "expected (arm, arm)")
+        for name in pair:
+            if name not in arms:
+                allowed = f"no such arm; allowed: {', '.join(arms)}"
+                raise ConfigError(f"study.comparisons[{i}]", name, allowed, nearest(name, arms))
+
+
+def _arm_config(options: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
+    """Completes the configuration of an arm; what is wrong with it names the arm."""
+    arm = options["arms"][name]
+    try:
+        config = read_config_file(f"{options['config']}:{arm['arguments']}", "study.config")
+        for changes in (options["overrides"], arm["overrides"]):
+            config = override(config, changes)
+        config = complete(config)
+    except ConfigError as error:
+        field = f"arm {name}: {error.field}"
+        raise ConfigError(field, error.value, error.expected, error.suggestion) from None
+    robustness = options["robustness"] or {}
+    for field, split in (
+        ("study.split", options["split"]),
+        ("study.robustness.split", robustness.get("split", options["split"])),
+    ):
+        if split not in config.dataset:
+            allowed = f"not in config.dataset of {name}; allowed: {', '.join(config.dataset)}"
+            raise ConfigError(field, split, allowed, nearest(split, config.dataset))
+    return config
+
+
+def _check_held(run: PlannedRun) -> None:
+    """Compares a run with what its work directory holds already."""
+    try:
+        held = json.loads((run.workdir / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return
+    now = experiment_fields(json.loads(json.dumps(run.config.to_dict(), default=list)))
+    held = experiment_fields(held)
+    for field in sorted(now.keys() | held.keys()):
+        # A field that is newer than the run has the default that it was run with.
+        if field in held and held[field] != now.get(field):
+            raise ConfigError(
+                f"config.{field}",
+                now.get(field),
+                f"{run.workdir} was begun with {held[field]!r}; remove it, or choose another "
+                "--workdir",
+            )

@@ -1,0 +1,126 @@
+"""Carries out the runs of a study, one after the other, each in a process of its own."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from vmoe_prc.study.plan import (
+    FAILURE_FILE,
+    LOG_FILE,
+    PlannedRun,
+    Study,
+    robustness_path,
+)
+from vmoe_prc.workdir import SUMMARY_FILE
+
+Say = Callable[[str], None]
+
+
+def carry_out(study: Study, after_run: Callable[[], None], say: Say = print) -> list[PlannedRun]:
+    """Carries out every run that is not done; a run that fails does not end the study.
+
+    Args:
+      study: The study.
+      after_run: Called after each run.
+      say: Takes the lines that show progress.
+
+    Returns:
+      The runs that failed.
+    """
+    missing = [run for run in study.runs if study.state(run) != "done"]
+    say(f"{study.source}: {len(study.runs)} runs, {len(study.runs) - len(missing)} of them done")
+    failed, start = [], time.monotonic()
+    for i, run in enumerate(missing):
+        prefix = f"[{i + 1}/{len(missing)} {run.name}]"
+        say(f"{prefix} {run.workdir / LOG_FILE}")
+        status = _run_apart(study, run, lambda line, prefix=prefix: say(f"{prefix} {line}"))
+        if status:
+            failed.append(run)
+        left = (time.monotonic() - start) / (i + 1) * (len(missing) - i - 1)
+        outcome = f"failed (status {status})" if status else "done"
+        say(f"{prefix} {outcome}; {len(missing) - i - 1} to go, about {left / 60:.0f} min")
+        after_run()
+    return failed
+
+
+def execute(study: Study, run: PlannedRun) -> None:
+    """Trains a run and measures its robustness, in this process; resumes what has begun.
+
+    Raises:
+      ConfigError: If the configuration cannot be used.
+      CheckpointError: If the work directory has a checkpoint that does not fit.
+    """
+    from vmoe_prc import loop
+
+    if not (run.workdir / SUMMARY_FILE).exists():
+        print(loop.train_and_evaluate(run.config, run.workdir))
+    if study.options["robustness"]:
+        _measure_robustness(study, run)
+
+
+def _measure_robustness(study: Study, run: PlannedRun) -> None:
+    from vmoe_prc.analysis.opened_run import open_run
+    from vmoe_prc.analysis.robustness import robustness_table
+    from vmoe_prc.files import replacing
+
+    options = study.options["robustness"]
+    opened = open_run(run.workdir)
+    if options["examples"]:
+        with opened.config.unlocked():
+            opened.config.dataset[options["split"]].split = options["examples"]
+    table = robustness_table(opened, options["split"], options["perturbations"])
+    with replacing(robustness_path(run)) as path:
+        table.to_csv(path, index=False)
+
+
+def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
+    """Carries a run out in a process; returns its exit status, and keeps why it failed."""
+    command = [
+        *(sys.executable, "-m", "vmoe_prc.study", f"--study={study.source}"),
+        *(f"--workdir={study.workdir}", f"--only={run.name}"),
+    ]
+    # The evaluation is compiled once for all seeds of an arm.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str((study.workdir / "compiled").absolute())}
+    env = {**cache, "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    (run.workdir / FAILURE_FILE).unlink(missing_ok=True)
+    lines: list[str] = []
+    with (
+        (run.workdir / LOG_FILE).open("a") as log,
+        _process(command, env) as process,
+    ):
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            say(line.rstrip())
+            lines = [*lines[-19:], line]
+        status = process.wait()
+    if status:
+        (run.workdir / FAILURE_FILE).write_text(f"exit status {status}\n{''.join(lines)}")
+    return status
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A process that ends when we do, asked to first: it may want to save its work."""
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def failure(run: PlannedRun) -> str:
+    """Returns the last line that a failed run wrote."""
+    lines = (run.workdir / FAILURE_FILE).read_text().split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "")
