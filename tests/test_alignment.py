@@ -55,6 +55,30 @@ def test_points_far_outside_have_no_match():
     assert (alignment.match_patches(shift, 32, 8) == -1).all()
 
 
+@given(seed=st.integers(0, 1000), class_pair=st.booleans())
+def test_shuffled_partners_are_the_same_patches_of_the_same_image(seed, class_pair):
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(1, 9, (4, 8, 2))
+    pairs[rng.random((4, 8)) < 0.4] = -1
+    if class_pair:
+        pairs[:, -1] = 0
+    shuffled = np.asarray(
+        alignment.shuffle_partners(jax.random.key(seed), jnp.asarray(pairs, jnp.int32), class_pair)
+    )
+    np.testing.assert_array_equal(shuffled[..., 0], pairs[..., 0])
+    np.testing.assert_array_equal(shuffled[..., 1] < 0, pairs[..., 1] < 0)
+    np.testing.assert_array_equal(np.sort(shuffled[..., 1]), np.sort(pairs[..., 1]))
+    if class_pair:
+        assert (shuffled[:, -1] == 0).all()
+
+
+def test_partners_are_shuffled_evenly():
+    identity = jnp.broadcast_to(jnp.arange(4, dtype=jnp.int32)[:, None], (4000, 4, 2))
+    shuffled = alignment.shuffle_partners(jax.random.key(0), identity)
+    shares = np.stack([np.bincount(column, minlength=4) for column in shuffled[..., 1].T]) / 4000
+    np.testing.assert_allclose(shares, 0.25, atol=0.03)  # more than four standard deviations
+
+
 def test_errors():
     with pytest.raises(ValueError, match="patch_size = 7 does not divide image_size = 32"):
         alignment.match_patches(jnp.eye(3)[None], 32, 7)

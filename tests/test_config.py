@@ -6,7 +6,14 @@ import ml_collections
 import pytest
 
 from configs import digits_prc, imagenet_prc
-from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, parse_arguments
+from vmoe_prc.config import (
+    ConfigError,
+    check_batch,
+    complete,
+    evaluation_model,
+    override,
+    parse_arguments,
+)
 
 
 def make(path=None, value=None, delete=False, arguments=""):
@@ -75,6 +82,9 @@ def test_the_given_config_is_not_changed():
         ("loss.name", "softmax", "expected one of sigmoid_xent, softmax_xent"),
         ("consistency.name", "barlow", "expected one of prc, l2, jsd"),
         ("consistency.diagonal", "trace", "expected one of matrix, per_position"),
+        ("consistency.pairs", "shuffled", "expected one of matched, random"),
+        ("consistency.stop_gradient", "view2", "expected one of None, view0, view1"),
+        ("consistency.blocks", (1, 2), r"expected blocks with experts, which are \(1, 3\)"),
         ("mixup", {"concentration": 0.2}, "must be None with config.consistency"),
         ("seed", True, "config.seed = True: expected int"),
         ("evaluate.model_overrides", {"encoder": {"mo": 1}}, "did you mean 'moe'"),
@@ -185,4 +195,34 @@ def test_the_imagenet_recipe_is_that_of_the_paper():
         "off_diagonal_weight": 5e-2,
         "diagonal": "matrix",
         "pair_class_tokens": True,
+        "pairs": "matched",
+        "stop_gradient": None,
+        "blocks": None,
     }
+
+
+def test_overrides_keep_the_fields_that_they_do_not_name():
+    changed = override(make(), {"model": {"encoder": {"moe": {"num_experts": 8}}}, "seed": 3})
+    expected = make("model.encoder.moe.num_experts", 8)
+    expected["seed"] = 3
+    assert complete(changed).to_dict() == complete(expected).to_dict()
+
+
+def test_overrides_that_choose_a_variant_drop_the_fields_of_the_other():
+    config = make("consistency.pair_class_tokens", True)
+    changed = complete(override(config, {"consistency": {"name": "l2", "weight": 0.1}}))
+    assert changed.consistency.weight == 0.1 and "diagonal_weight" not in changed.consistency
+    assert changed.consistency.pair_class_tokens
+    sgd = {"optimizer": {"name": "sgd", "learning_rate": {"schedule": "constant", "value": 0.1}}}
+    optimizer = complete(override(config, sgd)).optimizer
+    assert optimizer.learning_rate.to_dict() == {"schedule": "constant", "value": 0.1}
+    assert optimizer.weight_decay == make()["optimizer"]["weight_decay"]
+
+
+def test_overrides_take_sections_away_and_put_them_in():
+    config = complete(override(make(), {"consistency": None}))
+    assert config.consistency is None
+    back = complete(override(config, {"consistency": {"name": "prc"}}))
+    assert back.consistency.diagonal_weight == 5e-3
+    with pytest.raises(ConfigError, match=r"config\.model\.hiden_size"):
+        complete(override(config, {"model": {"hiden_size": 3}}))

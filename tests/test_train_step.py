@@ -151,6 +151,17 @@ def test_same_seed_same_steps_and_another_seed_another():
     assert a["encoderblock_1/load_loss"] != c["encoderblock_1/load_loss"]
 
 
+def test_random_pairs_are_drawn_anew_each_step_and_number_as_many():
+    batch = tiny.two_view_batch()
+    _, matched = reference("prc")
+    _, history = run([batch, batch], consistency=PRC | {"pairs": "random"})
+    block = "encoderblock_1"
+    assert history[0][f"{block}/num_pairs"] == matched[0][f"{block}/num_pairs"]
+    assert history[0][f"{block}/diagonal"] != matched[0][f"{block}/diagonal"]
+    _, again = run([batch], consistency=PRC | {"pairs": "random"})
+    assert again[0] == history[0]
+
+
 def test_mixup_mixes_labels():
     options = {"concentration": 10.0, "size": 2, "granularity": "batch"}
     _, [metrics] = run([tiny.one_view_batch()], mixup_options=options)

@@ -149,6 +149,54 @@ def test_auxiliary_loss_reads_pairs_of_adjacent_views():
     )
 
 
+def routing_of(logits):
+    """Two groups of two images: two pairs of views of 5 tokens."""
+    gates = jax.nn.softmax(logits)
+    experts = jnp.zeros((2, 10, 1), jnp.int32)
+    return Routing(logits, None, gates, gates, experts, experts == 0)
+
+
+@pytest.mark.parametrize("options", [{"name": "prc"}, {"name": "jsd", "weight": 2.0}])
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_view_without_gradient_is_a_target(options, stopped):
+    logits = jax.random.normal(jax.random.key(0), (2, 10, 4))
+
+    def loss(logits, **more):
+        pairs = identity_pairs(2, 5)
+        return auxiliary_loss(
+            {"block_1": routing_of(logits)}, pairs=pairs, consistency_options=options | more
+        )[0]
+
+    whole, whole_gradient = jax.value_and_grad(loss)(logits)
+    value, gradient = jax.value_and_grad(loss)(logits, stop_gradient=f"view{stopped}")
+    views = gradient.reshape(2, 2, 5, 4)
+    np.testing.assert_allclose(value, whole)
+    np.testing.assert_array_equal(views[:, stopped], 0)
+    np.testing.assert_allclose(
+        views[:, 1 - stopped], whole_gradient.reshape(2, 2, 5, 4)[:, 1 - stopped], rtol=1e-6
+    )
+
+
+def test_only_the_blocks_asked_for_have_the_loss():
+    keys = jax.random.split(jax.random.key(0))
+    routings = {
+        f"encoderblock_{block}": routing_of(jax.random.normal(key, (2, 10, 4)))
+        for block, key in zip((1, 11), keys, strict=True)
+    }
+    pairs = identity_pairs(2, 5)
+
+    def loss(**more):
+        return auxiliary_loss(routings, pairs=pairs, consistency_options={"name": "prc"} | more)
+
+    total, metrics = loss(blocks=(11,))
+    both, both_metrics = loss(blocks=None)
+    assert total == metrics["encoderblock_11/consistency_loss"] > 0
+    assert "encoderblock_1/consistency_loss" not in metrics
+    np.testing.assert_allclose(
+        both, both_metrics["encoderblock_1/consistency_loss"] + total, rtol=1e-6
+    )
+
+
 def test_errors():
     gates, pairs = jnp.ones((2, 2, 5, 4)), jnp.zeros((2, 5, 2), jnp.int32)
     with pytest.raises(ValueError, match="unknown diagonal 'trace'; allowed: matrix"):
