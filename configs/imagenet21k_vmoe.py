@@ -1,9 +1,9 @@
 """V-MoE-B/16 with experts in every second block, 300 epochs of ImageNet-21k (arXiv 2106.05974).
 
+    python -m vmoe_prc.data.prepare imagenet21k --from=DIRECTORY_OF_FALL11_WHOLE_TAR
     python -m vmoe_prc.main --config=configs/imagenet21k_vmoe.py
 
-Arguments: `k=1` one expert a token, `prc=on` pairs of views with PRC, `seed=N`. TFDS has no
-builder for ImageNet-21k: prepare your own under the name `imagenet21k`, with a split `full`.
+Arguments: `k=1` one expert a token, `prc=on` pairs of views with PRC, `seed=N`.
 """
 
 import functools

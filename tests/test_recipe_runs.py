@@ -10,33 +10,15 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
+import vmoe_prc.data.datasets  # noqa: F401 - makes imagenet21k known to TFDS
+
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
-
-
-class Imagenet21k(tfds.core.GeneratorBasedBuilder):
-    """Stands for the data set that users prepare themselves; TFDS has no builder of it."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(),
-            "label": tfds.features.ClassLabel(num_classes=21843),
-        }
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        raise NotImplementedError
-
-    def _generate_examples(self):
-        raise NotImplementedError
 
 
 def prepare(name, splits, data_dir):
     """Fills the builder of a data set with random examples of its own features."""
     rng = np.random.default_rng(0)
-    cls = Imagenet21k if name == "imagenet21k" else tfds.builder_cls(name)
-    builder = cls(data_dir=data_dir, file_format=tfds.core.FileFormat.TFRECORD)
+    builder = tfds.builder(name, data_dir=data_dir, file_format=tfds.core.FileFormat.TFRECORD)
     features = builder.info.features
     size = features["image"].shape
     shape = size if None not in size else (40, 48, 3)
@@ -53,8 +35,10 @@ def prepare(name, splits, data_dir):
 
 RECIPES = {
     "imagenet_prc": ("imagenet2012", ["train", "validation"]),
+    "imagenet_prc:k=1,prc=off,seed=1": ("imagenet2012", ["train", "validation"]),
     "imagenet_finetune_prc": ("imagenet2012", ["train", "validation"]),
     "imagenet21k_vmoe": ("imagenet21k", ["full"]),
+    "imagenet21k_vmoe:k=1,prc=on": ("imagenet21k", ["full"]),
     "cifar_prc:dataset=cifar10": ("cifar10", ["train", "test"]),
     "cifar_prc:dataset=cifar100,prc=off": ("cifar100", ["train", "test"]),
     "flowers_prc:k=1": ("oxford_flowers102", ["train", "validation", "test"]),

@@ -4,11 +4,13 @@ import pytest
 
 from configs import (
     cifar_prc,
+    digits_prc,
     fashion_mnist_prc,
     flowers_prc,
     folder_prc,
     imagenet21k_vmoe,
     imagenet_finetune_prc,
+    imagenet_prc,
     pets_prc,
 )
 from vmoe_prc.config import ConfigError
@@ -37,6 +39,28 @@ def test_both_arms_of_a_fine_tune_see_1024_images_a_step(recipe, arguments, clas
     assert (config.train_steps, config.seed) == (5000, 3)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("train/x/1.jpg", "train/y/1.jpg", "train/z/1.jpg", "test/x/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("prc", ["on", "off"])
+def test_every_recipe_takes_the_same_arguments(folder, prc, k):
+    recipes = [(recipe, arguments) for recipe, arguments, *_ in FINE_TUNES]
+    recipes += [(r, "") for r in (digits_prc, fashion_mnist_prc, imagenet_prc, imagenet21k_vmoe)]
+    for recipe, arguments in [*recipes, (folder_prc, f"dir={folder}")]:
+        config = recipe.get_config(f"{arguments},prc={prc},k={k},seed=5")
+        assert config.model.encoder.moe.router.num_selected_experts == k
+        assert f"K={k}" in config.description
+        assert bool(config.consistency) == (prc == "on")
+        assert ("two_views" in config.dataset.train.process) == (prc == "on")
+        assert config.seed == 5
+
+
 def test_only_imagenet_pairs_the_class_tokens():
     assert imagenet_finetune_prc.get_config().consistency.pair_class_tokens
     assert not cifar_prc.get_config().consistency.pair_class_tokens
@@ -55,13 +79,10 @@ def test_fashion_mnist_holds_a_validation_split_back():
     assert config.dataset.val.split == "train[95%:]"
 
 
-def test_a_folder_gives_its_classes(tmp_path):
-    for name in ("train/x/1.jpg", "train/y/1.jpg", "train/z/1.jpg", "test/x/1.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    config = folder_prc.get_config(f"dir={tmp_path},size=96")
+def test_a_folder_gives_its_classes(folder):
+    config = folder_prc.get_config(f"dir={folder},size=96")
     assert config.model.num_classes == 3
-    assert config.dataset.test_pairs.manual_dir == str(tmp_path)
+    assert config.dataset.test_pairs.manual_dir == str(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """Parameters from and to the formats of other programs."""
 
+from typing import ClassVar
+
+import etils.epath.gpath
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from etils.epath import backend as epath_backend
+from fsspec.implementations.memory import MemoryFileSystem
 
 from vmoe_prc.checkpoints import safetensors as ours
 from vmoe_prc.checkpoints.export import main
@@ -38,6 +43,30 @@ def test_reads_npz_files_with_and_without_a_level_of_parameters(tmp_path):
 def test_round_trip(tmp_path, name):
     write_params(tmp_path / "new" / name, PARAMS)
     assert_same(read_params(tmp_path / "new" / name), PARAMS)
+
+
+class Bucket(MemoryFileSystem):
+    """Stands for Google Cloud Storage."""
+
+    protocol = ("gs", "gcs")
+    store: ClassVar = {}
+    pseudo_dirs: ClassVar = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+
+@pytest.mark.parametrize("name", ["run/model.safetensors", "run/vmoe"])
+def test_round_trip_in_a_bucket(monkeypatch, name):
+    # Without TensorFlow, etils reads gs:// through fsspec.
+    monkeypatch.setattr(etils.epath.gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setattr(epath_backend.fsspec_backend, "_get_filesystem", lambda _: Bucket())
+    write_params(f"gs://bucket/{name}", PARAMS)
+    assert any(file.startswith(f"/bucket/{name}") for file in Bucket.store)
+    assert_same(read_params(f"gs://bucket/{name}"), PARAMS)
+    with pytest.raises(CheckpointError, match="gs://bucket/other"):
+        read_params("gs://bucket/other")
 
 
 def test_others_read_our_safetensors(tmp_path):

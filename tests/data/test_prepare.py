@@ -34,16 +34,28 @@ def write_tar(file, members, mode="w"):
     return file
 
 
-def write_imagenet(folder):
-    classes = {}
-    for synset in ("n01440764", "n15075141"):
+def class_archives():
+    for synset in ("n15075141", "n01440764"):
         images = {f"{synset}_{i}.JPEG": encoded("JPEG") for i in range(8)}
-        classes[f"{synset}.tar"] = write_tar(io.BytesIO(), images).getvalue()
+        yield f"{synset}.tar", write_tar(io.BytesIO(), images).getvalue()
+
+
+def write_imagenet(folder):
     with (folder / "ILSVRC2012_img_train.tar").open("wb") as file:
-        write_tar(file, classes)
+        write_tar(file, dict(class_archives()))
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 9)]
     with (folder / "ILSVRC2012_img_val.tar").open("wb") as file:
         write_tar(file, {name: encoded("JPEG") for name in names})
+
+
+def write_imagenet21k(folder):
+    with (folder / "fall11_whole.tar").open("wb") as file:
+        write_tar(file, dict(class_archives()))
+
+
+def write_imagenet21k_unpacked(folder):
+    for name, content in class_archives():
+        (folder / name).write_bytes(content)
 
 
 def write_cifar10(folder):
@@ -98,6 +110,8 @@ def write_pets(folder):
     ("name", "write", "sizes"),
     [
         ("imagenet2012", write_imagenet, {"train": 16, "validation": 8}),
+        ("imagenet21k", write_imagenet21k, {"full": 16}),
+        ("imagenet21k", write_imagenet21k_unpacked, {"full": 16}),
         ("cifar10", write_cifar10, {"train": 50, "test": 16}),
         ("cifar100", write_cifar100, {"train": 120, "test": 16}),
         (
@@ -116,13 +130,38 @@ def test_official_files(tmp_path, dataset, name, write, sizes):
     config = dataset(
         name=name,
         data_dir=str(tmp_path / "data"),
-        split="train",
+        split=next(iter(sizes)),
         process='decode|resize(16)|value_range(-1, 1)|onehot(1000, inkey="label", outkey="labels")'
         '|keep("image", "labels")',
         batch_size=8,
     )
     batch = next(iter(data.train_batches(config, seed=0)))
     assert batch["image"].shape == (8, 16, 16, 3)
+
+
+def test_labels_of_imagenet21k_are_the_ranks_of_the_synsets(tmp_path):
+    write_imagenet21k(tmp_path)
+    builder = prepare("imagenet21k", tmp_path, tmp_path / "data")
+    examples = list(builder.as_dataset("full").as_numpy_iterator())
+    labels = {x["file_name"].decode().partition("_")[0]: int(x["label"]) for x in examples}
+    assert labels == {"n01440764": 0, "n15075141": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "damaged"),
+    [
+        ("imagenet2012", write_imagenet, "ILSVRC2012_img_train.tar"),
+        ("imagenet21k", write_imagenet21k, "fall11_whole.tar"),
+        ("cifar10", write_cifar10, "cifar-10-binary.tar.gz"),
+    ],
+)
+def test_a_truncated_file_is_one_line(tmp_path, name, write, damaged):
+    write(tmp_path)
+    whole = (tmp_path / damaged).read_bytes()
+    (tmp_path / damaged).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=damaged) as caught:
+        prepare(name, tmp_path, tmp_path / "data")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_on_files_that_are_not_there(tmp_path):

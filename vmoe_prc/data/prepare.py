@@ -10,6 +10,7 @@ import hashlib
 import os
 import pathlib
 import sys
+import tarfile
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -21,6 +22,17 @@ from vmoe_prc.progress import show_logs
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
+
+# What TFDS raises for files that are missing, cannot be downloaded or are damaged.
+_UNUSABLE = (
+    AssertionError,
+    EOFError,
+    OSError,
+    tarfile.TarError,
+    tf.errors.OpError,
+    tfds.core.download.extractor.ExtractError,
+    tfds.download.DownloadError,
+)
 
 
 def prepare(
@@ -54,12 +66,15 @@ def prepare(
             raise ConfigError("data set", name, "unknown", nearest(name, known)) from None
     if files is not None:
         _trust_local_files(builder, pathlib.Path(files))
+    elif not builder.is_prepared() and builder.url_infos:
+        # Said first, since it takes minutes until TFDS gives up on a server.
+        logging.info("downloading: %s %s", name, _instructions(builder))
     config = tfds.download.DownloadConfig(manual_dir=files and os.fspath(files))
     try:
         builder.download_and_prepare(
             download_config=config, file_format=tfds.core.FileFormat.TFRECORD
         )
-    except (AssertionError, OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
+    except _UNUSABLE as error:
         cause = " ".join(str(error).split())
         raise ConfigError("data set", name, f"{_instructions(builder)} ({cause})") from error
     return builder
@@ -90,7 +105,7 @@ def _instructions(builder: tfds.core.DatasetBuilder) -> str:
     names = sorted(info.filename for info in (builder.url_infos or {}).values() if info.filename)
     if not names:
         return "cannot be prepared"
-    return f"cannot be downloaded; put {', '.join(names)} into a directory and give --from=DIR"
+    return f"needs {', '.join(names)}; from a directory with these files prepare it by --from=DIR"
 
 
 def main(argv: list[str]) -> None:

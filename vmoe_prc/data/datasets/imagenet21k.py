@@ -1,0 +1,66 @@
+"""TFDS builder of ImageNet-21k, which TFDS itself does not have."""
+
+import functools
+import pathlib
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO, ClassVar
+
+import tensorflow_datasets as tfds
+
+NUM_CLASSES = 21_843
+ARCHIVE = "fall11_whole.tar"
+
+
+class Imagenet21k(tfds.core.GeneratorBasedBuilder):
+    """All of ImageNet (Deng et al., CVPR 2009); a label is the rank of its synset by name."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "One split, full."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        f"{ARCHIVE}, or the archives n*.tar of its classes, from "
+        "https://image-net.org/download-images, where you must register."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    # As many as the released models have outputs, some of which are unused.
+                    "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage="https://image-net.org/",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        return {"full": self._generate_examples(pathlib.Path(dl_manager.manual_dir))}
+
+    def _generate_examples(self, directory: pathlib.Path):
+        synsets = sorted(synset for synset, _ in _class_archives(directory))
+        if not 0 < len(synsets) <= NUM_CLASSES:
+            raise FileNotFoundError(f"{directory} has {len(synsets)} archives of classes")
+        for synset, open_archive in _class_archives(directory):
+            with open_archive() as archive, tarfile.open(fileobj=archive) as images:
+                for member in filter(tarfile.TarInfo.isfile, images):
+                    example = {
+                        "image": images.extractfile(member).read(),
+                        "label": synsets.index(synset),
+                        "file_name": member.name,
+                    }
+                    yield member.name, example
+
+
+def _class_archives(directory: pathlib.Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Yields each class and what opens its archive, for as long as it is the current one."""
+    whole = directory / ARCHIVE
+    if not whole.exists():
+        for path in sorted(directory.glob("n*.tar")):
+            yield path.stem, functools.partial(path.open, "rb")
+        return
+    with tarfile.open(whole) as classes:
+        for member in filter(tarfile.TarInfo.isfile, classes):
+            yield pathlib.Path(member.name).stem, functools.partial(classes.extractfile, member)
