@@ -38,7 +38,6 @@ RECIPES = {
     "imagenet_prc:k=1,prc=off,seed=1": ("imagenet2012", ["train", "validation"]),
     "imagenet_finetune_prc": ("imagenet2012", ["train", "validation"]),
     "imagenet21k_vmoe": ("imagenet21k", ["full"]),
-    "imagenet21k_vmoe:k=1,prc=on": ("imagenet21k", ["full"]),
     "cifar_prc:dataset=cifar10": ("cifar10", ["train", "test"]),
     "cifar_prc:dataset=cifar100,prc=off": ("cifar100", ["train", "test"]),
     "flowers_prc:k=1": ("oxford_flowers102", ["train", "validation", "test"]),

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Keeps one program running in the background of one machine; tpu_pod.sh calls it through ssh.
+#
+#   launch/worker.sh start DIR COMMAND...    unless it runs already: then that is an error
+#   launch/worker.sh ensure DIR COMMAND...   unless it runs already
+#   launch/worker.sh status DIR              one line
+#   launch/worker.sh logs DIR                the end of its log, and what follows
+#   launch/worker.sh stop DIR                SIGTERM, and waits until it has ended
+#
+# The command runs in DIR/source; DIR/log.txt, DIR/pid and DIR/exit_status are its traces.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# A process of that number in that directory is ours: numbers come again after a reboot.
+running() {
+  local process
+  process=$(cat "$DIR/pid" 2>/dev/null) || return 1
+  [[ $(readlink "/proc/$process/cwd") == "$DIR/source" ]]
+}
+
+start() {
+  rm -f "$DIR/pid" "$DIR/exit_status"
+  # A session of its own outlives the one of ssh.
+  setsid "${BASH_SOURCE[0]}" keep "$DIR" "$@" </dev/null >>"$DIR/log.txt" 2>&1 &
+  until [[ -s $DIR/pid ]]; do sleep 0.1; done
+  echo "$(hostname): started"
+}
+
+keep() {
+  local child status signalled=true
+  cd "$DIR/source"
+  "$@" &
+  child=$!
+  trap 'signalled=true' TERM
+  echo "$child" >"$DIR/pid"
+  # A wait that a signal ends says nothing of the child.
+  while $signalled; do
+    signalled=false status=0
+    wait "$child" || status=$?
+  done
+  echo "$status" >"$DIR/exit_status"
+}
+
+status() {
+  if running; then
+    echo "$(hostname): running"
+  elif [[ -s $DIR/exit_status ]]; then
+    echo "$(hostname): ended with exit status $(<"$DIR/exit_status")"
+  elif [[ -s $DIR/pid ]]; then
+    echo "$(hostname): was killed"
+  else
+    echo "$(hostname): has not been started"
+  fi
+}
+
+stop() {
+  if running; then
+    kill -TERM "$(<"$DIR/pid")"
+    while running; do sleep 0.5; done
+  fi
+  status
+}
+
+[[ $# -ge 2 ]] || {
+  usage
+  exit 0
+}
+ACTION=$1
+DIR=$(cd "$2" && pwd -P)
+shift 2
+case $ACTION in
+  start | ensure)
+    if running; then
+      echo "$(hostname): runs already" >&2
+      [[ $ACTION == ensure ]] || exit 1
+    else
+      start "$@"
+    fi
+    ;;
+  keep) keep "$@" ;;
+  logs) exec tail -n 100 -F "$DIR/log.txt" ;;
+  status) status ;;
+  stop) stop ;;
+  *) fail "'$ACTION': no such action" ;;
+esac
