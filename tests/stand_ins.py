@@ -90,6 +90,13 @@ class StandIns:
             timeout=60,
         )
 
+    def refuses(self, message, script, *arguments):
+        """Checks that a script ends with one line that says why, before it calls anything."""
+        result = self.run(script, *arguments)
+        assert result.returncode == 2
+        assert message in result.stderr and result.stderr.count("\n") == 1
+        assert self.calls == []
+
     @property
     def calls(self):
         """What has been called, one dict a call, with its `argv`."""

@@ -225,7 +225,4 @@ def test_a_program_that_was_killed(pod):
     ],
 )
 def test_what_is_refused(pod, arguments, message):
-    result = pod.run("tpu_pod.sh", *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr and result.stderr.count("\n") == 1
-    assert pod.calls == []
+    pod.refuses(message, "tpu_pod.sh", *arguments)
