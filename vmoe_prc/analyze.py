@@ -2,18 +2,22 @@
 
 import argparse
 import pathlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from vmoe_prc.config import ConfigError
+
+if TYPE_CHECKING:
+    from vmoe_prc.analysis.opened_run import OpenedRun
 
 
 def table(args: argparse.Namespace) -> None:
     """Writes the routing table of a split as Parquet."""
-    from vmoe_prc.analysis.opened_run import open_run
     from vmoe_prc.analysis.routing_table import write_routing_table
 
-    run = open_run(args.workdir)
+    (run,) = _open(args)
     split = run.choose_split(args.split)
     path = _output(args, f"routing_{split}.parquet")
     rows = write_routing_table(run, split, path, blocks=args.block, k=args.k)
@@ -23,14 +27,12 @@ def table(args: argparse.Namespace) -> None:
 def agreement(args: argparse.Namespace) -> None:
     """Prints how often two views agree on the experts, with intervals over images."""
     from vmoe_prc.analysis.agreement import agreement_table
-    from vmoe_prc.analysis.opened_run import open_run
 
-    run = open_run(args.workdir)
+    (run,) = _open(args)
     split = run.choose_split(args.split, two_views=True)
     frame = agreement_table(run, split, args.block)
     path = _output(args, f"agreement_{split}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False)
+    _write_csv(frame, path)
     print(f"Agreement of two views of {split}, % with 95% interval over images")
     print(frame.to_string(index=False, float_format=lambda x: f"{100 * x:.2f}"))
     print(path)
@@ -41,25 +43,42 @@ def robustness(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from vmoe_prc.analysis.curves import robustness_figure
-    from vmoe_prc.analysis.opened_run import open_run
-    from vmoe_prc.analysis.plots import save_figure
+    from vmoe_prc.analysis.panels import save_figure
     from vmoe_prc.analysis.robustness import UNITS, robustness_table
 
     levels = _levels(args.perturbation or DEFAULT_PERTURBATIONS)
     parts = []
-    for workdir in args.workdir:
-        run = open_run(workdir)
+    for run in _open(args):
         split = run.choose_split(args.split, two_views=False)
         part = robustness_table(run, split, levels, blocks=args.block)
         parts.append(part.assign(run=run.name))
     frame = pd.concat(parts, ignore_index=True)
-    path = args.output or pathlib.Path(args.workdir[0]) / "analysis" / f"robustness_{split}.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(path, index=False)
+    path = _output(args, f"robustness_{split}.csv")
+    _write_csv(frame, path)
     save_figure(robustness_figure(frame, UNITS), path.with_suffix(".png"), dpi=110)
     shown = frame[frame["block"] == "all"].drop(columns="block")
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
     print(f"{path}\n{path.with_suffix('.png')}")
+
+
+def pictures(args: argparse.Namespace) -> None:
+    """Draws which experts see which patches; two runs side by side on the same images."""
+    from vmoe_prc.analysis.panels import save_figure
+    from vmoe_prc.analysis.pictures import draw_pictures
+
+    folder = _output(args, "pictures")
+    sequences = _levels(args.perturbation) if args.perturbation else None
+    figures = draw_pictures(
+        _open(args),
+        split=args.split,
+        blocks=args.block,
+        sequences=sequences,
+        num_images=args.images,
+    )
+    for name, figure in figures:
+        path = folder / (re.sub(r"[^-.=\w]+", "-", name).strip("-") + ".png")
+        save_figure(figure, path)
+        print(path)
 
 
 DEFAULT_PERTURBATIONS = ("gaussian_noise", "shift", "rotation", "crop", "jpeg", "fgsm", "pgd")
@@ -83,31 +102,52 @@ def _levels(arguments: Sequence[str]) -> dict[str, tuple[float, ...]]:
     return levels
 
 
+def _open(args: argparse.Namespace) -> "list[OpenedRun]":
+    from vmoe_prc.analysis.opened_run import name_apart, open_run
+
+    workdirs = [args.workdir] if isinstance(args.workdir, str) else args.workdir
+    return name_apart([open_run(workdir) for workdir in workdirs], workdirs)
+
+
 def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
-    return args.output or pathlib.Path(args.workdir) / "analysis" / name
+    first = args.workdir if isinstance(args.workdir, str) else args.workdir[0]
+    return args.output or pathlib.Path(first) / "analysis" / name
+
+
+def _write_csv(frame, path: pathlib.Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(path, index=False)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vmoe_prc.analyze", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for function in (table, agreement, robustness):
+
+    def add(function: Callable, *, several: bool = False) -> argparse.ArgumentParser:
         command = commands.add_parser(
             function.__name__, help=function.__doc__, description=function.__doc__
         )
         command.set_defaults(function=function)
-        several = {"action": "append"} if function is robustness else {}
-        command.add_argument("--workdir", required=True, help="work directory of a run", **several)
+        workdir = "work directory of a run" + ("; repeat it to compare runs" if several else "")
+        action = "append" if several else "store"
+        command.add_argument("--workdir", required=True, help=workdir, action=action)
         command.add_argument("--split", help="a name in config.dataset; by default a test split")
         command.add_argument("--block", action="append", help="such as encoderblock_3; repeatable")
         command.add_argument("--output", type=pathlib.Path, help="by default in WORKDIR/analysis")
-        if function is table:
-            command.add_argument("--k", type=int, help="choices a token; by default all")
-        if function is robustness:
-            command.add_argument(
-                "--perturbation",
-                action="append",
-                help="such as shift, shift=0,1,2, fgsm or imagenet_c; repeatable",
-            )
+        return command
+
+    add(table).add_argument("--k", type=int, help="choices a token; by default all")
+    add(agreement)
+    add(robustness, several=True).add_argument(
+        "--perturbation",
+        action="append",
+        help="such as shift, shift=0,1,2, fgsm or imagenet_c; repeatable",
+    )
+    command = add(pictures, several=True)
+    command.add_argument("--images", type=int, default=4, help="images to draw, 4 by default")
+    command.add_argument(
+        "--perturbation", action="append", help="such as shift or shift=0,1,2; repeatable"
+    )
     return parser
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.patches import ConnectionPatch
 
-from vmoe_prc.analysis.plots import routing_pairs_figure, save_figure
+from vmoe_prc.analysis.panels import save_figure
+from vmoe_prc.analysis.plots import routing_pairs_figure
 
 
 def example(num_images=3, num_experts=4, class_token=True, channels=3, seed=0):

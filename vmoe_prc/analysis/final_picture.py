@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from vmoe_prc.alignment import match_patches, view1_from_view0
-from vmoe_prc.analysis.plots import routing_pairs_figure, save_figure
+from vmoe_prc.analysis.panels import save_figure
+from vmoe_prc.analysis.plots import routing_pairs_figure
 from vmoe_prc.train_step import merge_views
 
 

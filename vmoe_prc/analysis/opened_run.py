@@ -171,6 +171,20 @@ def open_checkpoint(config: ml_collections.ConfigDict, prefix: str | os.PathLike
     return OpenedRun(name, config, model, jax.device_put(params, shardings), mesh)
 
 
+def name_apart(
+    runs: Sequence[OpenedRun], places: Sequence[str | os.PathLike[str]]
+) -> list[OpenedRun]:
+    """Gives runs of the same name that of their parent folder, too, and else a number."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = ["/".join(epath.Path(place).parts[-2:]) for place in places]
+    counts = [names[:i].count(name) for i, name in enumerate(names)]
+    return [
+        dataclasses.replace(run, name=f"{name} ({count + 1})" if count else name)
+        for run, name, count in zip(runs, names, counts, strict=True)
+    ]
+
+
 def _check_fit(run: OpenedRun, flat: Mapping[str, np.ndarray], prefix: Any) -> None:
     """Compares the checkpoint with what the model would make for images of its data."""
     *views, height, width, channels = run.batch_spec("train")["image"].shape

@@ -32,6 +32,8 @@ CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
+# Sides of an image that the library takes; its severities are made for ImageNet's 224.
+SMALLEST_CORRUPTED = 32
 _SEEDED = ("impulse_noise", "glass_blur")
 
 
@@ -64,10 +66,14 @@ def shift(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
     return _warp(images, lambda row, col: (row, col - pixels))
 
 
-def rotation(images: Images, degrees: Scalar, seed: Scalar = 0) -> Images:
-    """Turns the image about its centre by `degrees`, counterclockwise."""
+def rotation(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
+    """Turns the image about its centre, counterclockwise.
+
+    The middle of the shorter edges moves along its circle by `pixels`: by so much, one pixel
+    after the other, the angle grows with images of any size.
+    """
     del seed
-    angle = jnp.deg2rad(degrees)
+    angle = 2 * pixels / min(images.shape[1:3])
     centre = [(size - 1) / 2 for size in images.shape[1:3]]
 
     def source(row, col):
@@ -137,7 +143,7 @@ PERTURBATIONS = {
         (0.0, 0.02, 0.05, 0.1, 0.2, 0.3), "standard deviation, pixel range 1", gaussian_noise
     ),
     "shift": Perturbation((0, 1, 2, 3, 4), "pixels", shift),
-    "rotation": Perturbation((0, 2, 5, 10, 15), "degrees", rotation),
+    "rotation": Perturbation((0, 1, 2, 3, 4), "pixels at the edge", rotation),
     "crop": Perturbation((0, 0.05, 0.1, 0.2, 0.3), "share of the side cut off", central_crop),
     "jpeg": Perturbation((0, 10, 25, 50, 75, 90), "100 - quality", jpeg, on_host=True),
     **{

@@ -1,28 +1,34 @@
 """The picture that a run ends with: which expert each patch of two views goes to."""
 
-import math
 from collections.abc import Sequence
-from os import PathLike
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 
 from vmoe_prc.analysis.palette import expert_colors
+from vmoe_prc.analysis.panels import (
+    DIFFERENT_COLOR,
+    MEDIUM,
+    NO_MATCH_STYLE,
+    Margins,
+    expert_legend,
+    headline,
+    legend_height,
+    mark_legend,
+    place_panels,
+    show_image,
+    show_routing,
+)
 from vmoe_prc.arrays import Array, Float, Int
-from vmoe_prc.files import replacing
 
 # Inches. The lines cross _JOINED_GAP; the agreement of a row stands in the gap above it.
 _PANEL, _GAP, _ROW_GAP, _JOINED_GAP = 1.9, 0.1, 0.26, 1.3
-_TOP, _BOTTOM, _SIDE, _LEGEND_ROW = 0.98, 0.16, 0.36, 0.205
-_TINT, _PALE_TINT = 0.68, 0.20
-_LEGEND_COLUMNS = 8
+_LEFT = (0, _PANEL + _GAP, 2 * _PANEL + 4 * _GAP, 3 * _PANEL + 4 * _GAP + _JOINED_GAP)
+_TOP, _BOTTOM, _SIDE = 0.98, 0.16, 0.36
 _SAME = {"color": "#1A1A1A", "linestyle": "-", "linewidth": 0.8}
-_DIFFERENT = {"color": "#C1121F", "linestyle": (0, (3, 1.6)), "linewidth": 1.1}
+_DIFFERENT = {"color": DIFFERENT_COLOR, "linestyle": (0, (3, 1.6)), "linewidth": 1.1}
 
 
 def routing_pairs_figure(
@@ -71,35 +77,32 @@ def routing_pairs_figure(
     same = [experts[n, 0, r[:, 0]] == experts[n, 1, r[:, 1]] for n, r in enumerate(rows)]
 
     colors = expert_colors(num_experts)
-    load = np.bincount(experts.ravel(), minlength=num_experts) / experts.size
-    figure, axes = _panels(len(images), images.shape[2] / images.shape[3], num_experts)
+    legend = legend_height(num_experts, _LEFT[-1] + _PANEL + 2 * _SIDE)
+    height, width = images.shape[2:4]
+    figure, axes = place_panels(
+        _LEFT,
+        [n * (_PANEL * height / width + _ROW_GAP) for n in range(len(images))],
+        (_PANEL, _PANEL * height / width),
+        Margins(_TOP, _BOTTOM + legend + _ROW_GAP, _SIDE, _SIDE),
+    )
+    grid = (height // patch_size[0], width // patch_size[1])
     for n, panels in enumerate(axes):
         for view in range(2):
-            _show(panels[view], images[n, view])
-            matched_patches = np.isin(np.arange(experts.shape[-1]), rows[n][:, view])
-            _show_routing(
-                panels[2 + view],
-                images[n, view],
-                experts[n, view],
-                matched_patches,
-                patch_size,
-                colors,
-            )
-        _join(figure, panels[2], panels[3], rows[n], same[n], images.shape[3], patch_size)
+            show_image(panels[view], images[n, view])
+            vivid = np.isin(np.arange(experts.shape[-1]), rows[n][:, view]).reshape(grid)
+            chosen = experts[n, view].reshape(grid)
+            show_routing(panels[2 + view], images[n, view], chosen, vivid, colors)
+        _join(figure, panels[2], panels[3], rows[n], same[n], width, patch_size)
         _note(figure, panels[2], panels[3], same[n])
         if labels is not None:
-            panels[0].set_ylabel(labels[n], fontsize=9, color="0.25")
+            panels[0].set_ylabel(labels[n], fontsize=MEDIUM, color="0.25")
     for axis, title in zip(axes[0], ("view 0", "view 1") * 2, strict=True):
-        axis.set_title(title, fontsize=9, color="0.35", pad=4)
-    _headline(figure, np.concatenate(same), block)
+        axis.set_title(title, fontsize=MEDIUM, color="0.35", pad=4)
+    title = "Which expert sees which patch" + (f" \N{EN DASH} {block}" if block else "")
+    headline(figure, _SIDE, title, _agreement_text(np.concatenate(same)))
+    load = np.bincount(experts.ravel(), minlength=num_experts) / experts.size
     _legend(figure, colors, load)
     return figure
-
-
-def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 160) -> None:
-    """Writes a figure as PNG, whole or not at all; folders are created."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        figure.savefig(file, format="png", dpi=dpi)
 
 
 def _check(images, experts, pairs, patch_size, num_experts, class_token, labels) -> None:
@@ -129,65 +132,6 @@ def _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
             raise ValueError(
                 f"{name} must be in [{low}, {high}), but are in [{array.min()}, {array.max()}]"
             )
-
-
-def _panels(num_rows: int, aspect: float, num_experts: int) -> tuple[Figure, list[list[Axes]]]:
-    """Places four panels a row, in inches: everything keeps its size as rows are added."""
-    panel_height = _PANEL * aspect
-    left = (0, _PANEL + _GAP, 2 * _PANEL + 4 * _GAP, 3 * _PANEL + 4 * _GAP + _JOINED_GAP)
-    width = left[-1] + _PANEL + 2 * _SIDE
-    bottom = _BOTTOM + _legend_height(num_experts)
-    height = bottom + num_rows * (panel_height + _ROW_GAP) + _TOP
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = []
-    for row in range(num_rows):
-        y = height - _TOP - (row + 1) * panel_height - row * _ROW_GAP
-        boxes = ((_SIDE + x, y, _PANEL, panel_height) for x in left)
-        axes.append(
-            [
-                figure.add_axes((x / width, y / height, w / width, h / height))
-                for x, y, w, h in boxes
-            ]
-        )
-    return figure, axes
-
-
-def _show(axes: Axes, image: Float[np.ndarray, "H W C"]) -> None:
-    height, width, _ = image.shape
-    rgb = np.broadcast_to(image, (height, width, 3))
-    axes.imshow(
-        np.clip((rgb.astype(np.float32) + 1) / 2, 0, 1),
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-    )
-    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
-    for spine in axes.spines.values():
-        spine.set(linewidth=0.6, color="0.6")
-
-
-def _show_routing(axes, image, experts, matched, patch_size, colors) -> None:
-    """Shows a view in gray, its patches tinted; (P,) experts, (P,) bool matched."""
-    height, width, _ = image.shape
-    patch_height, patch_width = patch_size
-    gray = (image.astype(np.float32).mean(axis=-1, keepdims=True) + 1) / 2
-    gray = 0.25 + 0.7 * np.clip(gray, 0, 1)  # black would hide its tint
-
-    def per_pixel(values):  # (P, ...) -> (H, W, ...)
-        grid = values.reshape(height // patch_height, width // patch_width, -1)
-        return grid.repeat(patch_height, axis=0).repeat(patch_width, axis=1)
-
-    tint = per_pixel(colors[experts])
-    vivid = (1 - _TINT) * gray + _TINT * tint
-    pale = 0.55 + 0.45 * ((1 - _PALE_TINT) * gray + _PALE_TINT * tint)
-    _show(axes, 2 * np.where(per_pixel(matched), vivid, pale) - 1)
-
-    rows, cols = np.arange(0, height, patch_height), np.arange(0, width, patch_width)
-    grid = [((0, y), (width, y)) for y in rows[1:]] + [((x, 0), (x, height)) for x in cols[1:]]
-    axes.add_collection(LineCollection(grid, colors="white", linewidths=0.5))
-    y, x = (corner.ravel()[~matched] for corner in np.meshgrid(rows, cols, indexing="ij"))
-    hatch = np.stack([x, y + patch_height, x + patch_width, y], axis=-1).reshape(-1, 2, 2)
-    axes.add_collection(LineCollection(hatch, colors="0.62", linewidths=0.6))
 
 
 def _join(figure, axes0, axes1, pairs, same, width, patch_size) -> None:
@@ -230,60 +174,27 @@ def _note(figure, axes0, axes1, same) -> None:
         left.y1 + 0.04 / figure.get_size_inches()[1],
         f"{same.sum()} of {same.size} agree" if same.size else "no match",
         ha="center",
-        fontsize=9,
+        fontsize=MEDIUM,
         color="0.35",
     )
 
 
-def _headline(figure, same, block) -> None:
-    width, height = figure.get_size_inches()
-    title = "Which expert sees which patch" + (f" \N{EN DASH} {block}" if block else "")
-    if same.size:
-        share = f"{100 * same.mean():.1f}% of them go to the same expert"
-        text = f"{same.size:,} matched patch pairs, {share} in both views"
-    else:
-        text = "no matched patch pairs"
-    x = _SIDE / width
-    figure.text(x, 1 - 0.2 / height, title, fontsize=13, weight="bold", va="top")
-    figure.text(x, 1 - 0.47 / height, text, fontsize=10.5, color="0.25", va="top")
+def _agreement_text(same) -> str:
+    if not same.size:
+        return "no matched patch pairs"
+    share = f"{100 * same.mean():.1f}% of them go to the same expert"
+    return f"{same.size:,} matched patch pairs, {share} in both views"
 
 
 def _legend(figure, colors, load) -> None:
     """Names the experts with the share of patches each gets, and the kinds of lines."""
-    width, height = figure.get_size_inches()
-    top = _BOTTOM + _legend_height(len(colors))
-    style = {"frameon": False, "fontsize": 8.5, "borderpad": 0, "borderaxespad": 0}
-    experts = [
-        Patch(color=color, label=f"{e}: {share:.1%}")
-        for e, (color, share) in enumerate(zip(colors, load, strict=True))
-    ]
-    figure.legend(
-        # A legend fills columns first; this order makes it read by rows.
-        handles=[h for c in range(_LEGEND_COLUMNS) for h in experts[c::_LEGEND_COLUMNS]],
-        loc="upper left",
-        bbox_to_anchor=(_SIDE / width, top / height),
-        ncols=min(_LEGEND_COLUMNS, len(experts)),
-        title="share of patches per expert",
-        title_fontsize=8.5,
-        alignment="left",
-        handlelength=1,
-        **style,
-    )
+    top = _BOTTOM + legend_height(len(colors), figure.get_size_inches()[0])
+    title = "share of patches per expert"
+    expert_legend(figure, colors, _SIDE, top, title=title, shares=load)
     marks = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.5}
     lines = [
         Line2D([], [], marker="o", label="same expert", **_SAME, **marks),
         Line2D([], [], marker="X", label="different experts", **_DIFFERENT, **marks),
-        Patch(facecolor="0.9", edgecolor="0.62", hatch="///", lw=0, label="no match"),
+        Patch(**NO_MATCH_STYLE, label="no match"),
     ]
-    figure.legend(
-        handles=lines,
-        loc="upper right",
-        bbox_to_anchor=(1 - _SIDE / width, top / height),
-        ncols=3,
-        handlelength=3,
-        **style,
-    )
-
-
-def _legend_height(num_experts: int) -> float:
-    return _LEGEND_ROW * (1 + math.ceil(num_experts / _LEGEND_COLUMNS))
+    mark_legend(figure, lines, _SIDE, top, handle_length=3)

@@ -1,6 +1,7 @@
 """How routing and accuracy change as images are perturbed or attacked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import pandas as pd
 from vmoe_prc.agreement import ALL_BLOCKS
 from vmoe_prc.analysis.attacks import EPSILONS, PGD_STEPS, make_attack
 from vmoe_prc.analysis.opened_run import OpenedRun
-from vmoe_prc.analysis.perturbations import PERTURBATIONS
-from vmoe_prc.analysis.routing import make_routing_step
+from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
+from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError, nearest
 
 ATTACKS = {"fgsm": 1, "pgd": PGD_STEPS}
@@ -56,8 +57,8 @@ def robustness_table(
 
     Returns:
       A row for each kind, level and block, and for all these blocks together:
-      `perturbation`, `level`, `block`; `changed`, the share of tokens whose set of experts
-      is another; `changed_first`, whose first expert is; and, the same for all blocks,
+      `perturbation`, `level`, `block`; `changed`, the share of tokens whose set of selected
+      experts is another; `changed_first`, whose first expert is; and, the same for all blocks,
       `accuracy`; `distance`, mean difference of the images; `logit_distance`, mean
       difference of the logits; `jump`, mean of their quotient (0 for an unchanged image).
 
@@ -67,18 +68,20 @@ def robustness_table(
     split, blocks = run.choose_split(split, two_views=False), run.choose_blocks(blocks)
     if jax.process_count() > 1:
         raise ConfigError("processes", jax.process_count(), "robustness is measured by one process")
-    for kind in levels:
-        default_levels(kind)
-    compare = jax.jit(_make_comparison(run, blocks))
+    _check_kinds(levels, run.batch_spec(split)["image"].shape)
+    route = jax.jit(make_routing_step(run.model))
+    compare = jax.jit(functools.partial(_compare, blocks))
     sums: dict[tuple[str, float], dict[str, float]] = {}
     with jax.set_mesh(run.mesh):
-        perturb = {kind: _perturbation(run, kind, seed) for kind in levels}
+        perturb = {kind: make_perturbation(run, kind, seed) for kind in levels}
         for index, batch in enumerate(run.batches(split)):
+            before = route(run.params, batch["image"])
             for kind, sizes in levels.items():
-                for level in sizes:
-                    perturbed = perturb[kind](batch, float(level), index)
-                    found = jax.device_get(compare(run.params, batch, perturbed))
-                    total = sums.setdefault((kind, float(level)), dict.fromkeys(found, 0.0))
+                for level in map(float, sizes):
+                    perturbed = perturb[kind](batch, level, index)
+                    after = route(run.params, perturbed)
+                    found = jax.device_get(compare(batch, before, perturbed, after))
+                    total = sums.setdefault((kind, level), dict.fromkeys(found, 0.0))
                     for name, value in found.items():
                         total[name] += float(value)
     return pd.DataFrame(
@@ -86,8 +89,14 @@ def robustness_table(
     )
 
 
-def _perturbation(run: OpenedRun, kind: str, seed: int):
-    """Returns the function (batch, level, batch number) -> images."""
+def make_perturbation(run: OpenedRun, kind: str, seed: int) -> Callable[..., jax.Array]:
+    """Builds the function (batch, level, index of the batch) -> images on the devices.
+
+    Args:
+      run: The opened run, whose model an attack is on.
+      kind: One of `KINDS`.
+      seed: Seed of a random perturbation; every batch gets another of its own.
+    """
     if kind in ATTACKS:
         attack = jax.jit(make_attack(run.model, run.config.loss.to_dict(), ATTACKS[kind]))
         return lambda batch, level, _: attack(run.params, batch["image"], batch["labels"], level)
@@ -102,35 +111,45 @@ def _perturbation(run: OpenedRun, kind: str, seed: int):
     return perturb
 
 
-def _make_comparison(run: OpenedRun, blocks: Sequence[str]):
-    route = make_routing_step(run.model)
+def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
+    for kind in kinds:
+        default_levels(kind)
+        side = min(image_shape[1:3])
+        if kind.startswith("imagenet_c/") and side < SMALLEST_CORRUPTED:
+            least = f"needs images of at least {SMALLEST_CORRUPTED} pixels a side, not {side}"
+            raise ConfigError("--perturbation", kind, least)
 
-    def compare(params, batch, perturbed):
-        images, mask = batch["image"], batch["mask"]
-        (logits, before), (moved, after) = route(params, images), route(params, perturbed)
-        distance, logit_distance = _norm(perturbed - images) / 2, _norm(moved - logits)
-        jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, 1e-9), 0)
 
-        def total(values):  # of (N,) or (N, T)
-            values = values.reshape(len(mask), -1)
-            return jnp.sum(jnp.where(mask[:, None], values, 0), dtype=jnp.float32)
+def _compare(blocks, batch, before, perturbed, after) -> dict[str, jax.Array]:
+    """Sums what differs over the images that count; before and after are routing steps."""
+    images, mask = batch["image"], batch["mask"]
+    (logits, choices), (moved, moved_choices) = before, after
+    distance, logit_distance = _norm(perturbed - images) / 2, _norm(moved - logits)
+    jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, 1e-9), 0)
 
-        sums = {
-            "images": total(jnp.ones(len(mask))),
-            "accuracy": total(moved.argmax(-1) == batch["labels"].argmax(-1)),
-            "distance": total(distance),
-            "logit_distance": total(logit_distance),
-            "jump": total(jump),
-        }
-        for block in blocks:
-            a, b = before[block].experts, after[block].experts
-            same = jnp.all(jnp.sort(a, axis=-1) == jnp.sort(b, axis=-1), axis=-1)
-            sums[f"{block}/changed"] = total(~same)
-            sums[f"{block}/changed_first"] = total(a[..., 0] != b[..., 0])
-            sums[f"{block}/tokens"] = total(jnp.ones(same.shape))
-        return sums
+    def total(values):  # of (N,) or (N, T)
+        values = values.reshape(len(mask), -1)
+        return jnp.sum(jnp.where(mask[:, None], values, 0), dtype=jnp.float32)
 
-    return compare
+    sums = {
+        "images": total(jnp.ones(len(mask))),
+        "accuracy": total(moved.argmax(-1) == batch["labels"].argmax(-1)),
+        "distance": total(distance),
+        "logit_distance": total(logit_distance),
+        "jump": total(jump),
+    }
+    for block in blocks:
+        a, b = choices[block], moved_choices[block]
+        changed = jnp.any(_selection(a) != _selection(b), axis=-1)
+        sums[f"{block}/changed"] = total(changed)
+        sums[f"{block}/changed_first"] = total(a.experts[..., 0] != b.experts[..., 0])
+        sums[f"{block}/tokens"] = total(jnp.ones(a.experts.shape[:2]))
+    return sums
+
+
+def _selection(choices: Choices) -> jax.Array:
+    """(N, T, K) selected experts in descending order, then -1 for each that is not."""
+    return jnp.sort(jnp.where(choices.selected, choices.experts, -1), axis=-1, descending=True)
 
 
 def _rows(

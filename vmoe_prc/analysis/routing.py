@@ -20,12 +20,16 @@ class Choices:
       experts: (N, T, K) int32, best first.
       gates: (N, T, K) float32, the probabilities of these experts.
       kept: (N, T, K) bool, False where the expert had no room.
+      selected: (N, T, K) bool, whether the router selected the expert, if it had room or
+        not: always, but with Expert Choice, where K = E, only where the expert took the
+        token.
       entropy: (N, T) float32, entropy of the gates over all experts, in nats.
     """
 
     experts: Leaf
     gates: Leaf
     kept: Leaf
+    selected: Leaf
     entropy: Leaf
 
 
@@ -42,17 +46,21 @@ def make_routing_step(model: nn.Module) -> RoutingStep:
       A function of parameters and (N, H, W, C) images, to (N, classes) logits and the
       `Choices` of each block.
     """
+    router = dict(model.encoder).get("moe", {}).get("router", {})
+    experts_choose = router.get("name") == "NoisyTopItemsPerExpertRouter"
 
     def step(params, images):
         logits, routings = model.apply({"params": params}, images)
         choices = {}
         for block, routing in routings.items():
+            kept = by_image(routing.kept, len(images))
             gates = by_image(routing.gates, len(images))  # (N, T, E)
             experts = by_image(routing.experts, len(images))
             choices[block] = Choices(
                 experts=experts,
                 gates=jnp.take_along_axis(gates, experts, axis=-1),
-                kept=by_image(routing.kept, len(images)),
+                kept=kept,
+                selected=kept if experts_choose else jnp.ones_like(kept),
                 entropy=-jnp.sum(jax.scipy.special.xlogy(gates, gates), axis=-1),
             )
         return logits, choices
