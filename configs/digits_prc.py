@@ -48,7 +48,7 @@ def get_config(arguments: str = ""):
                 "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=50
             ),
             "evaluate": {"every_steps": 300, "model_overrides": EVALUATION_CAPACITY},
-            "save_checkpoint": {"every_steps": 300, "keep_last": 1},
+            "save_checkpoint": {"every_steps": 300},
             "report_progress": {"every_steps": 25},
         }
     )

@@ -54,7 +54,6 @@ def get_config(arguments: str = ""):
             "evaluate": {"every_steps": 5_000, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {
                 "every_steps": 1_000,
-                "keep_last": 1,
                 "keep_best": 1,
                 "best_metric": "val/accuracy",
             },

@@ -222,3 +222,30 @@ def test_evaluation_metrics_against_the_model_itself():
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(ValueError, match="no images"):
         evaluate(make_eval_step(tiny.tiny_model(True), SOFTMAX), {}, [])
+
+
+def overflowing(batch):
+    return batch | {"image": batch["image"].at[3].set(jnp.nan)}
+
+
+def test_a_step_that_is_not_finite_changes_only_the_counters():
+    """Updates, their learning rate and the average are as if its batch were not there."""
+    good = [tiny.one_view_batch(seed=i) for i in range(3)]
+    state, history = run([good[0], overflowing(good[1])], use_ema=True, ema_decay=0.9)
+    before, _ = run([good[0]], use_ema=True, ema_decay=0.9)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (2, 1, 1)
+    assert np.isnan(history[1]["total_loss"]) and history[1]["skipped_steps"] == 1
+    for part in ("params", "opt_state", "ema_params"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
+    state, history = run([good[0], overflowing(good[1]), good[2]], use_ema=True, ema_decay=0.9)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (3, 1, 0)
+    assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
+
+
+def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
+    good = tiny.one_view_batch()
+    bad = overflowing(good)
+    state, _ = run([good, bad, good, bad, bad, good, bad], max_skipped_steps=2)
+    before, _ = run([good, bad, good], max_skipped_steps=2)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (5, 3, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)

@@ -293,6 +293,8 @@ SCHEMA = Section(
         "optimizer": OPTIMIZER,
         "ema_decay": Field((float, type(None)), None, minimum=0.0, maximum=1.0),
         "microsteps": Field(**_COUNT, default=1),
+        # Steps in a row whose loss or gradients are not finite, after which the run stops.
+        "max_skipped_steps": Field(**_COUNT, default=10),
         "mixup": Section(
             {
                 "concentration": Field(float, above=0.0),
@@ -312,7 +314,8 @@ SCHEMA = Section(
         "save_checkpoint": Section(
             {
                 "every_steps": Field(**_COUNT, default=1000),
-                "keep_last": Field(**_COUNT, default=1),
+                # The one before the last is for when the last is damaged.
+                "keep_last": Field(**_COUNT, default=2),
                 "keep_best": Field(int, 0, minimum=0),
                 "best_metric": Field((str, type(None)), None),
             }

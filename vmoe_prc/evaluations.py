@@ -1,7 +1,6 @@
 """All evaluations of a run: its splits, and few-shot classification."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import ml_collections
@@ -14,13 +13,14 @@ from vmoe_prc.fewshot import fewshot_accuracies, represent
 from vmoe_prc.mesh import batch_sharding
 from vmoe_prc.program import Program
 from vmoe_prc.train_state import TrainState
+from vmoe_prc.train_step import Batch
 
 
 def evaluate_splits(program: Program, state: TrainState) -> dict[str, float]:
     """Evaluates every split but `train`; metrics are named `{split}/{metric}`."""
     results = {}
     for split in program.eval_splits:
-        batches = _eval_batches(program, program.config.dataset[split])
+        batches = eval_batches(program, program.config.dataset[split])
         metrics = evaluate(program.eval_step, state.eval_params, batches)
         results |= {f"{split}/{name}": value for name, value in metrics.items()}
     return results
@@ -33,7 +33,7 @@ def evaluate_fewshot(program: Program, state: TrainState) -> dict[str, float]:
     for name, sections in fewshot_sections(options).items() if options else ():
         examples = {
             split: represent(
-                program.representation_step, state.eval_params, _eval_batches(program, section)
+                program.representation_step, state.eval_params, eval_batches(program, section)
             )
             for split, section in sections.items()
         }
@@ -42,7 +42,8 @@ def evaluate_fewshot(program: Program, state: TrainState) -> dict[str, float]:
     return results
 
 
-def _eval_batches(program: Program, dataset: ml_collections.ConfigDict) -> Iterator[Any]:
+def eval_batches(program: Program, dataset: ml_collections.ConfigDict) -> Iterator[Batch]:
+    """Reads every image of a section of the configuration's data once, onto the devices."""
     return device_batches(
         data.eval_batches(
             dataset,

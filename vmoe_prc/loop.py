@@ -1,21 +1,30 @@
 """A whole run: from a configuration to a work directory with everything in it."""
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import ml_collections
 from absl import logging
+from clu import metric_writers
 from etils import epath
 
 from vmoe_prc import data
 from vmoe_prc.analysis.final_picture import save_final_picture
 from vmoe_prc.checkpoints.orbax import Checkpointer
 from vmoe_prc.data.feed import device_batches
-from vmoe_prc.evaluations import evaluate_fewshot, evaluate_splits
+from vmoe_prc.errors import PreemptedError, RunError
+from vmoe_prc.evaluations import eval_batches, evaluate_fewshot, evaluate_splits
+from vmoe_prc.files import replacing
 from vmoe_prc.initialization import initialize
+from vmoe_prc.lock import hold
 from vmoe_prc.mesh import batch_sharding
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
+from vmoe_prc.non_finite import check_finite
+from vmoe_prc.preemption import preemption_notice
+from vmoe_prc.processes import first_alone, is_first, together
 from vmoe_prc.profiling import profiler
 from vmoe_prc.program import Program, build_program
 from vmoe_prc.progress import StepTimer, progress, show_logs
@@ -28,11 +37,24 @@ from vmoe_prc.workdir import (
     TENSORBOARD_FOLDER,
     save_config,
 )
-from vmoe_prc.writers import create_writer
+from vmoe_prc.writers import WRITE_ERRORS, create_writer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the loop writes to and listens to."""
+
+    program: Program
+    workdir: epath.Path
+    checkpointer: Checkpointer
+    writer: metric_writers.MetricWriter
+    preempted: Callable[[int], bool]
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> str:
     """Trains, evaluates and saves; resumes if the work directory holds a run already.
+
+    With several processes all of them call it, with a directory that all of them see.
 
     Args:
       config: The configuration, see `vmoe_prc.config`.
@@ -42,29 +64,38 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
       The summary of the run, as text.
 
     Raises:
-      ConfigError: If the configuration cannot be used.
+      ConfigError: If the configuration cannot be used, or another run is in the directory.
+      CheckpointError: If the checkpoints there cannot be used.
+      PreemptedError: If the program received SIGTERM; a checkpoint has been written.
+      RunError: If the run cannot go on: for a full disk, or because loss or gradients are
+        not finite.
     """
-    show_logs()
-    program = build_program(config)
-    workdir = epath.Path(workdir)
+    show_logs(quiet=not is_first())
+    with preemption_notice() as preempted:
+        with together(), first_alone():
+            program = build_program(config)
+        workdir = epath.Path(workdir)
+        with hold(workdir), _errors_in_one_line(workdir), jax.set_mesh(program.mesh):
+            return _run(program, workdir, preempted)
+
+
+def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]) -> str:
     checkpoint = program.config.save_checkpoint
-    with (
-        jax.set_mesh(program.mesh),
-        Checkpointer(
-            workdir / CHECKPOINT_FOLDER,
-            keep_last=checkpoint.keep_last,
-            keep_best=checkpoint.keep_best,
-            best_metric=checkpoint.best_metric,
-        ) as checkpointer,
-    ):
+    with Checkpointer(
+        workdir / CHECKPOINT_FOLDER,
+        keep_last=checkpoint.keep_last,
+        keep_best=checkpoint.keep_best,
+        best_metric=checkpoint.best_metric,
+    ) as checkpointer:
         state = _restore_or_create(program, checkpointer)
-        save_config(program.config, workdir, write=jax.process_index() == 0)
-        if jax.process_index() == 0:
+        if is_first():
+            save_config(program.config, workdir)
             truncate_metrics(workdir / METRICS_FILE, int(state.step))
             (workdir / SUMMARY_FILE).unlink(missing_ok=True)
         writer = create_writer(workdir, process_index=jax.process_index())
         try:
-            state, results = _train(program, state, checkpointer, writer, workdir)
+            run = _Run(program, workdir, checkpointer, writer, preempted)
+            state, results = _train(run, state)
             checkpointer.wait()
             picture = _save_picture(program, state, workdir)
         finally:
@@ -76,23 +107,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             "picture": picture,
         }
         summary = format_summary(results, {name: p for name, p in paths.items() if p})
-        if jax.process_index() == 0:
-            (workdir / SUMMARY_FILE).write_text(summary + "\n")
+        if is_first():
+            with replacing(workdir / SUMMARY_FILE) as path:
+                path.write_text(summary + "\n")
         return summary
 
 
-def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, dict[str, float]]:
+@contextlib.contextmanager
+def _errors_in_one_line(workdir: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        raise RunError(f"{workdir}: {error.__cause__ or error}") from error
+
+
+def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     """Runs the remaining steps; returns the last state and its evaluation."""
-    config, total_steps = program.config, program.total_steps
+    program, config, total_steps = run.program, run.program.config, run.program.total_steps
     start = int(state.step)
     batches = device_batches(
-        data.train_batches(
-            config.dataset.train,
-            seed=config.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
+        data.train_batches(**program.train_data(start)),
         batch_sharding(program.mesh),
         config.dataset.train.prefetch_device,
     )
@@ -104,8 +138,8 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
     results: dict[str, float] = {}
     metrics: dict[str, jax.Array] = {}
     with (
-        progress(total_steps, start, visible=jax.process_index() == 0) as bar,
-        profiler(config, workdir) as profile,
+        progress(total_steps, start, visible=is_first()) as bar,
+        profiler(config, run.workdir) as profile,
     ):
         for step in range(start + 1, total_steps + 1):
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
@@ -113,25 +147,33 @@ def _train(program, state, checkpointer, writer, workdir) -> tuple[TrainState, d
             timer.step(metrics)
             bar.step(step)
             profile(step)
-            if _due(step, config.report_progress.every_steps, total_steps):
+            preempted = run.preempted(step)
+            report = _due(step, config.report_progress.every_steps, total_steps)
+            evaluated = _due(step, config.evaluate.every_steps, total_steps)
+            fewshot = config.fewshot and _due(step, config.fewshot.every_steps, total_steps)
+            save = preempted or _due(step, config.save_checkpoint.every_steps, total_steps)
+            if report or evaluated or fewshot or save:
+                check_finite(program, state, run.workdir)
+            if report:
                 rates = timer.report(metrics)
                 shown = {"loss": metrics["total_loss"], "accuracy": metrics["accuracy"]}
                 bar.report(step, shown, rates)
-                _write_train_metrics(writer, step, program, metrics, rates)
-            evaluated = _due(step, config.evaluate.every_steps, total_steps)
-            fewshot = config.fewshot and _due(step, config.fewshot.every_steps, total_steps)
+                _write_train_metrics(run.writer, step, program, metrics, rates)
             if evaluated or fewshot:
                 with timer.paused(metrics):
                     latest = evaluate_splits(program, state) if evaluated else {}
                     latest |= evaluate_fewshot(program, state) if fewshot else {}
-                    writer.write_scalars(step, latest)
+                    run.writer.write_scalars(step, latest)
                 _log_results(step, latest)
                 results |= latest
-            if _due(step, config.save_checkpoint.every_steps, total_steps):
+            if save:
                 with timer.paused(metrics):
                     # Metrics on disk are never behind the checkpoint.
-                    writer.flush()
-                    checkpointer.save(step, state, results if evaluated else None)
+                    run.writer.flush()
+                    run.checkpointer.save(step, state, results if evaluated else None)
+            if preempted and step < total_steps:
+                run.checkpointer.wait()
+                raise PreemptedError(step)
     batches.close()
     if not results:
         results = evaluate_splits(program, state) | evaluate_fewshot(program, state)
@@ -153,9 +195,10 @@ def _restore_or_create(program: Program, checkpointer: Checkpointer) -> TrainSta
 
 
 def _write_train_metrics(writer, step, program, metrics, rates):
-    # The step that made these metrics used the rate of the step before.
     scalars = {f"train/{name}": value for name, value in metrics.items()}
-    scalars["train/learning_rate"] = float(program.schedule(step - 1))
+    # That of the last update: the first one used the rate of count 0.
+    updates = step - int(metrics["skipped_steps"])
+    scalars["train/learning_rate"] = float(program.schedule(max(updates - 1, 0)))
     writer.write_scalars(step, scalars | {f"speed/{name}": v for name, v in rates.items()})
 
 
@@ -171,12 +214,11 @@ def _log_results(step: int, results: Mapping[str, float]):
 def _save_picture(program: Program, state: TrainState, workdir: epath.Path):
     """Saves the picture of a two-view split, if there is one; returns its path."""
     pairs = [s for s in program.eval_splits if program.specs[s]["image"].ndim == 5]
-    if not pairs or jax.process_count() > 1:
+    if not pairs:
         return None
-    dataset = program.config.dataset[pairs[0]]
-    batch = next(iter(data.eval_batches(dataset, seed=program.config.seed)))
+    batch = next(eval_batches(program, program.config.dataset[pairs[0]]))
     path = workdir / PICTURE_FILE
-    save_final_picture(program.eval_model, state.eval_params, batch, path)
+    save_final_picture(program.eval_model, state.eval_params, batch, path if is_first() else None)
     return path
 
 

@@ -1,14 +1,17 @@
 """Trains and evaluates a model: `python -m vmoe_prc.main --config=configs/digits_prc.py`."""
 
 import datetime
+import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.errors import PreemptedError, RunError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -22,6 +25,22 @@ _WORKDIR = flags.DEFINE_string(
     "Where checkpoints and metrics go; a run that is there already is resumed. "
     "By default a new directory under workdir/.",
 )
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0 where a run has several processes and JAX does not find them by "
+    "itself, as it does on TPU pods, under Slurm, Open MPI and on Kubernetes.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, with --coordinator_address.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
+
+# EX_TEMPFAIL of sysexits.h: try again later. No signal or library ends a program with it.
+PREEMPTED_STATUS = 75
 
 
 def new_workdir(config_file: str) -> pathlib.Path:
@@ -40,17 +59,22 @@ def main(argv: list[str]):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that --help need not wait for JAX and TensorFlow.
-    from vmoe_prc import loop
+    from vmoe_prc import loop, processes
     from vmoe_prc.checkpoints.orbax import CheckpointError
 
+    processes.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     workdir = _WORKDIR.value
     if workdir is None:
-        workdir = new_workdir(flags.FLAGS["config"].config_filename)
-        print(f"Work directory: {workdir}", flush=True)
+        chosen = new_workdir(flags.FLAGS["config"].config_filename)
+        workdir = processes.from_first(str(chosen))
+        if processes.is_first():
+            print(f"Work directory: {workdir}", flush=True)
     try:
-        print(loop.train_and_evaluate(_CONFIG.value, workdir))
+        summary = loop.train_and_evaluate(_CONFIG.value, workdir)
     except CheckpointError as error:
         raise ConfigError("--workdir", str(workdir), str(error)) from None
+    if processes.is_first():
+        print(summary)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -73,13 +97,32 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run():
-    """Entry point: what cannot be used becomes one line on stderr and exit status 2."""
+    """Entry point: what goes wrong becomes one line on stderr, and the exit status tells it.
+
+    Exit status 0: the run has ended; 1: it cannot go on; 2: the command or its
+    configuration is wrong; 75: SIGTERM, after a checkpoint was written.
+    """
     flags.mark_flag_as_required("config")
     try:
         app.run(main, flags_parser=parse_flags)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _leave(2, f"error: {error}")
+    except PreemptedError as error:
+        _leave(PREEMPTED_STATUS, str(error), in_step=True)
+    except RunError as error:
+        _leave(1, f"error: {error}")
+    except Exception:
+        _leave(1, traceback.format_exc())
+
+
+def _leave(status: int, message: str, in_step: bool = False):
+    print(message, file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if not in_step and jax is not None and jax.distributed.is_initialized():
+        # To leave in order is to wait for the other processes, which may wait for this one.
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,14 @@ from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
-from vmoe_prc.train_step import EvalStep, TrainStep, make_eval_step, make_train_step
+from vmoe_prc.train_step import (
+    EvalStep,
+    Gradients,
+    TrainStep,
+    make_eval_step,
+    make_gradients,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Program:
       eval_model: The model as it is evaluated.
       abstract_state: Shapes and shardings of the training state.
       create_state: Makes the initial state.
+      gradients: The gradients of a step, to be jitted where they are looked into.
       train_step: The jitted update; its first argument is donated.
       eval_step: The jitted evaluation step.
       representation_step: The jitted function of few-shot evaluation.
@@ -51,6 +59,7 @@ class Program:
     eval_model: Any
     abstract_state: TrainState
     create_state: Any
+    gradients: Gradients
     train_step: TrainStep
     eval_step: EvalStep
     representation_step: RepresentationStep
@@ -68,6 +77,16 @@ class Program:
         device = self.mesh.devices.flat[0]
         peak = peak_flops(device.device_kind, self.config.model.dtype)
         return peak and peak * self.mesh.size
+
+    def train_data(self, start_step: int) -> dict[str, Any]:
+        """Arguments of `data.train_batches` for this process, from the step after."""
+        return {
+            "config": self.config.dataset.train,
+            "seed": self.config.seed,
+            "start_step": start_step,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
 
     @property
     def eval_splits(self) -> list[str]:
@@ -117,16 +136,20 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         use_ema=config.ema_decay is not None,
     )
     mixup = plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size}
+    options = {
+        "loss": plain["loss"],
+        "auxiliary_loss_weights": plain["auxiliary_loss"],
+        "consistency": plain["consistency"],
+        "mixup_options": mixup,
+        "microsteps": config.microsteps,
+        "seed": config.seed,
+    }
     train_step = make_train_step(
         model,
         optimizer,
-        loss=plain["loss"],
-        auxiliary_loss_weights=plain["auxiliary_loss"],
-        consistency=plain["consistency"],
-        mixup_options=mixup,
-        microsteps=config.microsteps,
         ema_decay=config.ema_decay,
-        seed=config.seed,
+        max_skipped_steps=config.max_skipped_steps,
+        **options,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     return Program(
@@ -141,6 +164,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         create_state=lambda: create_train_state(
             model, optimizer, step_shape, config.seed, abstract_state
         ),
+        gradients=make_gradients(model, **options),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         eval_step=jax.jit(
             make_eval_step(eval_model, plain["loss"]), out_shardings=replicated(mesh)

@@ -16,11 +16,16 @@ from tqdm import tqdm
 _PACKAGE = str(Path(__file__).parent)
 
 
-def show_logs() -> None:
-    """Makes our log lines appear on stderr from INFO on, and the libraries' warnings."""
+def show_logs(quiet: bool = False) -> None:
+    """Makes our log lines appear on stderr from INFO on, and the libraries' warnings.
+
+    Args:
+      quiet: Whether ours, too, appear from WARNING on: those of one process are enough.
+    """
+    level = logging.WARNING if quiet else logging.INFO
     logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
-    logging.set_stderrthreshold(logging.INFO)
+    logging.set_verbosity(level)
+    logging.set_stderrthreshold(level)
     handler = logging.get_absl_handler()
     if _ours_or_warning not in handler.filters:
         handler.addFilter(_ours_or_warning)

@@ -15,19 +15,24 @@ from vmoe_prc.mesh import AxisRules, tree_shardings
 
 @flax.struct.dataclass
 class TrainState:
-    """State of the training after `step` updates.
+    """State of the training after `step` batches.
 
     Attributes:
       step: int32 scalar.
       params: Parameters, float32.
-      opt_state: State of the optimiser.
+      opt_state: State of the optimiser; its own count is that of the updates.
       ema_params: Exponential moving average of the parameters, or None.
+      skipped_steps: int32 scalar, the steps that made no update, as loss or gradients
+        were not finite.
+      skipped_in_a_row: int32 scalar, how many of them have come last.
     """
 
     step: Leaf
     params: Any
     opt_state: Any
-    ema_params: Any = None
+    ema_params: Any
+    skipped_steps: Leaf
+    skipped_in_a_row: Leaf
 
     @property
     def eval_params(self) -> Any:
@@ -104,4 +109,6 @@ def _initialize(model, optimizer, image_shape, seed, use_ema) -> TrainState:
         params=params,
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        skipped_steps=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
     )

@@ -17,31 +17,31 @@ from vmoe_prc.train_state import TrainState, step_keys
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# (params, batch, step) -> (gradients, metrics)
+Gradients = Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Batch], tuple[Metrics, Metrics]]
 
 
-def make_train_step(
+def make_gradients(
     model: nn.Module,
-    optimizer: optax.GradientTransformation,
     *,
     loss: Mapping[str, Any],
     auxiliary_loss_weights: Mapping[str, float] | None = None,
     consistency: Mapping[str, Any] | None = None,
     mixup_options: Mapping[str, Any] | None = None,
     microsteps: int = 1,
-    ema_decay: float | None = None,
     seed: int = 0,
-) -> TrainStep:
-    """Builds the function (state, batch) -> (state, metrics) of one update.
+) -> Gradients:
+    """Builds the function (params, batch, step) -> (gradients, metrics) of one step.
 
     A batch has `image` (B, H, W, 3) or, for two views, (B, 2, H, W, 3), `labels`
     (B, classes), and for two views `view_from_image` (B, 2, 3, 3). Metrics are float32
-    scalars over the whole batch, whatever devices it is on.
+    scalars over the whole batch, whatever devices it is on. `step` counts the steps
+    before this one; the randomness is a function of it and of the seed.
 
     Args:
       model: The model, with `deterministic=False`.
-      optimizer: The optimiser.
       loss: Options of `losses.classification_loss`.
       auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
       consistency: `name` and options of the consistency loss, see `losses.auxiliary_loss`;
@@ -50,7 +50,6 @@ def make_train_step(
       mixup_options: Options of `mixup.mixup`; None for no mixup.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
-      ema_decay: Decay of the average of the parameters; None for no average.
       seed: Seed of dropout, routing noise and mixup.
     """
     consistency = dict(consistency or {})
@@ -82,21 +81,66 @@ def make_train_step(
         return main + auxiliary, metrics
 
     gradients = _accumulate(jax.grad(objective, has_aux=True), microsteps)
+    return lambda params, batch, step: gradients(params, batch, step_keys(seed, step))
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = None,
+    max_skipped_steps: int = 10,
+    **options: Any,
+) -> TrainStep:
+    """Builds the function (state, batch) -> (state, metrics) of one update.
+
+    Where the loss or the norm of the gradients is not finite, only the counters change:
+    parameters, their average and the state of the optimiser, with its learning rate, stay
+    as they were. After `max_skipped_steps` such steps in a row nothing changes any more,
+    not even the step, so that a loop which looks later finds the state of that step.
+
+    Args:
+      model: The model, with `deterministic=False`.
+      optimizer: The optimiser.
+      ema_decay: Decay of the average of the parameters; None for no average.
+      max_skipped_steps: Steps in a row without an update after which the state stops.
+      **options: Options of `make_gradients`, which also says what a batch is.
+    """
+    gradients = make_gradients(model, **options)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = gradients(state.params, batch, step_keys(seed, state.step))
+        grads, metrics = gradients(state.params, batch, state.step)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         ema_params = None
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        norm = optax.tree.norm(grads)
+        running = state.skipped_in_a_row < max_skipped_steps
+        finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
+        skipped = (running & ~finite).astype(jnp.int32)
+        updated = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema_params=ema_params,
+            skipped_steps=state.skipped_steps,
+            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
+        )
+        state = jax.tree.map(lambda new, old: jnp.where(running & finite, new, old), updated, state)
+        state = state.replace(
+            step=state.step + skipped,
+            skipped_steps=state.skipped_steps + skipped,
+            skipped_in_a_row=state.skipped_in_a_row + skipped,
+        )
         metrics |= {
-            "global_norm/grads": optax.tree.norm(grads),
-            "global_norm/params": optax.tree.norm(params),
+            "global_norm/grads": norm,
+            "global_norm/params": optax.tree.norm(state.params),
             "global_norm/updates": optax.tree.norm(updates),
+            "skipped_steps": state.skipped_steps.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+        return state, metrics
 
     return train_step
 

@@ -7,6 +7,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.config import flatten
+from vmoe_prc.files import replacing
 
 CONFIG_FILE = "config.json"
 # Written when the run has ended, and removed when it goes on.
@@ -16,13 +17,12 @@ TENSORBOARD_FOLDER = "tensorboard"
 PICTURE_FILE = "routing.png"
 
 
-def save_config(config: ml_collections.ConfigDict, workdir: epath.Path, *, write: bool) -> None:
+def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     """Keeps the configuration beside the run, and tells how it differs from an earlier one.
 
     Args:
       config: The completed configuration.
       workdir: Directory of the run, made if missing.
-      write: Whether to write it: one process of several does.
     """
     path = workdir / CONFIG_FILE
     text = json.dumps(config.to_dict(), indent=2, default=list)
@@ -37,6 +37,5 @@ def save_config(config: ml_collections.ConfigDict, workdir: epath.Path, *, write
                     earlier.get(field),
                     now.get(field),
                 )
-    if write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    with replacing(path) as temporary:
+        temporary.write_text(text)

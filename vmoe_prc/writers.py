@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from clu import metric_writers
+from clu import asynclib, metric_writers
 from etils import epath
 
 from vmoe_prc.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.workdir import TENSORBOARD_FOLDER
+
+# What a writer of `create_writer` raises where it cannot write; the cause is in `__cause__`.
+WRITE_ERRORS = (OSError, tf.errors.OpError, asynclib.AsyncError)
 
 
 def create_writer(

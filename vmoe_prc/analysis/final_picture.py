@@ -6,19 +6,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from vmoe_prc.alignment import match_patches, view1_from_view0
 from vmoe_prc.analysis.panels import save_figure
 from vmoe_prc.analysis.plots import routing_pairs_figure
-from vmoe_prc.train_step import merge_views
+from vmoe_prc.arrays import Array
+from vmoe_prc.train_step import match_views, merge_views
 
 
 def save_final_picture(
     model: nn.Module,
     params: Any,
-    batch: Mapping[str, np.ndarray],
-    path: str | PathLike,
+    batch: Mapping[str, Array],
+    path: str | PathLike | None,
     num_images: int = 3,
 ) -> None:
     """Draws the first images of a batch of two views, routed by the last MoE block.
@@ -27,39 +28,39 @@ def save_final_picture(
       model: The model, with `deterministic=True`.
       params: Its parameters.
       batch: `image` (B, 2, H, W, 3), `labels` (B, classes), `view_from_image`
-        (B, 2, 3, 3) and `mask` (B,).
-      path: The PNG to write.
+        (B, 2, 3, 3) and `mask` (B,). With several processes a global batch.
+      path: The PNG to write; None in a process that only takes part in the routing.
       num_images: How many images to draw.
     """
 
-    @jax.jit
     def route(params, batch):
         images, _ = merge_views(batch["image"], batch["labels"])
         _, routings = model.apply({"params": params}, images)
-        pairs = match_patches(
-            view1_from_view0(batch["view_from_image"]),
-            batch["image"].shape[2:4],
-            tuple(model.patch_size),
-            class_token=model.classifier == "token",
-        )
-        first = {block: routing.experts[..., 0] for block, routing in routings.items()}
-        return first, pairs
+        if not routings:
+            return None
+        block, routing = list(routings.items())[-1]
+        experts = routing.experts[..., 0].reshape(len(batch["mask"]), 2, -1)  # (B, 2, T)
+        pairs = match_views(model, batch)
+        # Sorting is stable: the first rows that are images.
+        shown = jnp.argsort(~batch["mask"])[:num_images]
+        drawn = (batch["image"], experts, pairs, jnp.argmax(batch["labels"], -1), batch["mask"])
+        return {block: [x[shown] for x in drawn]}
 
-    first, pairs = jax.device_get(route(params, dict(batch)))
-    if not first:
+    inside_mesh = not jax.sharding.get_abstract_mesh().empty
+    shardings = {"out_shardings": PartitionSpec()} if inside_mesh else {}
+    routed = jax.device_get(jax.jit(route, **shardings)(params, dict(batch)))
+    if not routed or path is None:
         return
-    block = list(first)[-1]
-    num_pairs = batch["image"].shape[0]
-    experts = first[block].reshape(num_pairs, 2, -1)  # (B, 2, T)
-    shown = np.flatnonzero(batch["mask"])[:num_images]
+    [(block, drawn)] = routed.items()
+    images, experts, pairs, labels, mask = drawn
     figure = routing_pairs_figure(
-        batch["image"][shown],
-        experts[shown],
-        pairs[shown],
+        images[mask],
+        experts[mask],
+        pairs[mask],
         model.patch_size[0],
         num_experts=model.encoder["moe"]["num_experts"],
         class_token=model.classifier == "token",
         block=block,
-        labels=[str(label) for label in np.argmax(batch["labels"][shown], axis=-1)],
+        labels=[str(label) for label in labels[mask]],
     )
     save_figure(figure, path)

@@ -1,5 +1,6 @@
 """Saves the state of a run with Orbax, and brings it back, on the same devices or others."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,11 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-# Where a work directory keeps them.
+from vmoe_prc.checkpoints.checksum import changed_arrays, checksums
+from vmoe_prc.errors import RunError
+from vmoe_prc.processes import together
+
+_CHECKSUMS = "checksums"
 
 
 class CheckpointError(ValueError):
@@ -53,6 +58,8 @@ class Checkpointer:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
             enable_async_checkpointing=True,
+            # What a killed run was writing.
+            cleanup_tmp_directories=True,
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -67,8 +74,13 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *unused: Any) -> None:
-        self._manager.close()
+    def __exit__(self, kind: Any, *unused: Any) -> None:
+        if kind is None:
+            self.wait()
+        elif jax.process_count() > 1:
+            return  # The other processes may not be there to close it with.
+        with contextlib.suppress(Exception):  # Known already.
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""
@@ -89,14 +101,21 @@ class Checkpointer:
           step: Number of the step; a damaged checkpoint of that number is replaced.
           state: Tree of arrays.
           metrics: Metrics of the state; without them it can never be a best one.
+
+        Raises:
+          RunError: If it cannot be written, or the one before could not be.
         """
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.StandardSave(state),
-            metrics=None if metrics is None else dict(metrics),
-        )
+        try:
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                metrics=None if metrics is None else dict(metrics),
+                custom_metadata={_CHECKSUMS: checksums(state)},
+            )
+        except Exception as error:
+            raise self._cannot_write(error) from error
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """Reads a state onto devices.
@@ -113,10 +132,9 @@ class Checkpointer:
         failures = []
         for candidate in steps:
             try:
-                self._check_shapes(candidate, abstract_state)
-                return self._manager.restore(
-                    candidate, args=ocp.args.StandardRestore(abstract_state)
-                )
+                # What one process finds damaged none may use.
+                with together():
+                    return self._restore(candidate, abstract_state)
             except CheckpointError:
                 raise
             except Exception as error:  # What a damaged file raises depends on where it is.
@@ -125,8 +143,30 @@ class Checkpointer:
         raise CheckpointError("; ".join(failures) or f"{self._directory}: no checkpoint")
 
     def wait(self) -> None:
-        """Waits until all checkpoints are written; raises what went wrong with them."""
-        self._manager.wait_until_finished()
+        """Waits until all checkpoints are written.
+
+        Raises:
+          RunError: If one of them could not be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def _restore(self, step: int, abstract_state: Any) -> Any:
+        self._check_shapes(step, abstract_state)
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        if changed := changed_arrays(state, _written_checksums(self._manager, step)):
+            raise ValueError(f"{', '.join(changed)}: not what was written")
+        return state
+
+    def _cannot_write(self, error: Exception) -> RunError:
+        """Names the directory, the cause and what is left."""
+        reason = next(filter(None, str(error).splitlines()), repr(error))
+        kept = ", ".join(map(str, self.steps())) or "none"
+        return RunError(
+            f"{self._directory}: a checkpoint cannot be written: {reason} (complete are: {kept})"
+        )
 
     def _check_shapes(self, step: int, abstract_state: Any) -> None:
         saved = _shapes(self._manager.item_metadata(step))
@@ -153,7 +193,8 @@ def restore_params(
       A tree of NumPy arrays, nested dicts for parameters.
 
     Raises:
-      CheckpointError: If there is no such checkpoint, or no such part in it.
+      CheckpointError: If there is no such checkpoint, no such part in it, or not what was
+        written.
     """
     directory = epath.Path(directory).absolute()
     if not directory.exists():
@@ -179,7 +220,15 @@ def restore_params(
                 ),
             ),
         )
+        written = _written_checksums(manager, step)
+    part = {name: restored[name]}
+    if changed := changed_arrays(part, written):
+        raise CheckpointError(f"{directory / str(step)} is damaged: {', '.join(changed)}")
     return restored[name]
+
+
+def _written_checksums(manager: ocp.CheckpointManager, step: int) -> dict[str, int]:
+    return (manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS, {})
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
