@@ -86,7 +86,7 @@ def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Exp
     import pandas as pd
 
     from vmoe_prc.analysis.curves import robustness_figure
-    from vmoe_prc.analysis.plots import save_figure
+    from vmoe_prc.analysis.panels import save_figure
     from vmoe_prc.analysis.robustness import UNITS
 
     parts = [
