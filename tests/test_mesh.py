@@ -47,11 +47,3 @@ def test_rules_that_do_not_fit(partitions, rules, message):
 def test_partitions_that_do_not_divide_the_devices(partitions):
     with pytest.raises(ConfigError, match="must divide the number of devices, which is 8"):
         mesh_lib.create_mesh(partitions)
-
-
-def test_constrain_does_nothing_outside_a_mesh():
-    x = jnp.ones((8, 2))
-    assert mesh_lib.constrain(x, "expert") is x
-    with jax.set_mesh(mesh_lib.create_mesh(4)):
-        y = jax.jit(lambda x: mesh_lib.constrain(x + 1, "expert"))(x)
-    assert y.sharding.spec == PartitionSpec("expert")

@@ -44,27 +44,35 @@ def run(batches, **options):
 
 @functools.cache
 def reference(kind):
-    return run([tiny.two_view_batch(seed=i) for i in range(3)], **OPTIONS[kind])
+    return run([tiny.two_view_batch(seed=i) for i in range(3)], **options(kind))
 
 
-OPTIONS = {
-    "prc": {"consistency": PRC},
-    "v-moe": {"auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1}},
-}
+def options(kind, dispatcher="gather"):
+    if kind == "prc":
+        return {"model": tiny.tiny_model(dispatcher=dispatcher), "consistency": PRC}
+    router = {"num_selected_experts": 1, "dispatcher": {"name": dispatcher, "batch_priority": True}}
+    return {
+        "model": tiny.tiny_model(num_experts=8, router=router),
+        "auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
+    }
 
 
-@pytest.mark.parametrize("dispatcher", ["gather", "einsum"])
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_eight_devices_equal_one(kind, dispatcher):
+@pytest.mark.parametrize(
+    ("kind", "dispatcher", "mesh_shape"),
+    [
+        ("prc", "gather", (8, 1)),
+        ("prc", "einsum", (4, 2)),
+        ("prc", "gather", (2, 4)),
+        ("v-moe", "gather", (4, 2)),
+        ("v-moe", "einsum", (1, 8)),
+    ],
+)
+def test_eight_devices_equal_one(kind, dispatcher, mesh_shape):
     expected_state, expected = reference(kind)
-    mesh = mesh_lib.create_mesh(2)
-    assert dict(mesh.shape) == {"data": 4, "expert": 2}
-    state, history = run(
-        [tiny.two_view_batch(seed=i) for i in range(3)],
-        mesh=mesh,
-        model=tiny.tiny_model(dispatcher=dispatcher),
-        **OPTIONS[kind],
-    )
+    mesh = mesh_lib.create_mesh(mesh_shape[1])
+    assert tuple(mesh.shape.items()) == (("data", mesh_shape[0]), ("expert", mesh_shape[1]))
+    batches = [tiny.two_view_batch(seed=i) for i in range(3)]
+    state, history = run(batches, mesh=mesh, **options(kind, dispatcher))
     assert history[0].keys() == expected[0].keys()
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, history, expected)

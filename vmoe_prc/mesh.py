@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,10 @@ from vmoe_prc.config import ConfigError
 
 AxisRules = Sequence[tuple[str, Sequence[Any]]]
 
-# Images are split over every device; the experts' weights over the `expert` axis alone.
-BATCH_AXES = ("data", "expert")
+# Images, and groups of tokens, are split over every device.
+BATCH = PartitionSpec(("data", "expert"))
+# Experts are split over one axis; what the groups of a row of it sent them, over the other.
+EXPERT_BUFFERS = PartitionSpec("expert", "data")
 
 
 def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -44,7 +46,7 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose leading axis is the batch."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(mesh, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -90,11 +92,41 @@ def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh) -> Any:
     return shardings
 
 
-def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """Asks the compiler to lay `x` out over mesh axes; does nothing outside a mesh."""
+def on_each_device(
+    function: Callable[..., Any], in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
+) -> Callable[..., Any]:
+    """Makes `function` see, on each device, only what that device holds of the arrays.
+
+    Nothing is sent between devices but by `all_to_all`, which `function` may
+    call. Outside a mesh it is called as it is, with whole arrays.
+
+    Args:
+      function: Function of arrays, or of trees of arrays.
+      in_specs: How each argument is split; a tree is split alike in all of its leaves.
+      out_specs: How the results are split.
+    """
+
+    def run(*args):
+        if jax.sharding.get_abstract_mesh().empty:
+            return function(*args)
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*args)
+
+    return run
+
+
+def all_to_all(x: jax.Array, split_axis: int, concat_axis: int) -> jax.Array:
+    """Exchanges parts of `x` among the devices of a row of the `expert` axis.
+
+    For use in a function of `on_each_device`; does nothing outside a mesh.
+
+    Args:
+      x: What this device holds. Part i along `split_axis` goes to device i of the row.
+      split_axis: Dimension that becomes smaller.
+      concat_axis: Dimension along which the received parts are joined, in device order.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return jax.lax.all_to_all(x, "expert", split_axis, concat_axis, tiled=True)
 
 
 def _check_divisible(name: str, shape: Sequence[int], axes: Sequence[Any], mesh: Mesh):

@@ -1,9 +1,12 @@
 """Losses that spread tokens over the experts, one value per routing group."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.mesh import BATCH, on_each_device
 
 
 def importance_loss(gates: Float[Array, "G S E"]) -> Float[Array, " G"]:
@@ -32,7 +35,9 @@ def load_loss(
       noise_scale: Standard deviation of the noise, `noise_std / E`.
       num_selected_experts: K.
     """
-    _, best = jax.lax.top_k(jax.lax.stop_gradient(noisy_logits), num_selected_experts)
+    top_k = functools.partial(jax.lax.top_k, k=num_selected_experts)
+    # Left to the compiler, it would gather the logits of all devices.
+    _, best = on_each_device(top_k, (BATCH,), BATCH)(jax.lax.stop_gradient(noisy_logits))
     # A one-hot sum, not a gather: its gradient needs no scatter across devices.
     last = best[..., -1:] == jnp.arange(logits.shape[-1])
     threshold = jnp.sum(jnp.where(last, noisy_logits, 0), axis=-1, keepdims=True)

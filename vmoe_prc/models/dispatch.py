@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_prc.arrays import Array, Bool, Float, Int, Leaf
-from vmoe_prc.mesh import BATCH_AXES, constrain
+from vmoe_prc.mesh import BATCH, EXPERT_BUFFERS, all_to_all, on_each_device
 
 
 @flax.struct.dataclass
@@ -53,17 +53,15 @@ class Dispatcher:
 
     def dispatch(self, x: Float[Array, "G S D"]) -> Float[Array, "E GC D"]:
         """Copies each token into the buffers of its experts; free slots hold zeros."""
+        send = on_each_device(_send, (BATCH, BATCH), EXPERT_BUFFERS)
         with jax.named_scope("dispatch"):
-            sent = x.astype(jnp.bfloat16) if self.bfloat16 else x
-            buffers = METHODS[self.method].dispatch(self, sent)
-            return _groups_to_experts(buffers).astype(x.dtype)
+            return send(self, x)
 
     def combine(self, y: Float[Array, "E GC D"]) -> Float[Array, "G S D"]:
         """Sums the experts' outputs of each token, weighted; dropped choices give zero."""
+        receive = on_each_device(_receive, (BATCH, EXPERT_BUFFERS), BATCH)
         with jax.named_scope("combine"):
-            sent = y.astype(jnp.bfloat16) if self.bfloat16 else y
-            buffers = _experts_to_groups(sent, self.experts.shape[0])
-            return METHODS[self.method].combine(self, buffers).astype(y.dtype)
+            return receive(self, y)
 
 
 def top_experts_per_item(
@@ -196,20 +194,20 @@ def _slots(
     return slots
 
 
-def _groups_to_experts(buffers: Float[Array, "G E C D"]) -> Float[Array, "E GC D"]:
-    """Regroups buffers by expert: an all-to-all over the `expert` axis of the mesh."""
-    num_groups, num_experts, capacity, size = buffers.shape
-    buffers = constrain(buffers, BATCH_AXES)
-    buffers = constrain(jnp.swapaxes(buffers, 0, 1), "expert", "data")
-    return buffers.reshape(num_experts, num_groups * capacity, size)
+def _send(plan: Dispatcher, x: jax.Array) -> jax.Array:
+    """Sends the tokens (G, S, D) of a device to where their experts are: (E, G*C, D)."""
+    sent = x.astype(jnp.bfloat16) if plan.bfloat16 else x
+    buffers = jnp.swapaxes(METHODS[plan.method].dispatch(plan, sent), 0, 1)
+    buffers = all_to_all(buffers, split_axis=0, concat_axis=1)  # (E, G, C, D)
+    return buffers.reshape(buffers.shape[0], -1, buffers.shape[-1]).astype(x.dtype)
 
 
-def _experts_to_groups(buffers: Float[Array, "E GC D"], num_groups: int) -> jax.Array:
-    """Inverse of `_groups_to_experts`: (E, G*C, D) to (G, E, C, D)."""
-    num_experts, _, size = buffers.shape
-    buffers = buffers.reshape(num_experts, num_groups, -1, size)
-    buffers = constrain(buffers, "expert", "data")
-    return constrain(jnp.swapaxes(buffers, 0, 1), BATCH_AXES)
+def _receive(plan: Dispatcher, y: jax.Array) -> jax.Array:
+    """Returns the experts' outputs (E, G*C, D) to the tokens of a device: (G, S, D)."""
+    sent = y.astype(jnp.bfloat16) if plan.bfloat16 else y
+    buffers = sent.reshape(sent.shape[0], -1, plan.capacity, sent.shape[-1])
+    buffers = all_to_all(buffers, split_axis=1, concat_axis=0)  # (E, G, C, D)
+    return METHODS[plan.method].combine(plan, jnp.swapaxes(buffers, 0, 1)).astype(y.dtype)
 
 
 class _Method(NamedTuple):

@@ -1,5 +1,6 @@
 """Routers decide which experts each token goes to, and report it as a `Routing` record."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
 from vmoe_prc.config import Config
+from vmoe_prc.mesh import BATCH, on_each_device
 from vmoe_prc.models import dispatch
 from vmoe_prc.models.dispatch import Dispatcher
 
@@ -83,12 +85,14 @@ class _NoisyRouter(nn.Module):
             noisy_logits = logits + noise_scale * noise
             dispatch_gates = jax.nn.softmax(noisy_logits)
         options = dict(self.dispatcher or {})
-        plan = self.make_plan(
-            dispatch_gates,
+        make_plan = functools.partial(
+            self.make_plan,
             method=options.pop("name", "einsum"),
             capacity_factor=options.pop("capacity_factor", 1.05),
             **options,
         )
+        # Left to the compiler, sorting would gather the groups of all devices.
+        plan = on_each_device(make_plan, (BATCH,), BATCH)(dispatch_gates)
         routing = Routing(
             logits=logits,
             noisy_logits=noisy_logits,
