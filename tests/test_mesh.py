@@ -1,6 +1,5 @@
 """Meshes and sharding rules."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
