@@ -68,7 +68,7 @@ LAYERS = [
     {"data.source", "data.prepare"},
     {"data.pipeline"},
     {"data"},
-    {"models.dispatch", "models.attention", "models.flops"},
+    {"models.dispatch", "models.attention", "models.flops", "models.sharded"},
     {"models.routing"},
     {"models.moe"},
     {"models.vit"},

@@ -303,7 +303,10 @@ SCHEMA = Section(
             },
             optional=True,
         ),
+        # Devices that the experts of a layer are split over; the others hold copies.
         "num_expert_partitions": Field(**_COUNT, default=1),
+        # Whether the kernels outside the experts are split over all devices.
+        "shard_dense_params": Field(bool, False),
         "params_axis_resources": Field(tuple, (("Moe/Mlp/.*", ("expert",)),)),
         "evaluate": Section(
             {
@@ -372,6 +375,7 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     _check_datasets(completed)
     _check_model(completed["model"], "config.model")
     _check_model(evaluation_model(completed), "config.model with config.evaluate.model_overrides")
+    _check_partitions(completed)
     _check_optimizer(completed["optimizer"])
     _check_two_views(completed)
     _check_fewshot(completed["fewshot"])
@@ -691,6 +695,17 @@ def _check_model(model: Mapping[str, Any], field: str):
             f"{field}.encoder.moe.router.num_selected_experts",
             selected,
             f"must not exceed num_experts = {moe['num_experts']}",
+        )
+
+
+def _check_partitions(config: Mapping[str, Any]):
+    moe, partitions = config["model"]["encoder"]["moe"], config["num_expert_partitions"]
+    if moe["layers"] and moe["num_experts"] % partitions:
+        raise ConfigError(
+            "config.num_expert_partitions",
+            partitions,
+            f"must divide config.model.encoder.moe.num_experts = {moe['num_experts']}; "
+            "devices beyond the partitions hold copies of the experts",
         )
 
 

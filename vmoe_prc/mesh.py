@@ -17,6 +17,7 @@ AxisRules = Sequence[tuple[str, Sequence[Any]]]
 BATCH = PartitionSpec(("data", "expert"))
 # Experts are split over one axis; what the groups of a row of it sent them, over the other.
 EXPERT_BUFFERS = PartitionSpec("expert", "data")
+REPLICATED = PartitionSpec()
 
 
 def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -51,10 +52,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, REPLICATED)
 
 
-def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh) -> Any:
+def kernel_spec(shape: Sequence[int], num_devices: int) -> PartitionSpec:
+    """Splits the largest dimension that the devices divide over all of them, if there is one.
+
+    Args:
+      shape: Shape of the kernel of a dense layer or a convolution.
+      num_devices: Size of the mesh.
+    """
+    divisible = [axis for axis, size in enumerate(shape) if size % num_devices == 0]
+    if not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * largest, *BATCH)
+
+
+def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh, shard_kernels: bool = False) -> Any:
     """Gives each leaf the axes of the first rule whose regex is found in its name.
 
     Names are paths such as `params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel`; the
@@ -65,6 +80,7 @@ def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh) -> Any:
       rules: Pairs (regex, axes), axes being mesh axis names (or None) per leading
         dimension. A leaf that no rule matches is replicated.
       mesh: The device mesh.
+      shard_kernels: Whether kernels that no rule matches are split by `kernel_spec`.
 
     Returns:
       A tree of `NamedSharding`s.
@@ -83,7 +99,8 @@ def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh) -> Any:
                 used.add(i)
                 _check_divisible(name, leaf.shape, axes, mesh)
                 return NamedSharding(mesh, PartitionSpec(*axes))
-        return replicated(mesh)
+        is_kernel = shard_kernels and name.endswith("/kernel")
+        return NamedSharding(mesh, kernel_spec(leaf.shape, mesh.size) if is_kernel else REPLICATED)
 
     shardings = jax.tree_util.tree_map_with_path(sharding, tree)
     for i, (regex, _) in enumerate(rules):
@@ -97,8 +114,8 @@ def on_each_device(
 ) -> Callable[..., Any]:
     """Makes `function` see, on each device, only what that device holds of the arrays.
 
-    Nothing is sent between devices but by `all_to_all`, which `function` may
-    call. Outside a mesh it is called as it is, with whole arrays.
+    Nothing is sent between devices but by `all_to_all` and `all_gather`, which `function`
+    may call. Outside a mesh it is called as it is, with whole arrays.
 
     Args:
       function: Function of arrays, or of trees of arrays.
@@ -127,6 +144,19 @@ def all_to_all(x: jax.Array, split_axis: int, concat_axis: int) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.all_to_all(x, "expert", split_axis, concat_axis, tiled=True)
+
+
+def all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """Joins the parts of an array that is split as `spec` says; its gradient is scattered.
+
+    For use in a function of `on_each_device`; does nothing outside a mesh.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    for axis, names in enumerate(spec):
+        if names is not None:
+            x = jax.lax.all_gather(x, names, axis=axis, tiled=True)
+    return x
 
 
 def _check_divisible(name: str, shape: Sequence[int], axes: Sequence[Any], mesh: Mesh):

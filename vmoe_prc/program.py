@@ -117,8 +117,9 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         config.train_epochs * data.num_examples(config.dataset.train) / images_per_step
     )
     plain = config.to_dict()
-    model = create_model(plain["model"], deterministic=False)
-    eval_model = create_model(evaluation_model(config), deterministic=True)
+    sharding = {"shard_kernels": config.shard_dense_params}
+    model = create_model(plain["model"], deterministic=False, **sharding)
+    eval_model = create_model(evaluation_model(config), deterministic=True, **sharding)
     try:
         optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
         schedule = create_learning_rate_schedule(

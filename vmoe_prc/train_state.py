@@ -51,7 +51,7 @@ def abstract_train_state(
     """Describes the state without making it: shapes, dtypes and shardings.
 
     Args:
-      model: The model.
+      model: The model; its `shard_kernels` says where its kernels live.
       optimizer: The optimiser.
       image_shape: (N, H, W, 3) of the images of a step.
       mesh: The device mesh.
@@ -65,7 +65,7 @@ def abstract_train_state(
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, rules, mesh),
+        tree_shardings(shapes, rules, mesh, model.shard_kernels),
     )
 
 

@@ -9,12 +9,16 @@ __all__ = ["Routing", "VisionTransformerMoe", "create_model"]
 _MODELS = {"VisionTransformerMoe": VisionTransformerMoe}
 
 
-def create_model(config: Config, *, deterministic: bool) -> VisionTransformerMoe:
+def create_model(
+    config: Config, *, deterministic: bool, shard_kernels: bool = False
+) -> VisionTransformerMoe:
     """Creates the model of the `model` part of a completed configuration.
 
     Args:
       config: `name` of the model class, and its attributes.
       deterministic: Whether dropout and routing noise are off, as in evaluation.
+      shard_kernels: Whether the kernels of dense layers are split over all devices.
     """
     attributes = {key: value for key, value in config.items() if key != "name"}
-    return _MODELS[config["name"]](**attributes, deterministic=deterministic)
+    attributes |= {"deterministic": deterministic, "shard_kernels": shard_kernels}
+    return _MODELS[config["name"]](**attributes)

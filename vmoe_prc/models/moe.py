@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import Config
-from vmoe_prc.models.routing import ROUTERS, Routing
+from vmoe_prc.models.routing import ROUTERS, DotGeneral, Routing
 
 
 class MlpBlock(nn.Module):
@@ -19,12 +19,14 @@ class MlpBlock(nn.Module):
       dropout_rate: Dropout after either layer.
       deterministic: Whether dropout is off.
       dtype: Dtype of the computation; the parameters are float32.
+      dot_general: Product with the kernels; that of JAX if None.
     """
 
     mlp_dim: int
     dropout_rate: float = 0.0
     deterministic: bool = False
     dtype: Any = None
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -36,6 +38,7 @@ class MlpBlock(nn.Module):
                 dtype=self.dtype,
                 kernel_init=nn.initializers.xavier_uniform(),
                 bias_init=nn.initializers.normal(stddev=1e-6),
+                dot_general=self.dot_general,
                 name=name,
             )
 
@@ -59,6 +62,7 @@ class MlpMoeBlock(nn.Module):
       dtype: Dtype of the experts' computation; the router stays in float32.
       split_rngs: Whether each expert is initialised, and has its dropout drawn, by
         itself; otherwise all experts start equal, as in V-MoE.
+      dot_general: Product with the kernel of the router; that of JAX if None.
     """
 
     mlp_dim: int
@@ -69,6 +73,7 @@ class MlpMoeBlock(nn.Module):
     router: Config | None = None
     dtype: Any = None
     split_rngs: bool = False
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing]:
@@ -94,6 +99,7 @@ class MlpMoeBlock(nn.Module):
         router = router_class(
             num_experts=self.num_experts,
             deterministic=self.deterministic,
+            dot_general=self.dot_general,
             name="Router",
             **options,
         )

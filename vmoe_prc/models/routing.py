@@ -1,6 +1,7 @@
 """Routers decide which experts each token goes to, and report it as a `Routing` record."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,8 @@ from vmoe_prc.config import Config
 from vmoe_prc.mesh import BATCH, on_each_device
 from vmoe_prc.models import dispatch
 from vmoe_prc.models.dispatch import Dispatcher
+
+DotGeneral = Callable[..., jax.Array] | None
 
 
 @flax.struct.dataclass
@@ -51,12 +54,14 @@ class _NoisyRouter(nn.Module):
       deterministic: Whether to route without noise.
       dispatcher: Options of the dispatch: `name` (the method), `capacity_factor`,
         `batch_priority` (experts per item only) and `bfloat16`.
+      dot_general: Product with the kernel; that of JAX if None.
     """
 
     num_experts: int
     noise_std: float = 1.0
     deterministic: bool = False
     dispatcher: Config | None = None
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "G S D"]) -> tuple[Routing, Dispatcher]:
@@ -74,6 +79,7 @@ class _NoisyRouter(nn.Module):
             use_bias=False,
             dtype=jnp.float32,
             precision=jax.lax.Precision.HIGHEST,
+            dot_general=self.dot_general,
             name="dense",
         )(inputs.astype(jnp.float32))
         gates = jax.nn.softmax(logits)

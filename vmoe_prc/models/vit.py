@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import Config
+from vmoe_prc.models import sharded
 from vmoe_prc.models.attention import attention
-from vmoe_prc.models.moe import MlpBlock, MlpMoeBlock
+from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
 from vmoe_prc.models.routing import Routing
 
 CLASSIFIERS = ("token", "gap", "map")
@@ -32,6 +33,8 @@ class VisionTransformerMoe(nn.Module):
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation, such as 'bfloat16'. Parameters, routers and the
         logits are float32.
+      shard_kernels: Whether the kernels of all layers but the experts are split over the
+        devices of the mesh, see `models.sharded`.
     """
 
     num_classes: int | None
@@ -43,6 +46,7 @@ class VisionTransformerMoe(nn.Module):
     head_bias_init: float = 0.0
     deterministic: bool = False
     dtype: Any = None
+    shard_kernels: bool = False
 
     @nn.compact
     def __call__(
@@ -75,6 +79,7 @@ class VisionTransformerMoe(nn.Module):
             strides=patch_size,
             padding="VALID",
             dtype=self.dtype,
+            conv_general_dilated=sharded.conv_general_dilated if self.shard_kernels else None,
             name="embedding",
         )(images)
         num_images, rows, cols, _ = x.shape
@@ -88,11 +93,17 @@ class VisionTransformerMoe(nn.Module):
             grid=(rows, cols),
             deterministic=self.deterministic,
             dtype=self.dtype,
+            dot_general=self._dot_general,
             name="Encoder",
         )(x)
         x = self._pool(x)
         if self.representation_size is not None:
-            x = nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x)
+            x = nn.Dense(
+                self.representation_size,
+                dtype=self.dtype,
+                dot_general=self._dot_general,
+                name="pre_logits",
+            )(x)
             x = nn.tanh(x)
         x = x.astype(jnp.float32)
         if self.num_classes is None:
@@ -101,9 +112,14 @@ class VisionTransformerMoe(nn.Module):
             self.num_classes,
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.constant(self.head_bias_init),
+            dot_general=self._dot_general,
             name="head",
         )(x)
         return logits, routings
+
+    @property
+    def _dot_general(self) -> DotGeneral:
+        return sharded.dot_general if self.shard_kernels else None
 
     def _pool(self, x: Float[Array, "N T D"]) -> Float[Array, "N D"]:
         if self.classifier == "token":
@@ -114,6 +130,7 @@ class VisionTransformerMoe(nn.Module):
             mlp_dim=self.encoder["mlp_dim"],
             num_heads=self.encoder["num_heads"],
             dtype=self.dtype,
+            dot_general=self._dot_general,
             name="MapHead",
         )(x)
 
@@ -134,6 +151,7 @@ class Encoder(nn.Module):
         (with a `temperature`) or 'none'.
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation.
+      dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
 
     num_layers: int
@@ -146,6 +164,7 @@ class Encoder(nn.Module):
     position_emb: Config | None = None
     deterministic: bool = False
     dtype: Any = None
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N T D"]) -> tuple[jax.Array, dict[str, Routing]]:
@@ -167,6 +186,7 @@ class Encoder(nn.Module):
                 attention_dropout_rate=self.attention_dropout_rate,
                 deterministic=self.deterministic,
                 dtype=self.dtype,
+                dot_general=self.dot_general,
                 name=name,
             )(x)
             if is_moe:
@@ -212,6 +232,7 @@ class EncoderBlock(nn.Module):
       attention_dropout_rate: Dropout of the attention weights.
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation.
+      dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
 
     mlp: Config
@@ -221,6 +242,7 @@ class EncoderBlock(nn.Module):
     attention_dropout_rate: float = 0.0
     deterministic: bool = False
     dtype: Any = None
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing | None]:
@@ -234,13 +256,20 @@ class EncoderBlock(nn.Module):
             deterministic=self.deterministic,
             dropout_rate=self.attention_dropout_rate,
             attention_fn=attention,
+            qkv_dot_general=self.dot_general,
+            out_dot_general=self.dot_general,
             name="SelfAttention",
         )(x, x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
         x = x + inputs
 
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
-        options = {**self.mlp, "deterministic": self.deterministic, "dtype": self.dtype}
+        options = {
+            **self.mlp,
+            "deterministic": self.deterministic,
+            "dtype": self.dtype,
+            "dot_general": self.dot_general,
+        }
         if self.is_moe:
             y, routing = MlpMoeBlock(**options, name="Moe")(y)
         else:
@@ -255,11 +284,13 @@ class MapHead(nn.Module):
       mlp_dim: Hidden width of the MLP.
       num_heads: Number of attention heads.
       dtype: Dtype of the computation.
+      dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
 
     mlp_dim: int
     num_heads: int
     dtype: Any = None
+    dot_general: DotGeneral = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N D"]:
@@ -273,10 +304,18 @@ class MapHead(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             deterministic=True,
             attention_fn=attention,
+            qkv_dot_general=self.dot_general,
+            out_dot_general=self.dot_general,
             name="MultiHeadDotProductAttention",
         )(probe, x)
         y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm")(x)
-        y = MlpBlock(self.mlp_dim, deterministic=True, dtype=self.dtype, name="Mlp")(y)
+        y = MlpBlock(
+            self.mlp_dim,
+            deterministic=True,
+            dtype=self.dtype,
+            dot_general=self.dot_general,
+            name="Mlp",
+        )(y)
         return (x + y)[:, 0]
 
 
