@@ -40,6 +40,7 @@ CORE = [
     "schedule",
     "study.__main__",
     "train_state",
+    "traffic",
     "train_step",
 ]
 # Each layer imports only layers above it.
@@ -75,7 +76,7 @@ LAYERS = [
     {"models"},
     {"losses.classification", "losses.balance", "losses.consistency"},
     {"losses"},
-    {"agreement", "schedule", "mixup"},
+    {"agreement", "schedule", "mixup", "traffic"},
     {"optimizer", "train_state"},
     {"train_step"},
     {"fewshot"},

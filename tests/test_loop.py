@@ -130,7 +130,7 @@ def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, t
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("num_expert_partitions", 16, "must divide the number of devices, which is 8"),
+        ("num_expert_partitions", 16, "must divide config.model.encoder.moe.num_experts = 4"),
         ("model.encoder.moe.num_experts", 5, "num_expert_partitions = 2: must divide"),
         ("dataset.train.batch_size", 12, "must be a multiple of 8 devices"),
         ("model.encoder.moe.group_size", 33, "group_size = 33: must divide the tokens"),

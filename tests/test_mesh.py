@@ -46,3 +46,21 @@ def test_rules_that_do_not_fit(partitions, rules, message):
 def test_partitions_that_do_not_divide_the_devices(partitions):
     with pytest.raises(ConfigError, match="must divide the number of devices, which is 8"):
         mesh_lib.create_mesh(partitions)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((32, 64), (None, ("data", "expert"))),
+        ((64, 4, 8), (("data", "expert"),)),
+        ((32, 10), (("data", "expert"),)),
+        ((3, 10), ()),
+    ],
+)
+def test_kernels_are_split_along_the_largest_dimension_that_divides(shape, spec):
+    assert mesh_lib.kernel_spec(shape, 8) == PartitionSpec(*spec)
+    rules = [("Moe", ("expert",))]
+    tree = {"Moe": {"kernel": jnp.zeros((4, 32))}, "x": {"kernel": jnp.zeros(shape)}}
+    split = mesh_lib.tree_shardings(tree, rules, mesh_lib.create_mesh(4), shard_kernels=True)
+    assert split["x"]["kernel"].spec == PartitionSpec(*spec)
+    assert split["Moe"]["kernel"].spec == PartitionSpec("expert")

@@ -58,21 +58,23 @@ def options(kind, dispatcher="gather"):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dispatcher", "mesh_shape"),
+    ("kind", "dispatcher", "mesh_shape", "shard_kernels"),
     [
-        ("prc", "gather", (8, 1)),
-        ("prc", "einsum", (4, 2)),
-        ("prc", "gather", (2, 4)),
-        ("v-moe", "gather", (4, 2)),
-        ("v-moe", "einsum", (1, 8)),
+        ("prc", "gather", (8, 1), False),
+        ("prc", "einsum", (4, 2), False),
+        ("prc", "gather", (2, 4), True),
+        ("v-moe", "gather", (4, 2), False),
+        ("v-moe", "einsum", (1, 8), False),
     ],
 )
-def test_eight_devices_equal_one(kind, dispatcher, mesh_shape):
+def test_eight_devices_equal_one(kind, dispatcher, mesh_shape, shard_kernels):
     expected_state, expected = reference(kind)
     mesh = mesh_lib.create_mesh(mesh_shape[1])
     assert tuple(mesh.shape.items()) == (("data", mesh_shape[0]), ("expert", mesh_shape[1]))
     batches = [tiny.two_view_batch(seed=i) for i in range(3)]
-    state, history = run(batches, mesh=mesh, **options(kind, dispatcher))
+    arguments = options(kind, dispatcher)
+    arguments["model"] = arguments["model"].clone(shard_kernels=shard_kernels)
+    state, history = run(batches, mesh=mesh, **arguments)
     assert history[0].keys() == expected[0].keys()
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, history, expected)
@@ -81,15 +83,30 @@ def test_eight_devices_equal_one(kind, dispatcher, mesh_shape):
     jax.tree.map(close, state.params, expected_state.params)
 
 
-def test_expert_weights_and_moments_are_split_over_the_expert_axis():
-    _, state, _ = setup(mesh=mesh_lib.create_mesh(2))
-    split = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, x in jax.tree_util.tree_leaves_with_path(state)
-        if not x.is_fully_replicated
-    }
-    assert len(split) == 2 * 4  # parameters and momentum of two dense layers
+def test_expert_weights_moments_and_averages_are_split_over_the_expert_axis():
+    _, state, _ = setup(mesh=mesh_lib.create_mesh(2), use_ema=True)
+    split = {name for name, x in named_leaves(state) if not x.is_fully_replicated}
+    assert len(split) == 3 * 4  # of two dense layers
     assert all("encoderblock_1/Moe/Mlp/Dense_" in name for name in split)
+
+
+def test_kernels_moments_and_averages_are_split_over_all_devices_on_request():
+    model = tiny.tiny_model().clone(shard_kernels=True)
+    _, state, _ = setup(mesh=mesh_lib.create_mesh(2), model=model, use_ema=True)
+    parts = {
+        name: x.size // x.addressable_shards[0].data.size
+        for name, x in named_leaves(state)
+        if "Moe/Mlp/" not in name
+    }
+    assert {name for name, n in parts.items() if n > 1} == {n for n in parts if "kernel" in n}
+    assert set(parts.values()) == {1, 8}
+
+
+def named_leaves(tree):
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def test_prc_metrics_and_gradient():

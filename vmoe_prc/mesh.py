@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vmoe_prc.config import ConfigError
 
@@ -31,7 +31,10 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
     Raises:
       ConfigError: If there are fewer devices than partitions, or they do not divide.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices, dtype=object)
+    devices = jax.devices() if devices is None else devices
+    # The rows of a batch that one process reads must be those of its devices.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    devices = np.asarray(devices, dtype=object)
     if num_expert_partitions < 1 or devices.size % num_expert_partitions:
         raise ConfigError(
             "config.num_expert_partitions",
@@ -69,7 +72,9 @@ def kernel_spec(shape: Sequence[int], num_devices: int) -> PartitionSpec:
     return PartitionSpec(*[None] * largest, *BATCH)
 
 
-def tree_shardings(tree: Any, rules: AxisRules, mesh: Mesh, shard_kernels: bool = False) -> Any:
+def tree_shardings(
+    tree: Any, rules: AxisRules, mesh: Mesh | AbstractMesh, shard_kernels: bool = False
+) -> Any:
     """Gives each leaf the axes of the first rule whose regex is found in its name.
 
     Names are paths such as `params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel`; the
@@ -159,7 +164,9 @@ def all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x
 
 
-def _check_divisible(name: str, shape: Sequence[int], axes: Sequence[Any], mesh: Mesh):
+def _check_divisible(
+    name: str, shape: Sequence[int], axes: Sequence[Any], mesh: Mesh | AbstractMesh
+):
     for dimension, axis in zip(shape, axes, strict=False):
         parts = (axis,) if isinstance(axis, str) else tuple(axis or ())
         unknown = [part for part in parts if part not in mesh.shape]

@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from vmoe_prc.arrays import Leaf
 from vmoe_prc.mesh import AxisRules, tree_shardings
@@ -44,7 +44,7 @@ def abstract_train_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int, int],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     rules: AxisRules = (),
     use_ema: bool = False,
 ) -> TrainState:
