@@ -12,6 +12,8 @@ status=0
 # When one task ends, the others have the time to finish a checkpoint, but not for ever.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --wait=120 "$@" || status=$?
 if [[ $status == "$interrupted" ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  # A job that its user cancels is COMPLETING by now.
+  state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")
+  [[ $state != RUNNING ]] || scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -33,7 +33,7 @@ FLAGS = {
     ),
     "scancel": "me name",
     "scontrol": "",
-    "squeue": "me name",
+    "squeue": "format jobs me name noheader",
     "srun": "cpus-per-task wait",
 }
 

@@ -21,7 +21,7 @@ def test_the_job_that_is_submitted(stand_ins):
             *(f"--output={stand_ins.folder / 'prc-k2.log'}", "--open-mode=append", "--nodes=2"),
             *("--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8"),
             *("--signal=TERM@300", "--requeue", "--time=1-00:00:00", "--partition=gpu"),
-            *(f"{ROOT}/launch/slurm_job.sh", "75", *TRAIN),
+            *(f"{ROOT}/launch/slurm_job.sh", "143", *TRAIN),
         ]
     ]
 
@@ -33,22 +33,28 @@ def test_the_dry_run_shows_what_the_real_run_calls(stand_ins):
     assert shown(dry) == stand_ins.commands
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(0, False), (1, False), (75, True), (143, False)])
-def test_a_job_that_was_interrupted_is_queued_again(stand_ins, status, requeued):
+@pytest.mark.parametrize(
+    ("status", "state", "requeued"),
+    [
+        (0, "RUNNING", False),
+        (1, "RUNNING", False),
+        (143, "RUNNING", True),
+        # Its user has cancelled it.
+        (143, "COMPLETING", False),
+    ],
+)
+def test_a_job_that_was_interrupted_is_queued_again(stand_ins, status, state, requeued):
     # Slurm runs the script with the words that sbatch was given.
-    stand_ins.program(
-        "sbatch",
-        "os.execv(sys.argv[-len(TRAIN) - 2], sys.argv[-len(TRAIN) - 2:])".replace(
-            "len(TRAIN)", str(len(TRAIN))
-        ),
-    )
+    start = -len(TRAIN) - 2
+    stand_ins.program("sbatch", f"os.execv(sys.argv[{start}], sys.argv[{start}:])")
     stand_ins.program("srun", f"sys.exit({status})")
+    stand_ins.program("squeue", f"print({state!r})")
     job = {"SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_ID": "123"}
     result = stand_ins.run("slurm.sh", "submit", *RUN, "--", *OVERRIDES, env=job)
     assert result.returncode == status
     _, srun, *others = stand_ins.commands
     assert srun == ["srun", "--cpus-per-task=8", "--wait=120", *TRAIN]
-    assert others == ([["scontrol", "requeue", "123"]] if requeued else [])
+    assert (["scontrol", "requeue", "123"] in others) == requeued
 
 
 @pytest.mark.parametrize("action", ["logs", "status", "stop"])

@@ -1,0 +1,51 @@
+"""The estimate of what recipes cost."""
+
+import math
+
+import pytest
+
+from benchmarks import cost
+from configs import cifar_prc, imagenet21k_vmoe, imagenet_prc
+from vmoe_prc.device_peak import peak_flops
+from vmoe_prc.models.flops import forward_flops_per_image
+
+
+def test_both_arms_cost_the_same_and_pairs_are_decoded_once():
+    config = imagenet_prc.get_config()
+    pairs, single = (cost.work_of(imagenet_prc.get_config(f"prc={x}")) for x in ("on", "off"))
+    assert pairs.steps == single.steps == math.ceil(300 * round(0.99 * 1_281_167) / 1024)
+    forward = forward_flops_per_image(config.model.to_dict(), (224, 224))
+    assert pairs.step_flops == single.step_flops == 3 * 1024 * forward
+    assert (pairs.step_images, single.step_images) == (512, 1024)
+
+
+def test_steps_of_the_other_recipes():
+    assert cost.work_of(cifar_prc.get_config()).steps == 5_000
+    steps = cost.work_of(imagenet21k_vmoe.get_config()).steps
+    assert steps == math.ceil(300 * (14_197_122 - 102_400) / 4096)
+
+
+def test_shapes_come_from_the_preprocessing():
+    keep = 'value_range(-1, 1)|keep("image")'
+    assert cost.image_shape(f"decode|two_views(64)|{keep}") == (2, 64, 64, 3)
+    assert cost.image_shape(f"decode|resize(40)|central_crop(32)|{keep}") == (32, 32, 3)
+
+
+def test_the_table_follows_its_formula(capsys):
+    assert cost.main(["--utilisation=0.5", "--devices=TPU v4"]) == 0
+    out = capsys.readouterr().out
+    assert "an assumed 50% of its peak" in out
+    row = next(line for line in out.splitlines() if line.startswith("| ImageNet-1K |"))
+    work = cost.work_of(imagenet_prc.get_config())
+    seconds = work.step_flops / (0.5 * peak_flops("TPU v4", "bfloat16"))
+    assert row.split(" | ")[1] == f"{work.steps:,}"
+    cell = f"{seconds:.3f} s, {seconds * work.steps / 3600:,.2f} h, {512 / seconds:,.0f}/s |"
+    assert row.endswith(cell)
+    assert sum(line.startswith("| ") for line in out.splitlines()) == 2 + len(cost.RECIPES)
+
+
+@pytest.mark.parametrize("wrong", ["--devices=TPU v99", "--utilisation=0", "--utilisation=30"])
+def test_what_cannot_be_estimated(capsys, wrong):
+    with pytest.raises(SystemExit):
+        cost.main([wrong])
+    assert wrong.partition("=")[0] in capsys.readouterr().err
