@@ -31,6 +31,7 @@ def test_shapes_come_from_the_preprocessing():
     assert cost.image_shape(f"decode|resize(40)|central_crop(32)|{keep}") == (32, 32, 3)
 
 
+@pytest.mark.slow
 def test_the_table_follows_its_formula(capsys):
     assert cost.main(["--utilisation=0.5", "--devices=TPU v4"]) == 0
     out = capsys.readouterr().out
