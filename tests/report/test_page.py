@@ -1,16 +1,15 @@
 """The page about runs, as a browser shows it."""
 
 import base64
-import json
 
 import pytest
+from browsing import WIDTHS, assert_whole, show
 from written_runs import write_arm, write_run
 
 from configs import cifar_prc, digits_prc
 from vmoe_prc.report.__main__ import main
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"quotes\" $a_b$ 'k'"
-WIDTHS = (400, 1200)
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +32,6 @@ def opened(browser, page):
     return show(browser, page)
 
 
-def show(browser, path, width=1200, scheme="light"):
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    browser.get(path.resolve().as_uri())
-    return browser
-
-
 def cells_of(browser, title):
     script = """
         const region = [...document.querySelectorAll('[role=region]')]
@@ -52,27 +40,6 @@ def cells_of(browser, title):
             .map(row => [...row.children].map(cell => cell.textContent.trim()));
     """
     return browser.execute_script(script, title)
-
-
-def requested(browser):
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-
-
-def assert_whole(browser, path):
-    """No complaint, no request but for the page itself, and every image is there."""
-    assert browser.get_log("browser") == []
-    assert [url for url in requested(browser) if not url.startswith("data:")] == [
-        path.resolve().as_uri()
-    ]
-    widths = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
-    assert widths and all(widths)
-    unnamed = browser.execute_script("return [...document.images].filter(i => !i.alt).length")
-    assert unnamed == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

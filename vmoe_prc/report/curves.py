@@ -39,8 +39,8 @@ class Style(NamedTuple):
 
 def line_styles(count: int) -> list[Style]:
     """Returns styles of experiments; colours that come again come with other dashes."""
-    # Blue and vermilion first: they are apart, and seen on white and on black.
-    colors = [to_hex(color) for color in expert_colors(6)[[4, 5, 2, 0, 1]]]
+    # All but yellow, which is not seen on white; in the order of the curves of robustness.
+    colors = [to_hex(color) for color in expert_colors(6)[[4, 0, 5, 2, 1]]]
     lines = ("solid", "dashed", "dotted")
     return [Style(colors[i % 5], lines[i // 5 % 3]) for i in range(count)]
 

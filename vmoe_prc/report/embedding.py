@@ -3,9 +3,11 @@
 import base64
 import dataclasses
 import io
+import pathlib
 from collections.abc import Callable
 
 import matplotlib
+import PIL.Image
 from matplotlib.figure import Figure
 
 # Ink of pictures without background, on a light and on a dark page.
@@ -13,7 +15,7 @@ _INKS = {"light": "#3a3f45", "dark": "#c9ced6"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 # The same figure gives the same file.
 _SVG = {"metadata": {"Date": None}, "format": "svg", "transparent": True}
-_DPI = 110
+_DPI = 144
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,23 @@ class Picture:
 
 
 def photograph(figure: Figure, alt: str, caption: str = "") -> Picture:
-    """Embeds a figure that holds images, with its background, as PNG."""
+    """Embeds a figure that holds images, with its background."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
-    return Picture(_data_uri("image/png", file), None, alt, caption, *_size(figure))
+    figure.savefig(file, format="webp", dpi=_DPI, pil_kwargs={"lossless": True})
+    return Picture(_data_uri("image/webp", file.getvalue()), None, alt, caption, *_size(figure))
+
+
+def embedded_file(path: pathlib.Path, caption: str) -> Picture:
+    """Embeds a PNG file.
+
+    Raises:
+      OSError: If it cannot be read, or is no picture.
+    """
+    with PIL.Image.open(path, formats=["PNG"]) as image:
+        image.verify()
+        width, height = image.size
+    source = _data_uri("image/png", path.read_bytes())
+    return Picture(source, None, f"{caption}.", caption, width, height)
 
 
 def drawing(make: Callable[[], Figure], alt: str, caption: str = "") -> Picture:
@@ -59,12 +74,12 @@ def drawing(make: Callable[[], Figure], alt: str, caption: str = "") -> Picture:
             figure = make()
             file = io.BytesIO()
             figure.savefig(file, **_SVG)
-        sources.append(_data_uri("image/svg+xml", file))
+        sources.append(_data_uri("image/svg+xml", file.getvalue()))
     return Picture(*sources, alt, caption, *_size(figure))
 
 
-def _data_uri(kind: str, file: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _size(figure: Figure) -> tuple[int, int]:

@@ -1,0 +1,93 @@
+"""The page about models that were trained: pictures beside one another, measures, saved figures."""
+
+import shutil
+
+import PIL.Image
+import pytest
+from browsing import WIDTHS, assert_whole, show
+from small_run import small_config
+from written_runs import write_arm
+
+from vmoe_prc import loop
+from vmoe_prc.report.__main__ import main
+from vmoe_prc.report.experiments import group_runs
+from vmoe_prc.report.models import runs_by_seed, short_names
+from vmoe_prc.report.runs import find_runs
+
+
+def with_seed(source, target, seed, ignore=()):
+    """Copies a run as if it had been trained with another seed."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignore))
+    config = target / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', f'"seed": {seed}'))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, finished, digits_dir):
+    """V-MoE and PRC with three seeds, one without its checkpoint, and saved figures."""
+    directory = tmp_path_factory.mktemp("runs")
+    loop.train_and_evaluate(small_config(digits_dir, "prc=off"), directory / "vmoe-0")
+    shutil.copytree(finished[0], directory / "prc-0")
+    for seed in (1, 2):
+        with_seed(directory / "prc-0", directory / f"prc-{seed}", seed)
+    with_seed(directory / "vmoe-0", directory / "vmoe-1", 1)
+    with_seed(directory / "vmoe-0", directory / "vmoe-2", 2, ignore=["checkpoints"])
+    saved = directory / "vmoe-0" / "analysis"
+    saved.mkdir()
+    PIL.Image.new("RGB", (64, 32)).save(saved / "mine.png")
+    (saved / "broken.png").write_text("no picture")
+    return directory
+
+
+def captions(browser, section):
+    script = """
+        const titles = [...document.querySelectorAll('h2')];
+        const section = titles.find(h => h.textContent === arguments[0]).parentElement;
+        return [...section.querySelectorAll('figcaption')].map(c => c.textContent);
+    """
+    return browser.execute_script(script, section)
+
+
+@pytest.mark.slow
+def test_pictures_of_all_models(browser, runs, capsys):
+    assert main([str(runs), "--html"]) == 0
+    without_checkpoint, broken = capsys.readouterr().err.splitlines()
+    assert f"no pictures of {runs / 'vmoe-2'}" in without_checkpoint
+    assert "broken.png" in broken
+    page = runs / "report.html"
+    for width in WIDTHS:
+        show(browser, page, width)
+        assert_whole(browser, page)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert captions(browser, "Two views, side by side") == [
+        "V-MoE and PRC, seed 0",
+        "V-MoE and PRC, seed 1",
+    ]
+    assert captions(browser, "Matched patches") == ["V-MoE, seed 0", "PRC, seed 0"]
+    assert captions(browser, "Routing maps") == ["V-MoE, seed 0", "PRC, seed 0"]
+    assert captions(browser, "Saved analyses") == ["vmoe-0: mine.png"]
+    alts = browser.execute_script("return [...document.images].map(image => image.alt)")
+    assert "Robustness of V-MoE and PRC to noise and small shifts." in alts
+    shown = browser.execute_script("return document.querySelector('.warnings').textContent")
+    assert "vmoe-2" in shown and "broken.png" in shown
+
+
+def arms(directory, *arguments):
+    for argument, seeds in arguments:
+        write_arm(directory, argument, [0.5] * seeds)
+    return group_runs(find_runs([directory])[0])[0]
+
+
+def test_names_are_as_short_as_can_be(tmp_path):
+    assert short_names(arms(tmp_path / "a", ("prc=on", 1), ("prc=off", 1))) == ["V-MoE", "PRC"]
+    by_k = arms(tmp_path / "b", ("k=1,prc=on", 1), ("k=2,prc=on", 1))
+    assert short_names(by_k) == ["PRC, k=1", "PRC, k=2"]
+
+
+def test_side_by_side_are_runs_of_one_seed(tmp_path):
+    groups = runs_by_seed(arms(tmp_path, ("prc=on", 3), ("prc=off", 2)))
+    assert {seed: list(runs) for seed, runs in groups.items()} == {
+        0: ["V-MoE", "PRC"],
+        1: ["V-MoE", "PRC"],
+        2: ["PRC"],
+    }
