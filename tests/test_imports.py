@@ -101,8 +101,9 @@ LAYERS = [
         "analysis.perturbations",
         "analysis.attacks",
         "analysis.opened_run",
+        "analysis.specialisation",
     },
-    {"analysis.panels"},
+    {"analysis.panels", "analysis.similarity"},
     {
         "analysis.plots",
         "analysis.maps",
@@ -110,6 +111,7 @@ LAYERS = [
         "analysis.agreement",
         "analysis.robustness",
         "analysis.curves",
+        "analysis.specialisation_figure",
     },
     {"analysis.final_picture", "analysis.pictures"},
     {"profiling", "program"},

@@ -61,6 +61,34 @@ def robustness(args: argparse.Namespace) -> None:
     print(f"{path}\n{path.with_suffix('.png')}")
 
 
+def specialisation(args: argparse.Namespace) -> None:
+    """Says what each expert does: load, classes, how sure its router is, how alike they are."""
+    import pandas as pd
+
+    from vmoe_prc.analysis import specialisation as counting
+    from vmoe_prc.analysis.panels import save_figure
+    from vmoe_prc.analysis.routing_table import routing_table
+    from vmoe_prc.analysis.similarity import similarity_table
+    from vmoe_prc.analysis.specialisation_figure import specialisation_figure
+
+    (run,) = _open(args)
+    split = run.choose_split(args.split)
+    frames = routing_table(run, split, blocks=args.block)
+    found = counting.specialisation(frames, run.num_experts, run.config.model.num_classes)
+    similarity = [similarity_table(run, split, args.block), found.similarity]
+    found = found._replace(similarity=pd.concat(similarity, ignore_index=True))
+    folder = _output(args, f"specialisation_{split}")
+    for name, frame in found._asdict().items():
+        _write_csv(frame, folder / f"{name}.csv")
+    print(found.blocks.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+    print(folder)
+    for block in found.blocks["block"]:
+        path = folder / f"{block}.png"
+        title = f"{run.name}, {split}"
+        save_figure(specialisation_figure(found, block, title=title), path, dpi=110)
+        print(path)
+
+
 def pictures(args: argparse.Namespace) -> None:
     """Draws which experts see which patches; two runs side by side on the same images."""
     from vmoe_prc.analysis.panels import save_figure
@@ -143,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         help="such as shift, shift=0,1,2, fgsm or imagenet_c; repeatable",
     )
+    add(specialisation)
     command = add(pictures, several=True)
     command.add_argument("--images", type=int, default=4, help="images to draw, 4 by default")
     command.add_argument(

@@ -1,0 +1,155 @@
+"""How alike the experts of a block are: in their weights, and in what they make of tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from vmoe_prc.analysis.opened_run import OpenedRun
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models.moe import MlpBlock
+from vmoe_prc.train_step import merge_views
+
+# Of each batch so many tokens, of each split so many batches.
+TOKENS, BATCHES = 512, 16
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def similarity_table(
+    run: OpenedRun, split: str, blocks: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Compares the experts of each block.
+
+    `weights` is the cosine of the kernels of two experts, flattened: it sees what experts
+    that began equal still share, but not that two experts may hold the same neurons in
+    another order. `outputs` does: linear CKA (Kornblith et al., arXiv 1905.00414) of what
+    the two make of the same tokens, whoever the router chose for them, estimated from parts
+    of batches (Nguyen et al., arXiv 2010.15327, equation 2).
+
+    Args:
+      run: The opened run.
+      split: Name of a split.
+      blocks: Blocks to measure; all that have experts by default.
+
+    Returns:
+      A row a block, measure and pair of experts: `block`, `measure`, `expert`, `other`,
+      `value`.
+
+    Raises:
+      ConfigError: If there is no such split or block.
+    """
+    split, blocks = run.choose_split(split), run.choose_blocks(blocks)
+    outputs = _output_similarity(run, split, blocks)
+    rows = []
+    for block in blocks:
+        weights = weight_similarity(jax.device_get(_expert_params(run, block)))
+        for measure, values in (("weights", weights), ("outputs", outputs[block])):
+            expert, other = (index.ravel() for index in np.indices(values.shape))
+            columns = {"expert": expert, "other": other, "value": values.ravel()}
+            rows.append(pd.DataFrame({"block": block, "measure": measure, **columns}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def weight_similarity(params: Any) -> Float[np.ndarray, "E E"]:
+    """Cosines of the kernels of E experts, whose leaves have a leading axis E."""
+    kernels = [
+        np.asarray(leaf, np.float64).reshape(len(leaf), -1)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if path[-1].key == "kernel"
+    ]
+    flat = np.concatenate(kernels, axis=1)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat @ flat.T
+
+
+def hsic(features: Float[Array, "E n D"]) -> Float[Array, "E E"]:
+    """Unbiased HSIC of linear kernels between E sets of features of the same n >= 4 tokens.
+
+    Song et al., "Feature Selection via Dependence Maximization" (2012), equation 5.
+    """
+    n = features.shape[1]
+    features = features.astype(jnp.float32)
+    kernels = jnp.einsum("eid,ejd->eij", features, features, precision=_HIGHEST)
+    kernels *= 1 - jnp.eye(n)
+    row_sums = jnp.sum(kernels, axis=2)  # (E, n)
+    sums = jnp.sum(row_sums, axis=1)  # (E,)
+    traces = jnp.einsum("eij,fij->ef", kernels, kernels, precision=_HIGHEST)
+    crossed = jnp.einsum("ei,fi->ef", row_sums, row_sums, precision=_HIGHEST)
+    product = sums[:, None] * sums[None] / ((n - 1) * (n - 2))
+    return (traces + product - 2 * crossed / (n - 2)) / (n * (n - 3))
+
+
+def _output_similarity(
+    run: OpenedRun, split: str, blocks: Sequence[str]
+) -> dict[str, Float[np.ndarray, "E E"]]:
+    @jax.jit
+    def step(params, batch, rows):
+        images, _ = merge_views(batch["image"], batch["labels"])
+        outputs = expert_outputs(run, params, images, blocks, rows)
+        return {block: hsic(values) for block, values in outputs.items()}
+
+    totals = dict.fromkeys(blocks, 0.0)
+    with jax.set_mesh(run.mesh):
+        for _, batch in zip(range(BATCHES), run.batches(split), strict=False):
+            found = jax.device_get(step(run.params, batch, _token_rows(run, batch)))
+            totals = {block: totals[block] + found[block] for block in blocks}
+    similarity = {}
+    for block, total in totals.items():
+        norm = np.sqrt(np.diag(total))
+        similarity[block] = total / (norm[:, None] * norm[None])
+    return similarity
+
+
+def expert_outputs(
+    run: OpenedRun,
+    params: Any,
+    images: Float[Array, "N H W C"],
+    blocks: Sequence[str],
+    rows: Array,
+) -> dict[str, Float[Array, "E n D"]]:
+    """Applies all experts of a block to the same tokens.
+
+    Args:
+      run: The opened run.
+      params: Its parameters.
+      images: (N, H, W, C).
+      blocks: Blocks with experts.
+      rows: (n,) positions of tokens among the N * T of the images.
+
+    Returns:
+      (E, n, D) by block.
+    """
+
+    def before_experts(module, method):
+        return module.name == "LayerNorm_1" and method == "__call__"
+
+    _, captured = run.model.apply(
+        {"params": params}, images, capture_intermediates=before_experts, mutable="intermediates"
+    )
+    mlp_dim = run.config.model.encoder.mlp_dim
+    expert = MlpBlock(mlp_dim, deterministic=True, dtype=run.model.dtype)
+    outputs = {}
+    for block in blocks:
+        (tokens,) = captured["intermediates"]["Encoder"][block]["LayerNorm_1"]["__call__"]
+        tokens = tokens.reshape(-1, tokens.shape[-1])[rows]
+        outputs[block] = jax.vmap(lambda p, x: expert.apply({"params": p}, x), in_axes=(0, None))(
+            params["Encoder"][block]["Moe"]["Mlp"], tokens
+        )
+    return outputs
+
+
+def _token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
+    """Positions of tokens spread evenly over the images of a batch that count."""
+    *views, height, width, _ = batch["image"].shape[1:]
+    patch_height, patch_width = run.config.model.patch_size
+    tokens = (height // patch_height) * (width // patch_width) + run.class_token
+    # An image, of however many views, has consecutive tokens; those that count come first.
+    count = int(np.sum(jax.device_get(batch["mask"]))) * (2 if views else 1) * tokens
+    return np.linspace(0, count - 1, min(TOKENS, count)).astype(np.int32)
+
+
+def _expert_params(run: OpenedRun, block: str) -> Any:
+    return run.params["Encoder"][block]["Moe"]["Mlp"]
