@@ -49,6 +49,7 @@ LAYERS = [
     {
         "bootstrap",
         "class_folders",
+        "config_file",
         "preemption",
         "processes",
         "workdir",

@@ -131,15 +131,28 @@ def _levels(arguments: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def _open(args: argparse.Namespace) -> "list[OpenedRun]":
-    from vmoe_prc.analysis.opened_run import name_apart, open_run
+    """Opens the runs and checkpoints, in this order."""
+    from vmoe_prc.analysis.opened_run import name_apart, open_checkpoint, open_run
+    from vmoe_prc.config_file import read_config_file
 
-    workdirs = [args.workdir] if isinstance(args.workdir, str) else args.workdir
-    return name_apart([open_run(workdir) for workdir in workdirs], workdirs)
+    if bool(args.checkpoint) != bool(args.config):
+        given, missing = ("checkpoint", "config") if args.checkpoint else ("config", "checkpoint")
+        value = getattr(args, given)
+        raise ConfigError(f"--{given}", value, f"needs --{missing}: only a run knows its own")
+    runs = [open_run(workdir) for workdir in args.workdir]
+    for checkpoint in args.checkpoint:
+        runs.append(open_checkpoint(read_config_file(args.config, "--config"), checkpoint))
+    if not runs:
+        raise ConfigError("--workdir", None, "expected the work directory of a run")
+    if len(runs) > 1 and not args.several:
+        raise ConfigError("--workdir", args.workdir[-1], "only one run at a time, for this command")
+    return name_apart(runs, [*args.workdir, *args.checkpoint])
 
 
 def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
-    first = args.workdir if isinstance(args.workdir, str) else args.workdir[0]
-    return args.output or pathlib.Path(first) / "analysis" / name
+    """Where to write: beside the first run by default, or in `analysis/` of a checkpoint."""
+    folder = pathlib.Path(args.workdir[0]) if args.workdir else pathlib.Path()
+    return args.output or folder / "analysis" / name
 
 
 def _write_csv(frame, path: pathlib.Path) -> None:
@@ -155,10 +168,21 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             function.__name__, help=function.__doc__, description=function.__doc__
         )
-        command.set_defaults(function=function)
-        workdir = "work directory of a run" + ("; repeat it to compare runs" if several else "")
-        action = "append" if several else "store"
-        command.add_argument("--workdir", required=True, help=workdir, action=action)
+        command.set_defaults(function=function, several=several)
+        again = "; repeat it to compare runs" if several else ""
+        command.add_argument(
+            "--workdir", action="append", default=[], help=f"work directory of a run{again}"
+        )
+        command.add_argument(
+            "--checkpoint",
+            action="append",
+            default=[],
+            help="instead of a run, or beside it: prefix of a released V-MoE checkpoint, or a "
+            ".safetensors or .npz file",
+        )
+        command.add_argument(
+            "--config", help="config file of the checkpoints, such as configs/imagenet_prc.py:k=2"
+        )
         command.add_argument("--split", help="a name in config.dataset; by default a test split")
         command.add_argument("--block", action="append", help="such as encoderblock_3; repeatable")
         command.add_argument("--output", type=pathlib.Path, help="by default in WORKDIR/analysis")

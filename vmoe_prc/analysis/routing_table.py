@@ -115,9 +115,19 @@ def write_routing_table(
 def read_routing_table(
     path: str | PathLike[str], columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Reads a routing table, or some of its columns."""
+    """Reads a routing table, or some of its columns; `stream_routing_table` needs less memory."""
     with epath.Path(path).open("rb") as file:
         return pd.read_parquet(file, columns=None if columns is None else list(columns))
+
+
+def stream_routing_table(
+    path: str | PathLike[str], columns: Sequence[str] | None = None
+) -> Iterator[pd.DataFrame]:
+    """Reads a routing table part by part, each with the images of a batch."""
+    with epath.Path(path).open("rb") as file:
+        table = pq.ParquetFile(file)
+        for part in range(table.num_row_groups):
+            yield table.read_row_group(part, columns=columns and list(columns)).to_pandas()
 
 
 def _check_k(run: OpenedRun, k: int | None) -> int:

@@ -1,7 +1,6 @@
 """What a study trains: its arms and seeds, each a checked configuration of its own."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import re
@@ -20,6 +19,7 @@ from vmoe_prc.config import (
     override,
     plain,
 )
+from vmoe_prc.config_file import read_config_file
 from vmoe_prc.report.experiments import experiment_fields
 from vmoe_prc.workdir import CONFIG_FILE, SUMMARY_FILE
 
@@ -146,27 +146,6 @@ def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
     for run in runs:
         _check_held(run)
     return Study(source, workdir, options, runs)
-
-
-def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
-    """Calls get_config of a config file with the arguments after the colon.
-
-    Raises:
-      ConfigError: If there is no such file, or it has no get_config().
-    """
-    path, _, arguments = source.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(field, source, "no such file; expected a Python file with get_config()")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    if spec is None:
-        raise ConfigError(field, source, "expected a Python file (.py) with get_config()")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        get_config = module.get_config
-    except (SyntaxError, ImportError, AttributeError) as error:
-        raise ConfigError(field, source, " ".join(str(error).split())) from None
-    return get_config(arguments)
 
 
 def _check(options: Mapping[str, Any], num_arms: int) -> None:
