@@ -8,7 +8,7 @@
 #   install   copies the last commit of this checkout to all workers and installs it there
 #   start     starts the same command on all workers, in the background
 #   logs      shows the log of --worker, and goes on as it grows
-#   status    shows the state of the resource, and of the program on each worker
+#   status    shows the state of the queued resource, and of the program on each worker
 #   stop      has the program write a checkpoint and end, on all workers
 #   resume    preempted: deletes, creates, installs and starts; else starts what does not run
 #   delete    gives the TPUs back
@@ -25,7 +25,7 @@
 #   --data_dir=gs://PATH      where TFDS has prepared the data set
 #   --worker=N                whose log is shown; by default 0
 #   --poll_seconds=N          between two looks at the queue; by default 30
-#   --dry_run                 prints the commands instead of running them
+#   --dry_run                 prints the commands instead; of resume those after a preemption
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -38,10 +38,10 @@ on_workers() {
   run gcloud compute tpus tpu-vm ssh "${OPTION[name]}" "${WHERE[@]}" --worker="$1" --command="$2"
 }
 
-# The state of the queued resource; a dry run assumes $1.
+# The state of the queued resource, nothing if there is none; a dry run assumes $1.
 resource_state() {
-  ask "$1" gcloud compute tpus queued-resources describe "${OPTION[name]}" "${WHERE[@]}" \
-    '--format=value(state.state)'
+  ask "$1" gcloud compute tpus queued-resources list "${WHERE[@]}" \
+    --filter="name~/${OPTION[name]}\$" '--format=value(state.state)'
 }
 
 default_runtime_version() {
@@ -98,6 +98,8 @@ install() {
   run gcloud compute tpus tpu-vm scp "$archive" "${OPTION[name]}:" "${WHERE[@]}" --worker=all
   # The images have Python 3.10; uv brings the one that we need.
   on_workers all "$(
+    quote test ! -e "$directory/source"
+    printf ' || %s && ' "$(quote bash "$directory/source/launch/worker.sh" idle "$directory")"
     printf '%s && ' \
       "$(quote rm -rf "$directory/source")" \
       "$(quote mkdir -p "$directory/source")" \
@@ -125,7 +127,7 @@ resume() {
     state=$(resource_state SUSPENDED)
   done
   case $state in
-    ACTIVE)
+    ACTIVE | "")
       worker all ensure "${TRAIN[@]}"
       return
       ;;
@@ -137,6 +139,18 @@ resume() {
   esac
   install
   worker all start "${TRAIN[@]}"
+}
+
+show_status() {
+  local state
+  state=$(resource_state ACTIVE)
+  if [[ -n $state ]]; then
+    note "${OPTION[name]} is $state"
+  fi
+  # A TPU VM that runs already need not be a queued resource.
+  if [[ -z $state || $state == ACTIVE ]]; then
+    worker all status
+  fi
 }
 
 delete() {
@@ -169,11 +183,7 @@ case $ACTION in
     worker all start "${TRAIN[@]}"
     ;;
   logs) worker "${OPTION[worker]}" logs ;;
-  status)
-    run gcloud compute tpus queued-resources describe "${OPTION[name]}" "${WHERE[@]}" \
-      '--format=value(state.state)'
-    worker all status
-    ;;
+  status) show_status ;;
   stop) worker all stop ;;
   resume)
     check_create

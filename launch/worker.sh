@@ -3,6 +3,7 @@
 #
 #   launch/worker.sh start DIR COMMAND...    unless it runs already: then that is an error
 #   launch/worker.sh ensure DIR COMMAND...   unless it runs already
+#   launch/worker.sh idle DIR                is an error while it runs
 #   launch/worker.sh status DIR              one line
 #   launch/worker.sh logs DIR                the end of its log, and what follows
 #   launch/worker.sh stop DIR                SIGTERM, and waits until it has ended
@@ -16,6 +17,10 @@ running() {
   local process
   process=$(cat "$DIR/pid" 2>/dev/null) || return 1
   [[ $(readlink "/proc/$process/cwd") == "$DIR/source" ]]
+}
+
+idle() {
+  ! running || fail "$(hostname): $DIR runs; stop it first" 1
 }
 
 start() {
@@ -69,14 +74,12 @@ ACTION=$1
 DIR=$(cd "$2" && pwd -P)
 shift 2
 case $ACTION in
-  start | ensure)
-    if running; then
-      echo "$(hostname): runs already" >&2
-      [[ $ACTION == ensure ]] || exit 1
-    else
-      start "$@"
-    fi
+  start)
+    idle
+    start "$@"
     ;;
+  ensure) running || start "$@" ;;
+  idle) idle ;;
   keep) keep "$@" ;;
   logs) exec tail -n 100 -F "$DIR/log.txt" ;;
   status) status ;;

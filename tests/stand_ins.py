@@ -16,7 +16,7 @@ FLAGS = {
         "metadata metadata-from-file network node-count node-id node-prefix project range reserved "
         "runtime-version scopes service-account spot subnetwork tags topology type zone"
     ),
-    "gcloud compute tpus queued-resources describe": "format project zone",
+    "gcloud compute tpus queued-resources list": "filter format limit page-size project zone",
     "gcloud compute tpus queued-resources delete": "async force project quiet zone",
     "gcloud compute tpus tpu-vm ssh": (
         "command dry-run internal-ip output-directory plain project ssh-flag ssh-key-file worker "

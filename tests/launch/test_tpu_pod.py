@@ -27,9 +27,10 @@ words = sys.argv[1:]
 states = folder / "states"
 if os.environ.get("FAIL_AT") in words:
     sys.exit(3)
-if "describe" in words:
-    state, *others = states.read_text().split()
+if "list" in words:
+    state, *others = states.read_text().split() or [""]
     states.write_text(" ".join(others or [state]))
+    assert "--filter=name~/prc-k2$" in words
     print(state)
 wanted = next((w[9:] for w in words if w.startswith("--worker=")), "all")
 workers = [w for w in sorted(folder.parent.glob("worker*")) if wanted in ("all", w.name[6:])]
@@ -83,7 +84,7 @@ def pod(stand_ins, tmp_path):
         (worker / "end").touch()
 
 
-STEPS = ("create", "describe", "delete", "archive", "scp", "ssh")
+STEPS = ("create", "list", "delete", "archive", "scp", "ssh")
 
 
 def actions(pod):
@@ -114,9 +115,11 @@ def test_the_life_of_a_run(pod):
         assert sorted(p.name for p in worker.iterdir()) == ["prc-k2.tar.gz", "told", "vmoe_prc"]
         assert (worker / "vmoe_prc/prc-k2/log.txt").read_text() == "training\n"
     status = pod.run("tpu_pod.sh", "status", *NAME)
-    assert status.stdout.count(": running") == 2 and "ACTIVE" in status.stdout
+    assert status.stdout.count(": running") == 2 and "ACTIVE" in status.stderr
     again = pod.run("tpu_pod.sh", "start", *NAME, *RUN)
-    assert again.returncode != 0 and "runs already" in again.stderr
+    assert again.returncode != 0 and "runs; stop it first" in again.stderr
+    assert pod.run("tpu_pod.sh", "install", *NAME).returncode != 0
+    assert (pod.workers[0] / "vmoe_prc/prc-k2/source/configs").exists()
     assert pod.run("tpu_pod.sh", "resume", *NAME, *CREATE, *RUN).returncode == 0
     stopped = pod.run("tpu_pod.sh", "stop", *NAME)
     assert stopped.stdout.count("ended with exit status 143") == 2
@@ -125,25 +128,28 @@ def test_the_life_of_a_run(pod):
 
 def test_what_is_asked_of_gcloud(pod):
     pod.run("tpu_pod.sh", "create", *NAME, *CREATE, "--project=my-project")
-    create, describe = pod.commands
+    create, listed = pod.commands
     assert create == [
         *("gcloud", "compute", "tpus", "queued-resources", "create", "prc-k2"),
         *("--zone=us-central2-b", "--project=my-project", "--node-id=prc-k2"),
         *("--accelerator-type=v4-16", "--runtime-version=tpu-ubuntu2204-base", "--spot"),
     ]
-    assert describe[4:6] == ["describe", "prc-k2"]
+    assert listed[4:] == [
+        *("list", "--zone=us-central2-b", "--project=my-project"),
+        *("--filter=name~/prc-k2$", "--format=value(state.state)"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("states", "expected"),
     [
-        (["SUSPENDED", "ACTIVE"], "describe delete create describe archive scp ssh ssh"),
-        (["FAILED", "ACTIVE"], "describe delete create describe archive scp ssh ssh"),
+        (["SUSPENDED", "ACTIVE"], "list delete create list archive scp ssh ssh"),
+        (["FAILED", "ACTIVE"], "list delete create list archive scp ssh ssh"),
         (
             ["SUSPENDING", "SUSPENDED", "ACTIVE"],
-            "describe describe delete create describe archive scp ssh ssh",
+            "list list delete create list archive scp ssh ssh",
         ),
-        (["PROVISIONING", "ACTIVE"], "describe describe archive scp ssh ssh"),
+        (["PROVISIONING", "ACTIVE"], "list list archive scp ssh ssh"),
     ],
 )
 def test_resume_after_a_preemption(pod, states, expected):
@@ -188,7 +194,23 @@ def test_the_log_of_a_worker(pod):
     assert remote[-2:] == ["logs", "vmoe_prc/prc-k2"]
 
 
-@pytest.mark.parametrize("step", ["create", "describe", "scp", "ssh"])
+def test_a_vm_that_runs_already_needs_no_queued_resource(pod):
+    pod.states("")
+    assert pod.run("tpu_pod.sh", "install", *NAME).returncode == 0
+    assert pod.run("tpu_pod.sh", "start", *NAME, *RUN).returncode == 0
+    assert pod.run("tpu_pod.sh", "status", *NAME).stdout.count("running") == 2
+    assert pod.run("tpu_pod.sh", "resume", *NAME, *CREATE, *RUN).returncode == 0
+    assert actions(pod) == ["archive", "scp", "ssh", "ssh", "list", "ssh", "list", "ssh"]
+
+
+def test_the_status_of_a_pod_that_is_gone(pod):
+    pod.states("SUSPENDED")
+    status = pod.run("tpu_pod.sh", "status", *NAME)
+    assert status.returncode == 0 and "prc-k2 is SUSPENDED" in status.stderr
+    assert actions(pod) == ["list"]
+
+
+@pytest.mark.parametrize("step", ["create", "list", "scp", "ssh"])
 def test_stops_where_gcloud_fails(pod, step):
     pod.states("SUSPENDED", "ACTIVE")
     result = pod.run("tpu_pod.sh", "resume", *NAME, *CREATE, *RUN, env={"FAIL_AT": step})
