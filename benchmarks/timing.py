@@ -5,7 +5,6 @@ baseline's turn of the same round, and the CPU time stands beside the wall time.
 """
 
 import argparse
-import dataclasses
 import datetime
 import json
 import os
@@ -15,11 +14,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
+class Times(NamedTuple):
     """Seconds of each repetition of one function.
 
     Attributes:
@@ -115,6 +113,16 @@ def parser(doc: str | None, repetitions: int) -> argparse.ArgumentParser:
     result.add_argument("--repetitions", type=int, default=repetitions, help="rounds of timing")
     result.add_argument("--output", type=pathlib.Path, help="a JSON file for all results")
     return result
+
+
+def integers(text: str) -> list[int]:
+    """Parses a flag's value such as `224,384`."""
+    return [int(part) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Parses a flag's value such as `einsum,gather`."""
+    return text.split(",")
 
 
 def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
