@@ -120,6 +120,11 @@ def integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def numbers(text: str) -> list[float]:
+    """Parses a flag's value such as `1.0,1.05`."""
+    return [float(part) for part in text.split(",")]
+
+
 def names(text: str) -> list[str]:
     """Parses a flag's value such as `einsum,gather`."""
     return text.split(",")
