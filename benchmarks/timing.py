@@ -176,7 +176,9 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _format(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def _cpu_model() -> str:

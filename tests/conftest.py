@@ -14,6 +14,11 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+# Processes and sessions share what they compile.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+)
+
 import numpy as np
 import pytest
 from hypothesis import settings

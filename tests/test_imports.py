@@ -21,6 +21,7 @@ CORE = [
     "checkpoints.transfer",
     "checkpoints.vmoe_format",
     "class_folders",
+    "compilation_cache",
     "config",
     "device_peak",
     "errors",
@@ -45,7 +46,16 @@ CORE = [
 ]
 # Each layer imports only layers above it.
 LAYERS = [
-    {"arrays", "config", "device_peak", "errors", "files", "summary", "progress"},
+    {
+        "arrays",
+        "compilation_cache",
+        "config",
+        "device_peak",
+        "errors",
+        "files",
+        "summary",
+        "progress",
+    },
     {
         "bootstrap",
         "class_folders",

@@ -209,7 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc.checkpoints.orbax import CheckpointError
+    from vmoe_prc.compilation_cache import use_compilation_cache
 
+    use_compilation_cache()
     try:
         args.function(args)
     except (ConfigError, CheckpointError, OSError) as error:

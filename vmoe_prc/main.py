@@ -61,7 +61,9 @@ def main(argv: list[str]):
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc import loop, processes
     from vmoe_prc.checkpoints.orbax import CheckpointError
+    from vmoe_prc.compilation_cache import use_compilation_cache
 
+    use_compilation_cache()
     processes.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     workdir = _WORKDIR.value
     if workdir is None:

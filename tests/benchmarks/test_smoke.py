@@ -1,13 +1,25 @@
 """Every benchmark runs at a tiny size and writes what it says; no time is asserted."""
 
+import importlib.util
 import json
 import math
+import subprocess
 
 import pytest
 
-from benchmarks import train_step
+from benchmarks import all as all_benchmarks
+from benchmarks import (
+    evaluation,
+    inference,
+    memory,
+    moe_layer,
+    prc_cost,
+    startup,
+    train_step,
+)
 from vmoe_prc import recipes
 
+TINY = "ViT-Ti/32, E=2, K=2, Last 1"
 pytestmark = pytest.mark.slow
 
 
@@ -39,3 +51,65 @@ def test_train_step(run):
     assert dense["to_dense"] == dense["flops"] == 1
     assert [row["arm"] for row in sparse] == ["V-MoE k=2 gather", "PRC k=2 gather"]
     assert all(row["flops"] > 1 and row["to_padded"] < row["to_ideal"] for row in sparse)
+
+
+def test_moe_layer(run):
+    flags = "--group-sizes=16", "--experts=2", "--k=2", "--tokens=32", "--width=8", "--mlp-dim=16"
+    rows = run(moe_layer.main, *flags, "--methods=einsum")
+    assert [row["method"] for row in rows] == ["products", "experts", "einsum"]
+    assert rows[0]["to_products"] == rows[1]["to_experts"] == 1
+
+
+def test_prc_cost(run):
+    rows = run(prc_cost.main, f"--model={TINY}", "--image-sizes=64", "--batch-size=8")
+    assert [row["arm"] for row in rows] == ["V-MoE", "PRC"]
+
+
+def test_memory(run):
+    flags = f"--model={TINY}", "--image-sizes=64", "--batch-size=8", "--methods=einsum"
+    dense, sparse, _ = run(memory.main, *flags)
+    assert dense["donated"] == sparse["donated"] == 1
+    assert sparse["step_peak_mib"] > dense["step_peak_mib"] > dense["state_mib"]
+    assert sparse["state_mib"] > dense["state_mib"]
+
+
+def test_inference(run):
+    flags = f"--model={TINY}", "--image-sizes=64", "--batch-sizes=1,8", "--methods=gather"
+    rows = run(inference.main, *flags)
+    assert [(row["batch"], row["arm"]) for row in rows] == [
+        (1, "dense"),
+        (1, "gather"),
+        (8, "dense"),
+        (8, "gather"),
+    ]
+
+
+def test_evaluation(run):
+    flags = f"--model={TINY}", "--image-size=64", "--batch-size=8"
+    rows = run(evaluation.main, *flags)
+    assert rows[0]["pass"] == "forward"
+    assert len(rows) == 5
+
+
+def test_startup(run):
+    flags = f"--model={TINY}", "--image-size=64", "--batch-size=8"
+    rows = {row["phase"]: row for row in run(startup.main, *flags)}
+    assert rows["import jax"]["over_jax"] == 0
+    phases = "import", "parameters", "compile the step", "first step"
+    assert {f"{phase}, {cache}" for phase in phases for cache in ("cold", "warm")} < set(rows)
+
+
+def test_all_runs_what_it_is_asked_for(monkeypatch, tmp_path):
+    commands = []
+
+    def fake_run(command, check):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int("memory" in command[2]))
+
+    monkeypatch.setattr(all_benchmarks.subprocess, "run", fake_run)
+    assert all_benchmarks.main([f"--output={tmp_path}", "--only=prc_cost"]) == 0
+    assert commands[0][1:] == ["-m", "benchmarks.prc_cost", f"--output={tmp_path}/prc_cost.json"]
+    assert all_benchmarks.main([f"--output={tmp_path}"]) == 1
+    modules = [command[2].removeprefix("benchmarks.") for command in commands[1:]]
+    assert modules == list(all_benchmarks.NAMES)
+    assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in modules)

@@ -1,0 +1,25 @@
+"""Compiled programs are kept on disk, so that the next run need not compile them again."""
+
+import os
+import pathlib
+
+import jax
+
+
+def use_compilation_cache() -> None:
+    """Gives JAX's persistent compilation cache a directory of its own, unless it has one.
+
+    It is `vmoe_prc/jax` in the user's cache directory. JAX's own variables decide the
+    rest: JAX_COMPILATION_CACHE_DIR names another directory (a `gs://` bucket for a pod),
+    JAX_ENABLE_COMPILATION_CACHE=false turns it off, JAX_COMPILATION_CACHE_MAX_SIZE bounds
+    its bytes. Programs that compile in under a second are not kept
+    (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS).
+    """
+    if jax.config.jax_enable_compilation_cache and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(default_directory()))
+
+
+def default_directory() -> pathlib.Path:
+    """Returns the directory of the cache: below $XDG_CACHE_HOME, or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "vmoe_prc" / "jax"
