@@ -222,6 +222,8 @@ def test_overrides_that_choose_a_variant_drop_the_fields_of_the_other():
 def test_overrides_take_sections_away_and_put_them_in():
     config = complete(override(make(), {"consistency": None}))
     assert config.consistency is None
+    splits = override(config, {"dataset": {"test_pairs": None, "val": config.dataset.test}})
+    assert list(complete(splits).dataset) == ["test", "train", "val"]
     back = complete(override(config, {"consistency": {"name": "prc"}}))
     assert back.consistency.diagonal_weight == 5e-3
     with pytest.raises(ConfigError, match=r"config\.model\.hiden_size"):

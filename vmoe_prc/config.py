@@ -410,6 +410,7 @@ def override(config: Config, changes: Config) -> dict[str, Any]:
       config: The configuration.
       changes: New values, nested as in the configuration. A section keeps the fields that
         are not named; where another variant is chosen, it loses those of the old one.
+        None takes a section away.
     """
     return _merge(plain(config), plain(changes), SCHEMA)
 
@@ -540,14 +541,12 @@ def _merge(base: Any, changes: Any, spec: Any) -> Any:
         if choice != base.get(spec.key):
             base = {key: value for key, value in base.items() if key in fields}
         fields = {**fields, **spec.variants.get(choice, {})}
+    if isinstance(spec, Named):
+        base = {key: value for key, value in base.items() if changes.get(key, value) is not None}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        fields = dict.fromkeys(changes, spec.section)
     return {
-        key: _merge(
-            base.get(key),
-            changes[key],
-            spec.section if isinstance(spec, Named) else fields.get(key),
-        )
-        if key in changes
-        else base[key]
+        key: _merge(base.get(key), changes[key], fields.get(key)) if key in changes else base[key]
         for key in {**base, **changes}
     }
 
