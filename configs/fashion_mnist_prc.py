@@ -42,7 +42,7 @@ def get_config(arguments: str = ""):
         {
             "description": f"Fashion-MNIST, E=8, K={args.k}, Last 2",
             "seed": args.seed,
-            "train_steps": 4_000,
+            "train_steps": 6_000,
             "dataset": {
                 "train": fashion(split="train[:95%]", shuffle_buffer=20_000)
                 | (pairs if args.prc else {"process": one_view()}),
@@ -56,9 +56,9 @@ def get_config(arguments: str = ""):
             "loss": {"name": "softmax_xent"},
             **router_losses(args.prc),
             "optimizer": adam(
-                "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=200
+                "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=300
             ),
-            "evaluate": {"every_steps": 2_000, "model_overrides": EVALUATION_CAPACITY},
+            "evaluate": {"every_steps": 3_000, "model_overrides": EVALUATION_CAPACITY},
             "save_checkpoint": {"every_steps": 1_000},
             "report_progress": {"every_steps": 200},
             # What its representations are worth on other images.

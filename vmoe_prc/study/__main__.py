@@ -9,6 +9,8 @@ import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.errors import PreemptedError, RunError
+from vmoe_prc.main import PREEMPTED_STATUS
 from vmoe_prc.report.runs import ReportError
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
@@ -16,7 +18,10 @@ from vmoe_prc.study.runner import carry_out, execute, failure
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 1 if a run failed, 2 for a mistake."""
+    """Runs the command; returns its exit status.
+
+    It is that of `vmoe_prc.main`, and 130 after an interrupt; 1 if any run failed.
+    """
     args = _parser().parse_args(argv)
     try:
         study = read_study(args.study, args.workdir)
@@ -28,6 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PreemptedError as error:
+        print(error, file=sys.stderr)
+        return PREEMPTED_STATUS
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
