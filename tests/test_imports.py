@@ -135,8 +135,8 @@ LAYERS = [
     {"loop", "analyze"},
     {"study", "study.plan"},
     {"study.results", "study.runner"},
-    {"study.__main__"},
     {"main"},
+    {"study.__main__"},
 ]
 
 
