@@ -73,9 +73,9 @@ def test_a_finished_run_is_only_evaluated_again(finished, digits_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_experts_over_devices_give_the_same_run(finished, digits_dir, tmp_path):
+def test_parameters_over_devices_give_the_same_run(finished, digits_dir, tmp_path):
     workdir, _ = finished
-    config = small_config(digits_dir, **{"num_expert_partitions": 2})
+    config = small_config(digits_dir, num_expert_partitions=2, shard_dense_params=True)
     loop.train_and_evaluate(config, tmp_path)
     expected, actual = (read_metrics(path / "metrics.jsonl")[-1] for path in (workdir, tmp_path))
     for name in ("train/total_loss", "test/loss", "train/encoderblock_1/num_pairs"):

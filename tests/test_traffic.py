@@ -113,8 +113,9 @@ def test_what_is_sent_when_kernels_are_split_and_that_memory_shrinks():
     split = kernels["bytes"] * (1 / 4 - 1 / 32)
     # Parameters, two moments and the average.
     assert arguments[0] - arguments[1] == 4 * split
+    # Each device updates fewer parameters.
     assert steps[1]["bytes"]["temporary"] <= steps[0]["bytes"]["temporary"]
-    assert close([step["flops"] for step in steps], 0.01)
+    assert steps[1]["flops"] <= steps[0]["flops"]
 
 
 @pytest.mark.parametrize(

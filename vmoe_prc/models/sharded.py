@@ -20,6 +20,8 @@ def _gathering(operation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     @functools.wraps(operation)
     def run(inputs: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return operation(inputs, kernel, *args, **options)
         spec = kernel_spec(kernel.shape, mesh.size)
 
         # The gathered kernel is not kept for the backward pass: that is what saves memory.
