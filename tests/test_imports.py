@@ -122,6 +122,7 @@ LAYERS = [
         "analysis.agreement",
         "analysis.robustness",
         "analysis.curves",
+        "analysis.differences",
         "analysis.specialisation_figure",
     },
     {"analysis.final_picture", "analysis.pictures"},

@@ -17,8 +17,9 @@ Experiments = Mapping[str, Experiment]  # by the name of the arm
 def write_results(study: Study) -> str:
     """Writes what the runs that are done show into the directory of the study.
 
-    The files are `tables.md`, `tables.csv`, `differences.csv`, `runs.csv` with the figures
-    of each run and, where it is measured, `robustness.csv` and `robustness.png`.
+    The files are `tables.md`, `tables.csv`, `differences.csv` and their picture
+    `differences.png`, `runs.csv` with the figures of each run and, where it is measured,
+    `robustness.csv` and `robustness.png`.
 
     Returns:
       The tables as Markdown; empty if no run is done.
@@ -39,6 +40,8 @@ def write_results(study: Study) -> str:
         with replacing(study.workdir / name) as path:
             path.write_text(text)
     _write_runs(study, experiments)
+    if differences.rows:
+        _draw_differences(study, differences)
     if study.options["robustness"]:
         _write_robustness(study, done, experiments)
     return shown
@@ -80,6 +83,14 @@ def _write_runs(study: Study, experiments: Experiments) -> None:
         writer.writerow(["arm", "seed", *columns])
         for name, seed, own in figures:
             writer.writerow([name, seed, *(own.get(column, "") for column in columns)])
+
+
+def _draw_differences(study: Study, differences: DifferenceTable) -> None:
+    # Imported here: listing a study needs no Matplotlib.
+    from vmoe_prc.analysis.differences import differences_figure
+    from vmoe_prc.analysis.panels import save_figure
+
+    save_figure(differences_figure(differences), study.workdir / "differences.png", dpi=110)
 
 
 def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Experiments) -> None:
