@@ -67,6 +67,8 @@ def test_a_figure_that_a_run_lacks_is_not_compared():
     both = [run(0, 0.9, **{"test_pairs/top1": 0.5})]
     found = compare(experiment("PRC", both), experiment("V-MoE", [run(0, 0.7)]))
     assert list(found.differences) == ["top-1 accuracy"]
+    same = compare(experiment("PRC", both), experiment("V-MoE", both))
+    assert list(same.differences) == ["top-1 accuracy", "top-1 agreement"]
 
 
 def test_table_and_formats():

@@ -11,6 +11,8 @@ from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.tables import ACCURACY, AGREEMENT, figures_of
 
 LEVEL = 0.95
+# All figures in one table: unlike in the tables of the paper, agreement has to be called so.
+COLUMNS = {ACCURACY: ACCURACY} | {column: f"{column} agreement" for column in AGREEMENT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +99,16 @@ def compare(a: Experiment, b: Experiment, split: str = "test") -> Comparison:
     ]
     seeds = tuple(sorted(by_seed[0].keys() & by_seed[1].keys()))
     differences = {}
-    for column in (ACCURACY, *AGREEMENT) if seeds else ():
+    for column, title in COLUMNS.items() if seeds else ():
         values = [[own[seed].get(column) for seed in seeds] for own in by_seed]
         if None not in values[0] + values[1]:
-            differences[column] = paired_difference(*values)
+            differences[title] = paired_difference(*values)
     return Comparison(f"{a.label} \N{MINUS SIGN} {b.label}", seeds, differences)
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> DifferenceTable:
     """Makes a table of the comparisons that have any seed."""
     rows = tuple(comparison for comparison in comparisons if comparison.seeds)
-    columns = [c for c in (ACCURACY, *AGREEMENT) if any(c in row.differences for row in rows)]
+    columns = [c for c in COLUMNS.values() if any(c in row.differences for row in rows)]
     title = f"Differences over seeds (points), with {LEVEL:.0%} interval"
     return DifferenceTable(title, tuple(columns), rows)
