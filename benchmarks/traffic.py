@@ -11,10 +11,10 @@ import argparse
 import math
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks.timing import format_table
-from vmoe_prc.config import complete
+from vmoe_prc.config import check_batch, complete
+from vmoe_prc.mesh import abstract_mesh
 from vmoe_prc.models import create_model
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.study.plan import read_config_file
@@ -26,7 +26,7 @@ MEGABYTE = 1e6
 TOTAL_STEPS = 10**9
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     """Prints the traffic of a step, and the bytes of the state on a device."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,7 +36,7 @@ def main():
     parser.add_argument("--devices", type=int, required=True)
     parser.add_argument("--partitions", type=int, required=True, help="num_expert_partitions")
     parser.add_argument("--shard_dense_params", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     traffic, state = describe(args)
     rows = [
         {
@@ -60,17 +60,16 @@ def describe(args: argparse.Namespace) -> tuple[list[Traffic], TrainState]:
     """Returns the traffic of the recipe's step, and its state as shapes with shardings."""
     config = read_config_file(args.config, "--config").to_dict()
     config = complete({**config, "num_expert_partitions": args.partitions}).to_dict()
-    mesh = AbstractMesh(
-        (args.devices // args.partitions, args.partitions),
-        ("data", "expert"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-    )
+    mesh = abstract_mesh(args.devices, args.partitions)
     model = create_model(
         config["model"], deterministic=False, shard_kernels=args.shard_dense_params
     )
     consistency = config["consistency"] and config["consistency"]["name"]
-    num_images = config["dataset"]["train"]["batch_size"] * (2 if consistency else 1)
-    image_shape = (num_images, args.image_size, args.image_size, 3)
+    views = (2,) if consistency else ()
+    batch_shape = (config["dataset"]["train"]["batch_size"], *views)
+    sides = (args.image_size, args.image_size, 3)
+    check_batch(config, "dataset.train", (*batch_shape, *sides), args.devices)
+    image_shape = (math.prod(batch_shape), *sides)
     state = abstract_train_state(
         model,
         create_optimizer(total_steps=TOTAL_STEPS, **config["optimizer"]),

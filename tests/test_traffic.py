@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 from hlo import replica_groups
-from jax.sharding import AbstractMesh
 
+from vmoe_prc.mesh import abstract_mesh
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.traffic import Traffic, step_traffic
 from vmoe_prc.train_state import abstract_train_state
@@ -137,7 +137,7 @@ def test_traffic_of_a_mesh_by_hand(router):
     """8 groups of 34 tokens on 4 devices; 4 experts, D = 32, MLP 64."""
     options = {"name": router, "dispatcher": {"name": "gather", "capacity_factor": 1.5}}
     model = tiny.tiny_model(router=options).clone(dtype="bfloat16")
-    mesh = AbstractMesh((2, 2), ("data", "expert"))
+    mesh = abstract_mesh(4, 2)
     optimizer = create_optimizer(total_steps=1, **tiny.OPTIMIZER)
     shape = (16, 32, 32, 3)
     params = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES).params

@@ -13,8 +13,10 @@ from vmoe_prc.config import ConfigError
 
 AxisRules = Sequence[tuple[str, Sequence[Any]]]
 
+AXES = ("data", "expert")
+AXIS_TYPES = (AxisType.Auto, AxisType.Auto)
 # Images, and groups of tokens, are split over every device.
-BATCH = PartitionSpec(("data", "expert"))
+BATCH = PartitionSpec(AXES)
 # Experts are split over one axis; what the groups of a row of it sent them, over the other.
 EXPERT_BUFFERS = PartitionSpec("expert", "data")
 REPLICATED = PartitionSpec()
@@ -34,18 +36,24 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
     devices = jax.devices() if devices is None else devices
     # The rows of a batch that one process reads must be those of its devices.
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    devices = np.asarray(devices, dtype=object)
-    if num_expert_partitions < 1 or devices.size % num_expert_partitions:
+    shape = mesh_shape(len(devices), num_expert_partitions)
+    return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES, axis_types=AXIS_TYPES)
+
+
+def abstract_mesh(num_devices: int, num_expert_partitions: int) -> AbstractMesh:
+    """Describes the mesh of as many devices without having them; raises as `create_mesh`."""
+    return AbstractMesh(mesh_shape(num_devices, num_expert_partitions), AXES, axis_types=AXIS_TYPES)
+
+
+def mesh_shape(num_devices: int, num_expert_partitions: int) -> tuple[int, int]:
+    """Returns the sizes of the axes `data` and `expert`; raises as `create_mesh`."""
+    if num_expert_partitions < 1 or num_devices % num_expert_partitions:
         raise ConfigError(
             "config.num_expert_partitions",
             num_expert_partitions,
-            f"must divide the number of devices, which is {devices.size}",
+            f"must divide the number of devices, which is {num_devices}",
         )
-    return Mesh(
-        devices.reshape(-1, num_expert_partitions),
-        ("data", "expert"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-    )
+    return num_devices // num_expert_partitions, num_expert_partitions
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

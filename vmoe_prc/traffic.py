@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from vmoe_prc.mesh import BATCH
+from vmoe_prc.mesh import AXES
 from vmoe_prc.models import VisionTransformerMoe
 from vmoe_prc.models.dispatch import compute_capacity
 
-ALL = BATCH[0]
 FLOAT32_BYTES = 4
 
 
@@ -73,10 +72,10 @@ def step_traffic(
         # To the experts and back, forward and backward.
         ("tokens", "all-to-all", ("expert",), [buffer] * 4 * num_blocks),
         ("gradients of experts", "all-reduce", ("data",), parts),
-        ("other gradients", "all-reduce", ALL, [_bytes(x.shape) for x in others]),
-        ("kernels", "all-gather", ALL, whole),
-        ("gradients of kernels", "reduce-scatter", ALL, whole),
-        ("S of PRC", "all-reduce", ALL, [_bytes((num_experts, num_experts))] * num_matrices),
+        ("other gradients", "all-reduce", AXES, [_bytes(x.shape) for x in others]),
+        ("kernels", "all-gather", AXES, whole),
+        ("gradients of kernels", "reduce-scatter", AXES, whole),
+        ("S of PRC", "all-reduce", AXES, [_bytes((num_experts, num_experts))] * num_matrices),
     ]
     sizes = dict(mesh.shape)
     traffic = [
