@@ -12,7 +12,8 @@ from clu import metric_writers
 from etils import epath
 
 from vmoe_prc import data
-from vmoe_prc.analysis.final_picture import save_final_picture
+from vmoe_prc.analysis.panels import figure_pixels, save_figure
+from vmoe_prc.analysis.training_picture import TrainingPicture, make_training_picture
 from vmoe_prc.checkpoints.orbax import Checkpointer
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.errors import PreemptedError, RunError
@@ -48,6 +49,7 @@ class _Run:
     workdir: epath.Path
     checkpointer: Checkpointer
     writer: metric_writers.MetricWriter
+    picture: TrainingPicture
     preempted: Callable[[int], bool]
 
 
@@ -94,19 +96,20 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
             (workdir / SUMMARY_FILE).unlink(missing_ok=True)
         writer = create_writer(workdir, process_index=jax.process_index())
         try:
-            run = _Run(program, workdir, checkpointer, writer, preempted)
+            picture = make_training_picture(program.eval_model)
+            run = _Run(program, workdir, checkpointer, writer, picture, preempted)
             state, results = _train(run, state)
             checkpointer.wait()
-            picture = _save_picture(program, state, workdir)
         finally:
             writer.close()
         paths = {
             "checkpoint": workdir / CHECKPOINT_FOLDER / str(checkpointer.latest_step()),
             "TensorBoard": workdir / TENSORBOARD_FOLDER,
             "metrics": workdir / METRICS_FILE,
-            "picture": picture,
         }
-        summary = format_summary(results, {name: p for name, p in paths.items() if p})
+        if (workdir / PICTURE_FILE).exists():
+            paths["picture"] = workdir / PICTURE_FILE
+        summary = format_summary(results, paths)
         if is_first():
             with replacing(workdir / SUMMARY_FILE) as path:
                 path.write_text(summary + "\n")
@@ -164,6 +167,8 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
                     latest = evaluate_splits(program, state) if evaluated else {}
                     latest |= evaluate_fewshot(program, state) if fewshot else {}
                     run.writer.write_scalars(step, latest)
+                    if evaluated:
+                        _draw(run, state, step)
                 _log_results(step, latest)
                 results |= latest
             if save:
@@ -177,6 +182,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     batches.close()
     if not results:
         results = evaluate_splits(program, state) | evaluate_fewshot(program, state)
+        _draw(run, state, total_steps)
     return state, results
 
 
@@ -211,15 +217,18 @@ def _log_results(step: int, results: Mapping[str, float]):
     logging.info("evaluation at step %d: %s", step, ", ".join(shown))
 
 
-def _save_picture(program: Program, state: TrainState, workdir: epath.Path):
-    """Saves the picture of a two-view split, if there is one; returns its path."""
-    pairs = [s for s in program.eval_splits if program.specs[s]["image"].ndim == 5]
-    if not pairs:
-        return None
-    batch = next(eval_batches(program, program.config.dataset[pairs[0]]))
-    path = workdir / PICTURE_FILE
-    save_final_picture(program.eval_model, state.eval_params, batch, path if is_first() else None)
-    return path
+def _draw(run: _Run, state: TrainState, step: int) -> None:
+    """Shows the routing of a split of two views, or else of one, in TensorBoard and a file."""
+    program = run.program
+    splits = sorted(program.eval_splits, key=lambda s: program.specs[s]["image"].ndim != 5)
+    if not splits:
+        return
+    batch = next(eval_batches(program, program.config.dataset[splits[0]]))
+    draw = run.picture(state.eval_params, batch)
+    if draw and is_first():
+        figure = draw()
+        save_figure(figure, run.workdir / PICTURE_FILE)
+        run.writer.write_images(step, {f"routing/{splits[0]}": figure_pixels(figure)[None]})
 
 
 def _due(step: int, every_steps: int, total_steps: int) -> bool:

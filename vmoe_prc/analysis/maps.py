@@ -51,6 +51,23 @@ class PatchRouting:
     kept: Bool[np.ndarray, "... K"]
     num_experts: int
 
+    @classmethod
+    def of_tokens(
+        cls,
+        experts: Int[np.ndarray, "N T K"],
+        kept: Bool[np.ndarray, "N T K"],
+        grid: tuple[int, int],
+        *,
+        num_experts: int,
+    ) -> "PatchRouting":
+        """Leaves out what stands before the patches of a (rows, cols) grid: a class token."""
+
+        def patches(values):
+            values = values[:, values.shape[1] - grid[0] * grid[1] :]
+            return values.reshape(len(values), *grid, -1)
+
+        return cls(patches(experts), patches(kept), num_experts)
+
     def __getitem__(self, index) -> "PatchRouting":
         """Takes some of the images."""
         return dataclasses.replace(self, experts=self.experts[index], kept=self.kept[index])

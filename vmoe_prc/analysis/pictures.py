@@ -18,7 +18,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS
 from vmoe_prc.analysis.plots import routing_pairs_figure
 from vmoe_prc.analysis.robustness import ATTACKS, default_levels, make_perturbation
-from vmoe_prc.analysis.routing import Choices, make_routing_step
+from vmoe_prc.analysis.routing import make_routing_step
 from vmoe_prc.config import ConfigError, check_batch
 from vmoe_prc.mesh import batch_sharding
 from vmoe_prc.train_step import match_views
@@ -92,19 +92,17 @@ def make_patch_router(run: OpenedRun) -> PatchRouter:
     step = jax.jit(make_routing_step(run.model))
     patch_height, patch_width = run.config.model.patch_size
 
-    def per_patch(choices: Choices, grid: tuple[int, int]) -> PatchRouting:
-        def patches(values):  # (N, T, K) -> (N, rows, cols, K)
-            values = values[:, int(run.class_token) :]
-            return values.reshape(len(values), *grid, -1)
-
-        return PatchRouting(patches(choices.experts), patches(choices.kept), run.num_experts)
-
     def route(images):
         grid = (images.shape[1] // patch_height, images.shape[2] // patch_width)
         with jax.set_mesh(run.mesh):
             images = jax.device_put(images, batch_sharding(run.mesh))
             _, choices = jax.device_get(step(run.params, images))
-        return {block: per_patch(choices[block], grid) for block in run.blocks}
+        return {
+            block: PatchRouting.of_tokens(
+                choices[block].experts, choices[block].kept, grid, num_experts=run.num_experts
+            )
+            for block in run.blocks
+        }
 
     return route
 
