@@ -28,7 +28,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # The program ends with it after a checkpoint, when it was told to stop before the last step.
-readonly INTERRUPTED=143
+readonly INTERRUPTED=75
 # Seconds from SIGTERM to the time limit.
 readonly GRACE_SECONDS=300
 

@@ -3,6 +3,8 @@
 import pytest
 from stand_ins import ROOT, shown
 
+from vmoe_prc.main import PREEMPTED_STATUS
+
 RUN = ["--name=prc-k2", "--config=configs/imagenet_prc.py:k=2", "--workdir=/shared/runs/prc k2"]
 OVERRIDES = ["--config.model.encoder.moe.layers=(3, 5)", "--config.description=it's; $HOME"]
 TRAIN = [
@@ -21,7 +23,7 @@ def test_the_job_that_is_submitted(stand_ins):
             *(f"--output={stand_ins.folder / 'prc-k2.log'}", "--open-mode=append", "--nodes=2"),
             *("--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8"),
             *("--signal=TERM@300", "--requeue", "--time=1-00:00:00", "--partition=gpu"),
-            *(f"{ROOT}/launch/slurm_job.sh", "143", *TRAIN),
+            *(f"{ROOT}/launch/slurm_job.sh", str(PREEMPTED_STATUS), *TRAIN),
         ]
     ]
 
@@ -38,9 +40,9 @@ def test_the_dry_run_shows_what_the_real_run_calls(stand_ins):
     [
         (0, "RUNNING", False),
         (1, "RUNNING", False),
-        (143, "RUNNING", True),
+        (PREEMPTED_STATUS, "RUNNING", True),
         # Its user has cancelled it.
-        (143, "COMPLETING", False),
+        (PREEMPTED_STATUS, "COMPLETING", False),
     ],
 )
 def test_a_job_that_was_interrupted_is_queued_again(stand_ins, status, state, requeued):

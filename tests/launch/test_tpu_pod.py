@@ -60,7 +60,7 @@ if sys.argv[1:4] == ["-m", "uv", "venv"]:
 """
 TRAINING = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 told = {{"argv": sys.argv[1:], "cwd": os.getcwd(), "data_dir": os.environ["TFDS_DATA_DIR"]}}
 pathlib.Path.home().joinpath("told").write_text(json.dumps(told))
 print("training", flush=True)
@@ -122,7 +122,7 @@ def test_the_life_of_a_run(pod):
     assert (pod.workers[0] / "vmoe_prc/prc-k2/source/configs").exists()
     assert pod.run("tpu_pod.sh", "resume", *NAME, *CREATE, *RUN).returncode == 0
     stopped = pod.run("tpu_pod.sh", "stop", *NAME)
-    assert stopped.stdout.count("ended with exit status 143") == 2
+    assert stopped.stdout.count("ended with exit status 75") == 2
     assert pod.run("tpu_pod.sh", "delete", *NAME).returncode == 0
 
 
