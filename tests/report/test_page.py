@@ -67,6 +67,12 @@ def test_tables_hold_the_figures_and_the_published_ones_beside(opened):
     ]
 
 
+def test_differences_from_the_baseline(opened):
+    header, *rows = cells_of(opened, "Differences over seeds (points), with 95% interval")
+    assert header[:3] == ["comparison", "seeds", "top-1 accuracy"]
+    assert [row[:3] for row in rows] == [["PRC, k=1 \N{MINUS SIGN} V-MoE, k=1", "1", "+2.00"]]
+
+
 def test_names_are_shown_as_they_are(opened):
     assert opened.execute_script("return document.querySelectorAll('[onerror], b').length") == 0
     text = opened.execute_script("return document.body.textContent")

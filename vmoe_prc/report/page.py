@@ -12,10 +12,13 @@ import jinja2
 from vmoe_prc.report.curves import CURVES, Style, available_curves, learning_curve, line_styles
 from vmoe_prc.report.differences import config_differences
 from vmoe_prc.report.embedding import Picture, drawing
-from vmoe_prc.report.experiments import Experiment
+from vmoe_prc.report.experiments import METHODS, Experiment
 from vmoe_prc.report.formats import table_cells
+from vmoe_prc.report.paired import DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import Run
 from vmoe_prc.report.tables import Table, make_tables
+
+BASELINE = METHODS[None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +123,22 @@ def _results(experiments: Sequence[Experiment]) -> Section:
         "Shares in %, at the end of training: mean ± sample standard deviation over seeds. "
         "Published figures are those of Kada et al., IEEE OJSP 2025, for V-MoE-S/32 with 8 experts."
     )
-    tables = [_page_table(table) for table in make_tables(experiments)]
-    return Section("results", "Results", text, tables)
+    tables: list[Table | DifferenceTable] = [*make_tables(experiments)]
+    differences = difference_table(
+        [
+            compare(arm, baseline)
+            for baseline in experiments
+            for arm in experiments
+            if baseline.method == BASELINE != arm.method
+            and (arm.dataset, arm.k) == (baseline.dataset, baseline.k)
+        ]
+    )
+    if differences.rows:
+        tables.append(differences)
+    return Section("results", "Results", text, [_page_table(table) for table in tables])
 
 
-def _page_table(table: Table) -> PageTable:
+def _page_table(table: Table | DifferenceTable) -> PageTable:
     header, *rows = table_cells(table)
     return PageTable(table.title, header, rows, len(header) - len(table.columns))
 
