@@ -125,7 +125,7 @@ LAYERS = [
         "analysis.differences",
         "analysis.specialisation_figure",
     },
-    {"analysis.training_picture", "analysis.pictures"},
+    {"analysis.training_picture", "analysis.pictures", "analysis.experts"},
     {"profiling", "program"},
     {"evaluations", "non_finite"},
     {"report.curves", "report.embedding"},

@@ -63,20 +63,13 @@ def robustness(args: argparse.Namespace) -> None:
 
 def specialisation(args: argparse.Namespace) -> None:
     """Says what each expert does: load, classes, how sure its router is, how alike they are."""
-    import pandas as pd
-
-    from vmoe_prc.analysis import specialisation as counting
+    from vmoe_prc.analysis.experts import measure_specialisation
     from vmoe_prc.analysis.panels import save_figure
-    from vmoe_prc.analysis.routing_table import routing_table
-    from vmoe_prc.analysis.similarity import similarity_table
     from vmoe_prc.analysis.specialisation_figure import specialisation_figure
 
     (run,) = _open(args)
     split = run.choose_split(args.split)
-    frames = routing_table(run, split, blocks=args.block)
-    found = counting.specialisation(frames, run.num_experts, run.config.model.num_classes)
-    similarity = [similarity_table(run, split, args.block), found.similarity]
-    found = found._replace(similarity=pd.concat(similarity, ignore_index=True))
+    found = measure_specialisation(run, split, args.block)
     folder = _output(args, f"specialisation_{split}")
     for name, frame in found._asdict().items():
         _write_csv(frame, folder / f"{name}.csv")

@@ -9,6 +9,9 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from vmoe_prc.analysis.routing_table import read_routing_table
+from vmoe_prc.report.runs import read_run
+
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 500_000
@@ -39,7 +42,10 @@ def pictures(notebook):
 
 
 def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["prc_explained.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == [
+        "prc_explained.ipynb",
+        "routing_tables.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
@@ -78,3 +84,20 @@ def test_prc_explained(tmp_path):
         for name in ("random", "PRC", "l2")
     }
     assert min(loads["PRC"]) > 0.1 and max(loads["l2"]) > 0.9
+
+
+@pytest.mark.slow
+def test_routing_tables_trains_what_is_missing(tmp_path, digits_dir):
+    notebook = nbformat.read(ROOT / "notebooks" / "routing_tables.ipynb", as_version=4)
+    workdir = tmp_path / "runs"
+    environment = {"VMOE_PRC_WORKDIR": str(workdir), "VMOE_PRC_STEPS": "60"}
+    text = run(notebook, tmp_path, TFDS_DATA_DIR=digits_dir, **environment)
+    assert pictures(notebook) == 7
+    assert sorted(path.parent.name for path in workdir.glob("*/summary.txt")) == ["prc", "vmoe"]
+    table = read_routing_table(workdir / "prc" / "analysis" / "routing_test_pairs.parquet")
+    assert f"{len(table):,} rows" in text
+    tops = dict(re.findall(r"(\w+): top1 (\S+)% of", text))
+    for name, top1 in tops.items():
+        metrics = read_run(workdir / name).metrics
+        assert float(top1) == pytest.approx(100 * metrics["test_pairs/top1"], abs=0.006)
+    assert tops.keys() == {"prc", "vmoe"}

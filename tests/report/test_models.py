@@ -6,12 +6,13 @@ import PIL.Image
 import pytest
 from browsing import WIDTHS, assert_whole, show
 from small_run import small_config
-from written_runs import write_arm
+from written_runs import write_arm, write_run
 
+from configs import digits_prc
 from vmoe_prc import loop
 from vmoe_prc.report.__main__ import main
 from vmoe_prc.report.experiments import group_runs
-from vmoe_prc.report.models import runs_by_seed, short_names
+from vmoe_prc.report.models import open_models, runs_by_seed, short_names
 from vmoe_prc.report.runs import find_runs
 
 
@@ -34,7 +35,9 @@ def runs(tmp_path_factory, finished, digits_dir):
     with_seed(directory / "vmoe-0", directory / "vmoe-2", 2, ignore=["checkpoints"])
     saved = directory / "vmoe-0" / "analysis"
     saved.mkdir()
-    PIL.Image.new("RGB", (64, 32)).save(saved / "mine.png")
+    (saved / "specialisation_test").mkdir()
+    for name in ("mine.png", "specialisation_test/encoderblock_1.png"):
+        PIL.Image.new("RGB", (64, 32)).save(saved / name)
     (saved / "broken.png").write_text("no picture")
     return directory
 
@@ -65,7 +68,11 @@ def test_pictures_of_all_models(browser, runs, capsys):
     ]
     assert captions(browser, "Matched patches") == ["V-MoE, seed 0", "PRC, seed 0"]
     assert captions(browser, "Routing maps") == ["V-MoE, seed 0", "PRC, seed 0"]
-    assert captions(browser, "Saved analyses") == ["vmoe-0: mine.png"]
+    assert captions(browser, "Saved analyses") == [
+        "vmoe-0: mine.png",
+        "vmoe-0: specialisation_test/encoderblock_1.png",
+    ]
+    assert captions(browser, "Specialisation") == ["V-MoE, encoderblock_1", "PRC, encoderblock_1"]
     alts = browser.execute_script("return [...document.images].map(image => image.alt)")
     assert "Robustness of V-MoE and PRC to noise and small shifts." in alts
     shown = browser.execute_script("return document.querySelector('.warnings').textContent")
@@ -82,6 +89,14 @@ def test_names_are_as_short_as_can_be(tmp_path):
     assert short_names(arms(tmp_path / "a", ("prc=on", 1), ("prc=off", 1))) == ["V-MoE", "PRC"]
     by_k = arms(tmp_path / "b", ("k=1,prc=on", 1), ("k=2,prc=on", 1))
     assert short_names(by_k) == ["PRC, k=1", "PRC, k=2"]
+
+
+def test_a_dense_model_has_no_routing_to_show(tmp_path):
+    config = digits_prc.get_config("prc=off")
+    config.model.encoder.moe.layers = ()
+    write_run(tmp_path / "dense", config, 0.5)
+    [run] = find_runs([tmp_path])[0]
+    assert open_models({"dense": run}) == ([], [])
 
 
 def test_side_by_side_are_runs_of_one_seed(tmp_path):

@@ -48,7 +48,7 @@ def robustness_figure(table: pd.DataFrame, units: dict[str, str]) -> Figure:
                     label=run,
                 )
             axis.set(xlabel=f"{kind} ({units[kind]})", ylabel=label)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 102 if column == "accuracy" else None)
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
             axis.xaxis.label.set_size(8)

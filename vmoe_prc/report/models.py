@@ -44,10 +44,12 @@ def open_models(runs: Mapping[str, Run]) -> tuple[list[OpenedRun], list[str]]:
       runs: Runs by the names to give them.
 
     Returns:
-      Those that can be opened here, and a warning for each other one.
+      Those with experts that can be opened here, and a warning for each that cannot.
     """
     opened, warnings = [], []
     for name, run in runs.items():
+        if not run.config["model"]["encoder"]["moe"]["layers"]:
+            continue
         try:
             opened.append(dataclasses.replace(open_run(run.workdir), name=name))
         except (ConfigError, CheckpointError, OSError) as error:

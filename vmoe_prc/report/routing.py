@@ -7,9 +7,11 @@ import pandas as pd
 
 from vmoe_prc import data
 from vmoe_prc.analysis.curves import robustness_figure
+from vmoe_prc.analysis.experts import measure_specialisation
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.pictures import draw_pictures
 from vmoe_prc.analysis.robustness import UNITS, default_levels, robustness_table
+from vmoe_prc.analysis.specialisation_figure import specialisation_figure
 from vmoe_prc.config import ConfigError
 from vmoe_prc.report.embedding import Picture, drawing, photograph
 from vmoe_prc.report.experiments import Experiment
@@ -24,6 +26,11 @@ _ROBUSTNESS = (
     "Robustness",
     "How many tokens go to other experts, how many images are still classified, and how far "
     "the logits move, as the images are perturbed.",
+)
+_SPECIALISATION = (
+    "Specialisation",
+    "What the experts of the last block with experts do: their share of the tokens, the classes "
+    "of the images these are from, how sure the router is, and how alike the experts are.",
 )
 # By the beginning of the names that `draw_pictures` gives: title, and how to read them.
 _KINDS = {
@@ -77,23 +84,38 @@ def routing_sections(experiments: Sequence[Experiment]) -> tuple[list[Section], 
         Section(kind, title, text, pictures=pictures[kind])
         for kind, (title, text) in _KINDS.items()
     ]
-    return [*sections, _robustness(first or [])], warnings
+    small = [run for run in first or [] if _num_images(run) <= MOST_IMAGES]
+    return [*sections, _robustness(small), _specialisation(small)], warnings
+
+
+def _num_images(run: OpenedRun) -> int:
+    return data.num_examples(run.config.dataset[_whole_split(run)])
+
+
+def _whole_split(run: OpenedRun) -> str:
+    return run.choose_split(None, two_views=False)
 
 
 def _robustness(runs: Sequence[OpenedRun]) -> Section:
-    """Measures models on a whole split, those whose split is small."""
-    tables = []
-    for run in runs:
-        split = run.choose_split(None, two_views=False)
-        if data.num_examples(run.config.dataset[split]) <= MOST_IMAGES:
-            levels = {kind: default_levels(kind) for kind in KINDS}
-            tables.append(robustness_table(run, split, levels).assign(run=run.name))
+    levels = {kind: default_levels(kind) for kind in KINDS}
+    tables = [robustness_table(run, _whole_split(run), levels).assign(run=run.name) for run in runs]
     pictures = []
     if tables:
         make = functools.partial(robustness_figure, pd.concat(tables, ignore_index=True), UNITS)
-        names = " and ".join(table["run"].iloc[0] for table in tables)
+        names = " and ".join(run.name for run in runs)
         pictures = [drawing(make, f"Robustness of {names} to noise and small shifts.")]
     return Section("robustness", *_ROBUSTNESS, pictures=pictures)
+
+
+def _specialisation(runs: Sequence[OpenedRun]) -> Section:
+    pictures = []
+    for run in runs:
+        block = run.blocks[-1]
+        found = measure_specialisation(run, _whole_split(run), [block])
+        figure = specialisation_figure(found, block, title=run.name)
+        caption = f"{run.name}, {block}"
+        pictures.append(photograph(figure, f"Specialisation of the experts: {caption}.", caption))
+    return Section("specialisation", *_SPECIALISATION, pictures=pictures)
 
 
 def _draw(

@@ -6,8 +6,8 @@ from vmoe_prc.report.embedding import Picture, embedded_file
 from vmoe_prc.report.page import Section, run_names
 from vmoe_prc.report.runs import Run
 
-# Not what lies deeper: pictures of routing are drawn anew, on the same images for all runs.
-_FIGURES = "analysis/*.png"
+# Not `pictures/`: they are drawn anew, on the same images for all runs.
+_FIGURES = ("*.png", "specialisation_*/*.png")
 
 
 def saved_section(runs: Sequence[Run]) -> tuple[Section, list[str]]:
@@ -22,9 +22,11 @@ def saved_section(runs: Sequence[Run]) -> tuple[Section, list[str]]:
     pictures: list[Picture] = []
     warnings = []
     for name, run in zip(run_names(runs), runs, strict=True):
-        for path in sorted(run.workdir.glob(_FIGURES)):
+        folder = run.workdir / "analysis"
+        for path in sorted(path for pattern in _FIGURES for path in folder.glob(pattern)):
             try:
-                pictures.append(embedded_file(path, caption=f"{name}: {path.name}"))
+                caption = f"{name}: {path.relative_to(folder)}"
+                pictures.append(embedded_file(path, caption))
             except OSError as error:
                 warnings.append(f"left out: {path}: {error}")
     text = "Figures that python -m vmoe_prc.analyze left in the work directories."
