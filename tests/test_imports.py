@@ -68,7 +68,8 @@ LAYERS = [
         "alignment",
     },
     {"lock"},
-    {"data.pp", "data.affine"},
+    {"data.pp", "data.affine", "data.resample", "data.photometric"},
+    {"data.views"},
     {
         "data.image_ops",
         "data.datasets.digits",

@@ -1,11 +1,15 @@
 """The matrices say where the pixels went: proven on images with dots at known places."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vmoe_prc.data  # noqa: F401  Registers the ops.
-from vmoe_prc.data import affine, pp, randaugment
+from vmoe_prc.data import affine, pp, randaugment, resample
 from vmoe_prc.data.image_ops import each_view
 
 SIDE = 96
@@ -30,6 +34,12 @@ def run(process, image, seed=0):
     op = pp.build(process, "process")
     example = op({"image": tf.constant(image)}, tf.constant([0, seed], tf.int64))
     return np.asarray(example["image"]), np.asarray(example["view_from_image"])
+
+
+def moved(image, matrix):
+    """The image resampled in its own frame."""
+    size = image.shape[:2]
+    return resample.resample(image, (0, 0, *size), matrix.astype(float), size)
 
 
 def transform(matrix, point):
@@ -76,24 +86,89 @@ def test_a_dot_is_where_the_matrix_says(process, seed):
 @pytest.mark.parametrize("level", [-1.0, 0.37, 1.0])
 def test_a_dot_is_where_randaugment_moved_it(name, level):
     point = (40.0, 54.0)
-    matrix = randaugment.GEOMETRIC[name](level, SIDE, SIDE, 17.0)
-    view = affine.warp(tf.constant(dot_image([point])), matrix, 0)
-    np.testing.assert_allclose(centroid(view), transform(matrix.numpy(), point), atol=0.05)
+    matrix = randaugment.GEOMETRIC[name](level, SIDE, SIDE, 17.0).numpy()
+    view = moved(dot_image([point]), matrix)
+    np.testing.assert_allclose(centroid(view), transform(matrix, point), atol=0.05)
 
 
 def test_translation_by_whole_pixels_is_exact():
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
-    moved = affine.warp(tf.constant(image), affine.translation_matrix(2.0, -3.0), 128).numpy()
-    np.testing.assert_array_equal(moved[2:, :-3], image[:-2, 3:])
-    assert (moved[:2] == 128).all()
-    assert (moved[:, -3:] == 128).all()
+    matrix = affine.translation_matrix(2.0, -3.0).numpy()
+    view = moved(image, matrix)
+    np.testing.assert_array_equal(view[2:, :-3], image[:-2, 3:])
+    expected = np.full((7, 9), 255)
+    expected[2:, :-3] = 0
+    np.testing.assert_array_equal(resample.uncovered(matrix, (7, 9)), expected)
 
 
 def test_rotation_by_a_right_angle_is_exact():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    matrix = affine.rotation_matrix(np.pi / 2, 8.0, 8.0)
-    turned = affine.warp(tf.constant(image), matrix, 128).numpy()
-    np.testing.assert_array_equal(turned, np.rot90(image, -1))
+    matrix = affine.rotation_matrix(np.pi / 2, 8.0, 8.0).numpy()
+    np.testing.assert_array_equal(moved(image, matrix), np.rot90(image, -1))
+    assert not resample.uncovered(matrix, (8, 8)).any()
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (5, -3), (-2, 7), (31, 0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_resizing_and_shifting_is_the_warp_to_rounding(shift, flip, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    box, size = (4, 9, 21, 44), (32, 40)
+    matrix = affine.crop_and_resize_matrix(box[:2], box[2:], size).numpy().astype(float)
+    if flip:
+        matrix = affine.flip_matrix(size[1]).numpy() @ matrix
+    matrix = affine.translation_matrix(*map(float, shift)).numpy() @ matrix
+    fast = resample.resample(image, box, matrix, size).astype(int)
+    monkeypatch.setattr(resample, "TOLERANCE", 0)
+    difference = np.abs(fast - resample.resample(image, box, matrix, size))
+    canvas = affine.translation_matrix(*map(float, shift)).numpy()
+    assert difference[resample.uncovered(canvas, size) == 0].max() <= 1
+
+
+WAVES = "decode|two_views(96, (30, 100), (30, 100))|flip_lr|randaug(3, 8, 20)"
+
+
+def waves(rows, cols, length):
+    """A smooth picture, defined everywhere."""
+    return 128 + 50 * np.sin(rows / length) + 50 * np.cos((cols + rows / 4) / length)
+
+
+def waves_image(height, width, length=8):
+    values = waves(*(np.mgrid[:height, :width] + 0.5), length).round().astype(np.uint8)
+    return np.repeat(values[..., None], 3, axis=-1)
+
+
+def waves_view(matrix, size, length=8):
+    """The waves as a view shows them, without any interpolation."""
+    rows, cols = np.mgrid[: size[0], : size[1]] + 0.5
+    points = np.stack([rows.ravel(), cols.ravel(), np.ones(rows.size)])
+    rows, cols, _ = np.linalg.inv(matrix.astype(float)) @ points
+    return waves(rows, cols, length).reshape(size)
+
+
+@given(st.integers(0, 2**31))
+def test_views_show_the_image_where_the_matrix_says(seed):
+    """At every pixel, and so at the centre of every patch."""
+    with mock.patch.object(randaugment, "OPS", tuple(randaugment.GEOMETRIC)):
+        views, matrices = run(WAVES, waves_image(150, 200), seed)
+    for view, matrix in zip(views[..., 0].astype(float), matrices, strict=True):
+        shown = view != randaugment.GRAY
+        assert shown.mean() > 0.2
+        error = np.abs(view - waves_view(matrix, view.shape))[shown]
+        # The outermost half pixels of a crop are repeated.
+        assert np.quantile(error, 0.97) < 3
+        assert error.mean() < 1
+
+
+def test_resampling_once_is_closer_to_the_truth_than_three_times():
+    image, size = waves_image(96, 96, length=3), (96, 96)
+    once, thrice = np.eye(3), image
+    for name, level in (("rotate", 0.4), ("shear_x", 0.3), ("rotate", -0.3)):
+        matrix = randaugment.GEOMETRIC[name](level, *size, 0).numpy()
+        once, thrice = matrix @ once, moved(thrice, matrix)
+    middle = np.s_[24:-24, 24:-24]
+    truth = waves_view(once, size, length=3)[middle]
+    errors = [np.abs(view[middle][..., 0] - truth).mean() for view in (moved(image, once), thrice)]
+    assert errors[0] < 0.6 * errors[1]
 
 
 def test_flipping_is_exact():
@@ -112,7 +187,7 @@ def test_flipping_is_exact():
 @pytest.mark.parametrize("seed", range(6))
 def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
     """The whole chain: a dot of the image is found in both views where they say."""
-    monkeypatch.setattr(randaugment, "PHOTOMETRIC", {})
+    monkeypatch.setattr(randaugment, "OPS", tuple(randaugment.GEOMETRIC))
     point = (60.0, 66.0)
     image = dot_image([point], shape=(128, 128), radius=4.0)
     crops = "two_views(96, (80, 100), (80, 100))|flip_lr"
@@ -127,7 +202,7 @@ def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
 
 
 def test_photometric_ops_leave_the_matrix_alone(monkeypatch):
-    monkeypatch.setattr(randaugment, "GEOMETRIC", {})
+    monkeypatch.setattr(randaugment, "OPS", (*randaugment.PHOTOMETRIC, randaugment.CUTOUT))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     changed = 0
     for seed in range(12):

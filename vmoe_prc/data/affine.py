@@ -1,4 +1,4 @@
-"""3x3 matrices of views, and the resampling that goes with them.
+"""3x3 matrices of views.
 
 A matrix `a_from_b` takes homogeneous pixel coordinates (row, col, 1) of image b to those of
 image a. Coordinates are continuous: pixel [r, c] covers [r, r+1) x [c, c+1).
@@ -15,19 +15,22 @@ def matrix(rows: list[list[Scalar]]) -> tf.Tensor:
     return tf.reshape(tf.stack(flat), (3, 3))
 
 
-def crop_and_resize_matrix(
-    begin: tuple[Scalar, Scalar], size: tuple[Scalar, Scalar], target: tuple[int, int]
-) -> tf.Tensor:
-    """View_from_image of a box resized to a target size.
+def crop_and_resize_matrix(begin, size, target: tuple[int, int]) -> tf.Tensor:
+    """View_from_image of boxes resized to a target size.
 
     Args:
-      begin: (row, col) of the box's upper left corner.
-      size: (height, width) of the box.
-      target: (height, width) of the view.
+      begin: (..., 2): row and col of the boxes' upper left corners.
+      size: (..., 2): height and width of the boxes.
+      target: (height, width) of the views.
+
+    Returns:
+      (..., 3, 3) float32.
     """
-    row, col, height, width = (tf.cast(x, tf.float32) for x in (*begin, *size))
-    y, x = target[0] / height, target[1] / width
-    return matrix([[y, 0.0, -y * row], [0.0, x, -x * col]])
+    scale = tf.constant(target, tf.float32) / tf.cast(size, tf.float32)
+    shift = -scale * tf.cast(begin, tf.float32)
+    rows = tf.concat([tf.linalg.diag(scale), shift[..., None]], axis=-1)
+    last = tf.broadcast_to([[0.0, 0.0, 1.0]], tf.shape(rows[..., :1, :]))
+    return tf.concat([rows, last], axis=-2)
 
 
 def flip_matrix(width: Scalar) -> tf.Tensor:
@@ -52,29 +55,3 @@ def rotation_matrix(radians: Scalar, height: Scalar, width: Scalar) -> tf.Tensor
     to_centre = translation_matrix(-height / 2, -width / 2)
     back = translation_matrix(height / 2, width / 2)
     return back @ matrix([[cos, sin, 0.0], [-sin, cos, 0.0]]) @ to_centre
-
-
-def warp(image: tf.Tensor, new_from_old: tf.Tensor, fill: int) -> tf.Tensor:
-    """Resamples an image bilinearly, keeping its size.
-
-    Args:
-      image: (H, W, C) uint8.
-      new_from_old: (3, 3) affine map from the image to the result.
-      fill: Value of what lies outside the image.
-    """
-    # The op counts pixels from their centres, in (x, y), and maps the result to the image.
-    half = translation_matrix(0.5, 0.5)
-    old_from_new = tf.linalg.inv(half) @ tf.linalg.inv(new_from_old) @ half
-    (a, b, ty), (c, d, tx) = (tf.unstack(row) for row in tf.unstack(old_from_new)[:2])
-    size = tf.shape(image)[:2]
-    zero = tf.zeros(())
-    warped = tf.raw_ops.ImageProjectiveTransformV3(
-        # In float32: on uint8 the op would cut off fractions and darken the image.
-        images=tf.cast(image[None], tf.float32),
-        transforms=tf.stack([d, c, tx, b, a, ty, zero, zero])[None],
-        output_shape=size,
-        fill_value=float(fill),
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
-    return tf.ensure_shape(tf.cast(tf.round(warped[0]), image.dtype), image.shape)

@@ -3,15 +3,17 @@
 `decode` starts the record of where the pixels came from: `view_from_image`, (3, 3) float32.
 Every op that moves pixels multiplies its own matrix from the left. After `two_views`, `image`
 and `view_from_image` have a leading axis of 2, and each op treats the views one by one, each
-with its own randomness.
+with its own randomness. Random crops and flips only note where the pixels go (see `views`); the
+other ops are for evaluation and resample at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from vmoe_prc.data import affine
 from vmoe_prc.data.pp import Example, Op, register
+from vmoe_prc.data.views import Views, pixels_of, views_of, with_views
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 
@@ -23,7 +25,7 @@ def each_view(function: ViewOp) -> Op:
     """Turns a function of one image into an op on an example of one or two views."""
 
     def op(example: Example, seed: tf.Tensor) -> Example:
-        image, matrix = example["image"], example["view_from_image"]
+        image, matrix = pixels_of(example), example["view_from_image"]
         if image.shape.rank == 3:
             image, matrix = _apply(function, image, matrix, seed)
         else:
@@ -42,9 +44,7 @@ def each_view(function: ViewOp) -> Op:
     return op
 
 
-def sample_crop(
-    shape: tf.Tensor, area: tuple[float, float], seed: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def sample_crop(shape: tf.Tensor, area: tuple[float, float], seed: tf.Tensor) -> tf.Tensor:
     """Draws a box with the area and aspect ratio of Inception's crops.
 
     Args:
@@ -53,7 +53,7 @@ def sample_crop(
       seed: (2,) int64.
 
     Returns:
-      (row, col) and (height, width) of the box, int32.
+      (4,) int32: row, col, height and width of the box.
     """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
@@ -65,17 +65,30 @@ def sample_crop(
         max_attempts=100,
         use_image_if_no_bounding_boxes=True,
     )
-    return begin[:2], size[:2]
+    return tf.concat([begin[:2], size[:2]], axis=0)
 
 
-def crop_and_resize(
-    image: tf.Tensor, begin: tf.Tensor, size: tf.Tensor, target: tuple[int, int]
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cuts out a box and resizes it; returns the view and its view_from_image."""
-    end = begin + size
-    box = image[begin[0] : end[0], begin[1] : end[1]]
-    matrix = affine.crop_and_resize_matrix((begin[0], begin[1]), (size[0], size[1]), target)
-    return _resize(box, target), matrix
+def sample_two_crops(
+    shape: tf.Tensor, areas: Sequence[tuple[float, float]], seed: tf.Tensor
+) -> tf.Tensor:
+    """Draws a box for each of two views, (2, 4); see `sample_crop`."""
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    return tf.stack([sample_crop(shape, area, seeds[i]) for i, area in enumerate(areas)])
+
+
+def crops(
+    image: tf.Tensor, image_from_original: tf.Tensor, boxes: tf.Tensor, target: tuple[int, int]
+) -> Views:
+    """Makes the views that show boxes of an image, resized.
+
+    Args:
+      image: (H, W, C), or (2, H, W, C): one for each box.
+      image_from_original: (3, 3) or (2, 3, 3), the image's own matrix.
+      boxes: (4,) or (2, 4) int32: row, col, height, width.
+      target: (height, width) of the views.
+    """
+    matrix = affine.crop_and_resize_matrix(boxes[..., :2], boxes[..., 2:], target)
+    return Views(image, image_from_original, matrix @ image_from_original, boxes, target)
 
 
 def check_area(area: tuple[float, float]):
@@ -121,18 +134,21 @@ def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: flo
         encoded = example["image"]
 
         def partial() -> tuple[tf.Tensor, tf.Tensor]:
-            begin, size = sample_crop(tf.io.extract_jpeg_shape(encoded), area, seed)
-            box = tf.io.decode_and_crop_jpeg(encoded, tf.concat([begin, size], 0), channels=3)
-            matrix = affine.crop_and_resize_matrix((begin[0], begin[1]), (size[0], size[1]), target)
-            return _resize(box, target), matrix
+            box = sample_crop(tf.io.extract_jpeg_shape(encoded), area, seed)
+            return tf.io.decode_and_crop_jpeg(encoded, box, channels=3), box
 
         def whole() -> tuple[tf.Tensor, tf.Tensor]:
             image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            image = tf.ensure_shape(image, (None, None, 3))
-            return crop_and_resize(image, *sample_crop(tf.shape(image), area, seed), target)
+            box = sample_crop(tf.shape(image), area, seed)
+            begin, end = box[:2], box[:2] + box[2:]
+            return tf.ensure_shape(image, (None, None, 3))[
+                begin[0] : end[0], begin[1] : end[1]
+            ], box
 
-        image, matrix = tf.cond(tf.io.is_jpeg(encoded), partial, whole)
-        return {**example, "image": image, "view_from_image": matrix}
+        source, box = tf.cond(tf.io.is_jpeg(encoded), partial, whole)
+        source_from_image = affine.translation_matrix(*tf.unstack(-tf.cast(box[:2], tf.float32)))
+        all_of_it = tf.concat([[0, 0], box[2:]], axis=0)
+        return with_views(example, crops(source, source_from_image, all_of_it, target))
 
     return op
 
@@ -142,11 +158,16 @@ def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     """Cuts out a box of random area (in %) and aspect ratio, and resizes it to a square."""
     target, area = check_size(size), (area_min, area_max)
     check_area(area)
-    return each_view(
-        lambda image, seed: crop_and_resize(
-            image, *sample_crop(tf.shape(image), area, seed), target
-        )
-    )
+
+    def op(example: Example, seed: tf.Tensor) -> Example:
+        image, matrix = pixels_of(example), example["view_from_image"]
+        if image.shape.rank == 3:
+            boxes = sample_crop(tf.shape(image), area, seed)
+        else:
+            boxes = sample_two_crops(tf.shape(image)[1:], (area, area), seed)
+        return with_views(example, crops(image, matrix, boxes, target))
+
+    return op
 
 
 @register
@@ -201,13 +222,14 @@ def random_crop(size: int | tuple[int, int]) -> Op:
 def flip_lr() -> Op:
     """Flips left and right with probability 1/2."""
 
-    def function(image, seed):
-        flip = tf.random.stateless_uniform((), seed) < 0.5
-        width = tf.cast(tf.shape(image)[1], tf.float32)
-        matrix = tf.where(flip, affine.flip_matrix(width), tf.eye(3))
-        return tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image), matrix
+    def op(example: Example, seed: tf.Tensor) -> Example:
+        views = views_of(example)
+        flips = views.draw(seed, (1, 1)) < 0.5
+        flip = affine.flip_matrix(tf.cast(views.size[1], tf.float32))
+        matrix = tf.where(flips, flip, tf.eye(3))
+        return with_views(example, views.moved(matrix))
 
-    return each_view(function)
+    return op
 
 
 @register
@@ -217,7 +239,7 @@ def value_range(low: float, high: float) -> Op:
         raise ValueError(f"low = {low} must be less than high = {high}")
 
     def op(example: Example, seed: tf.Tensor) -> Example:
-        image = tf.cast(example["image"], tf.float32) * ((high - low) / 255) + low
+        image = tf.cast(pixels_of(example), tf.float32) * ((high - low) / 255) + low
         return {**example, "image": image}
 
     return op

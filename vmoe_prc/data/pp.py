@@ -6,6 +6,7 @@ changed example. Randomness is a function of the seed alone, so that a run can b
 whatever the number of threads.
 """
 
+import abc
 import ast
 import inspect
 from collections.abc import Callable
@@ -17,6 +18,14 @@ Example = dict[str, Any]
 Op = Callable[[Example, Any], Example]
 
 REGISTRY: dict[str, Callable[..., Op]] = {}
+
+
+class Lazy(abc.ABC):
+    """An entry that an op leaves to be computed by a later op, or at the end of the string."""
+
+    @abc.abstractmethod
+    def tensor(self) -> Any:
+        """Computes the entry."""
 
 
 def register(factory: Callable[..., Op]) -> Callable[..., Op]:
@@ -67,7 +76,7 @@ def build(process: str, field: str) -> Op:
     def apply(example: Example, seed: Any) -> Example:
         for i, op in enumerate(ops):
             example = op(example, tf.random.experimental.stateless_fold_in(seed, i))
-        return example
+        return {k: x.tensor() if isinstance(x, Lazy) else x for k, x in example.items()}
 
     return apply
 

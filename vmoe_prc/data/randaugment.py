@@ -2,24 +2,37 @@
 
 The ops and their strengths are those of V-MoE's `randaug(num_layers, magnitude)`: every
 layer picks one of 16 ops at random and applies it at the same magnitude, of which 10 is
-the unit. Images are uint8; what a geometric op uncovers is gray.
+the unit.
+
+Geometric ops are not applied one by one. Those of all layers become one map, and the view is
+resampled once. Then come, in the order of the layers, the photometric ops, and gray for what a
+geometric op uncovers or a cutout takes: later ops change that gray, too. A photometric op thus
+sees pixels that later geometric ops have moved already, which makes next to no difference; but
+one that looks at all of a view, its histogram or its mean, is shown the view as it was before.
 """
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import cv2
+import numpy as np
 import tensorflow as tf
+from jaxtyping import Float32, Int32, UInt8
 
 from vmoe_prc.data import affine
-from vmoe_prc.data.image_ops import each_view
-from vmoe_prc.data.pp import Op, register
+from vmoe_prc.data.photometric import GLOBAL, PHOTOMETRIC
+from vmoe_prc.data.pp import Example, Op, register
+from vmoe_prc.data.resample import square, uncovered
+from vmoe_prc.data.views import Resampled, views_of
 
 GRAY = 128
 MAX_ROTATION = math.radians(30)
 MAX_SHEAR = 0.3
-LUMA = (0.2989, 0.5870, 0.1140)
 
-# (level, height, width) -> new_from_old; the sign of the level is random.
+# (level, height, width, pixels of a translation) -> new_from_old; the sign of level is random.
 GEOMETRIC: Mapping[str, Callable[..., tf.Tensor]] = {
     "rotate": lambda level, h, w, _: affine.rotation_matrix(level * MAX_ROTATION, h, w),
     "shear_x": lambda level, h, w, _: affine.shear_matrix(0.0, level * MAX_SHEAR),
@@ -27,6 +40,8 @@ GEOMETRIC: Mapping[str, Callable[..., tf.Tensor]] = {
     "translate_x": lambda level, h, w, most: affine.translation_matrix(0.0, level * most),
     "translate_y": lambda level, h, w, most: affine.translation_matrix(level * most, 0.0),
 }
+CUTOUT = "cutout"
+OPS = (*GEOMETRIC, *PHOTOMETRIC, CUTOUT)
 
 
 @register
@@ -47,164 +62,91 @@ def randaug(
     if num_layers < 0 or magnitude < 0:
         raise ValueError(f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0")
     level = magnitude / 10
-    cutout_half = int(level * cutout_const)
+    paint = functools.partial(paint_layers, level=level, cutout_half=int(level * cutout_const))
 
-    def geometric(name):
-        def branch(image, seed):
-            positive = tf.random.stateless_uniform((), seed) < 0.5
-            signed = tf.where(positive, level, -level)
-            height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.float32))
-            matrix = GEOMETRIC[name](signed, height, width, translate_const)
-            return affine.warp(image, matrix, GRAY), matrix
+    def op(example: Example, seed: tf.Tensor) -> Example:
+        if not num_layers:
+            return example
+        views = views_of(example)
+        draws = views.draw(seed, (num_layers, 3))
+        choices = tf.cast(draws[..., 0] * len(OPS), tf.int32)
+        positive, positions = tf.cast(draws[..., 1] < 0.5, tf.int32), draws[..., 1:]
+        moves = _moves(views.size, level, translate_const)
+        moves = tf.gather_nd(moves, tf.stack([positive, choices], axis=-1))
+        view_from_canvas = _products(moves, num_layers)
+        return {
+            **example,
+            "image": views.painted(paint, choices, view_from_canvas, positions),
+            "view_from_image": view_from_canvas[..., 0, :, :] @ views.view_from_image,
+        }
 
-        return branch
-
-    def photometric(function):
-        return lambda image, seed: (function(image, level), tf.eye(3))
-
-    branches = [
-        *map(geometric, GEOMETRIC),
-        *map(photometric, PHOTOMETRIC.values()),
-        lambda image, seed: (_cutout(image, cutout_half, seed), tf.eye(3)),
-    ]
-
-    def function(image, seed):
-        matrix = tf.eye(3)
-        for layer in range(num_layers):
-            seeds = tf.random.experimental.stateless_split(
-                tf.random.experimental.stateless_fold_in(seed, layer), 2
-            )
-            choice = tf.random.stateless_uniform((), seeds[0], 0, len(branches), tf.int32)
-            image, moved = tf.switch_case(
-                choice,
-                [lambda b=b, image=image, s=seeds[1]: b(image, s) for b in branches],
-            )
-            matrix = moved @ matrix
-        return image, matrix
-
-    return each_view(function)
+    return op
 
 
-def autocontrast(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Stretches each channel to [0, 255]."""
-    low = tf.cast(tf.reduce_min(image, axis=(0, 1)), tf.float32)
-    high = tf.cast(tf.reduce_max(image, axis=(0, 1)), tf.float32)
-    values = tf.range(256, dtype=tf.float32)[:, None]
-    stretched = (values - low) * (255 / tf.maximum(high - low, 1))
-    return _look_up(image, tf.where(high > low, stretched, values))
+def paint_layers(
+    resampled: Resampled,
+    choices: Int32[np.ndarray, "layers"],
+    view_from_canvas: Float32[np.ndarray, "layers 3 3"],
+    positions: Float32[np.ndarray, "layers 2"],
+    *,
+    level: float,
+    cutout_half: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Makes the pixels of a view.
+
+    Args:
+      resampled: Moves the view by a matrix and resamples it.
+      choices: Index in `OPS` of the op of each layer.
+      view_from_canvas: What the geometric ops of a layer and those after it do to the canvas,
+        the area that the view had before that layer.
+      positions: (row, col) of the centre of a cutout, as a part of the canvas.
+      level: Strength of the ops, 1 at magnitude 10.
+      cutout_half: Half the side, in pixels, of a cutout.
+    """
+    view = resampled(view_from_canvas[0] if len(choices) else np.eye(3))
+    size = view.shape[:2]
+    names = [OPS[choice] for choice in choices]
+    for layer, name in enumerate(names):
+        if name in PHOTOMETRIC:
+            whole = view
+            if name in GLOBAL and not GEOMETRIC.keys().isdisjoint(names[layer:]):
+                # As it was before later ops moved parts of it out of sight.
+                moves = np.linalg.inv(view_from_canvas[layer]) @ view_from_canvas[:layer]
+                earlier = choices[:layer], moves, positions[:layer]
+                whole = paint_layers(resampled, *earlier, level=level, cutout_half=cutout_half)
+            view = PHOTOMETRIC[name](view, level, whole)
+        elif name == CUTOUT:
+            centre = (positions[layer] * size).astype(int).tolist()
+            _gray_out(view, square(view_from_canvas[layer], size, centre, cutout_half))
+        else:
+            _gray_out(view, uncovered(view_from_canvas[layer], size))
+    return view
 
 
-def equalize(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Equalises the histogram of each channel, as PIL does."""
-    flat = tf.reshape(image, (-1, 3))
-    tables = []
-    for channel in range(3):
-        values = tf.cast(flat[:, channel], tf.int32)
-        histogram = tf.math.bincount(values, minlength=256, maxlength=256)
-        used = tf.boolean_mask(histogram, histogram > 0)
-        step = (tf.reduce_sum(used) - used[-1]) // 255
-        before = tf.cumsum(histogram, exclusive=True) + step // 2
-        table = tf.minimum(before // tf.maximum(step, 1), 255)
-        tables.append(tf.where(step > 0, table, tf.range(256)))
-    return _look_up(image, tf.cast(tf.stack(tables, axis=1), tf.float32))
+def _gray_out(view: np.ndarray, marked: np.ndarray):
+    cv2.copyTo(np.full_like(view, GRAY), marked, view)
 
 
-def invert(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Turns light to dark."""
-    return 255 - image
+def _moves(size: tuple[Any, Any], level: float, translate_const: float) -> tf.Tensor:
+    """What each op does to pixel coordinates, (2, ops, 3, 3): at -level, and at level."""
+    static = all(isinstance(side, int) for side in size)
+    with tf.init_scope() if static else contextlib.nullcontext():
+        height, width = (tf.cast(side, tf.float32) for side in size)
+        moves = [
+            GEOMETRIC[name](signed, height, width, translate_const)
+            if name in GEOMETRIC
+            else tf.eye(3)
+            for signed in (-level, level)
+            for name in OPS
+        ]
+        moves = tf.reshape(tf.stack(moves), (2, len(OPS), 3, 3))
+    # Made outside the graph it is a constant, and not made again for each image.
+    return tf.constant(moves.numpy()) if static else moves
 
 
-def posterize(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Keeps the highest bits, 4 at level 1."""
-    shift = 8 - min(max(int(level * 4), 0), 8)
-    if shift == 8:
-        return tf.zeros_like(image)
-    return tf.bitwise.left_shift(
-        tf.bitwise.right_shift(image, tf.cast(shift, tf.uint8)), tf.cast(shift, tf.uint8)
-    )
-
-
-def solarize(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Inverts pixels from a threshold on, 256 at level 1."""
-    return tf.where(tf.cast(image, tf.int32) < int(level * 256), image, 255 - image)
-
-
-def solarize_add(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Brightens the dark half, by 110 at level 1."""
-    brighter = tf.cast(tf.minimum(tf.cast(image, tf.int32) + int(level * 110), 255), tf.uint8)
-    return tf.where(image < 128, brighter, image)
-
-
-def color(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Moves away from the grayscale image."""
-    gray = tf.reduce_sum(tf.cast(image, tf.float32) * LUMA, axis=-1, keepdims=True)
-    return _blend(gray, image, level)
-
-
-def contrast(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Moves away from the mean gray."""
-    gray = tf.reduce_sum(tf.cast(image, tf.float32) * LUMA, axis=-1)
-    return _blend(tf.reduce_mean(gray), image, level)
-
-
-def brightness(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Moves away from black."""
-    return _blend(0.0, image, level)
-
-
-def sharpness(image: tf.Tensor, level: float) -> tf.Tensor:
-    """Moves away from the image smoothed by a 3x3 kernel; the border stays."""
-    pixels = tf.cast(image, tf.float32)
-    kernel = tf.constant([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    kernel = tf.tile(kernel[:, :, None, None], (1, 1, 3, 1))
-    smooth = tf.nn.depthwise_conv2d(pixels[None], kernel, (1, 1, 1, 1), "VALID")[0]
-    inside = tf.pad(tf.ones_like(smooth, tf.bool), ((1, 1), (1, 1), (0, 0)))
-    smooth = tf.pad(smooth, ((1, 1), (1, 1), (0, 0)))
-    return _blend(tf.where(inside, smooth, pixels), image, level)
-
-
-PHOTOMETRIC: Mapping[str, Callable[[tf.Tensor, float], tf.Tensor]] = {
-    function.__name__: function
-    for function in (
-        autocontrast,
-        equalize,
-        invert,
-        posterize,
-        solarize,
-        solarize_add,
-        color,
-        contrast,
-        brightness,
-        sharpness,
-    )
-}
-
-
-def _cutout(image: tf.Tensor, half: int, seed: tf.Tensor) -> tf.Tensor:
-    """Grays out a square around a random pixel."""
-    height, width = tf.unstack(tf.shape(image)[:2])
-    centre = tf.random.stateless_uniform((2,), seed)
-    row = tf.cast(centre[0] * tf.cast(height, tf.float32), tf.int32)
-    col = tf.cast(centre[1] * tf.cast(width, tf.float32), tf.int32)
-
-    def inside(position, length):
-        index = tf.range(length)
-        return (index >= position - half) & (index < position + half)
-
-    square = inside(row, height)[:, None, None] & inside(col, width)[None, :, None]
-    return tf.where(square, tf.cast(GRAY, tf.uint8), image)
-
-
-def _blend(base, image: tf.Tensor, level: float) -> tf.Tensor:
-    """Extrapolates from the base through the image; a factor of 1 is the image."""
-    factor = level * 1.8 + 0.1
-    pixels = tf.cast(image, tf.float32)
-    return tf.saturate_cast(base + factor * (pixels - base), tf.uint8)
-
-
-def _look_up(image: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
-    """Replaces each value by its entry in a (256, 3) float32 table, one a channel."""
-    table = tf.saturate_cast(table, tf.uint8)
-    index = tf.cast(image, tf.int32)
-    channels = [tf.gather(table[:, c], index[..., c]) for c in range(3)]
-    return tf.stack(channels, axis=-1)
+def _products(moves: tf.Tensor, num_layers: int) -> tf.Tensor:
+    """The product of each layer's matrix and those of all later layers, (..., layers, 3, 3)."""
+    products = [moves[..., num_layers - 1, :, :]]
+    for layer in reversed(range(num_layers - 1)):
+        products.insert(0, products[0] @ moves[..., layer, :, :])
+    return tf.stack(products, axis=-3)

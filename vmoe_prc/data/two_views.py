@@ -2,8 +2,9 @@
 
 import tensorflow as tf
 
-from vmoe_prc.data.image_ops import check_area, check_size, crop_and_resize, sample_crop
+from vmoe_prc.data.image_ops import check_area, check_size, crops, sample_two_crops
 from vmoe_prc.data.pp import Example, Op, register
+from vmoe_prc.data.views import pixels_of, with_views
 
 
 @register
@@ -27,28 +28,10 @@ def two_views(
     check_area(area1)
 
     def op(example: Example, seed: tf.Tensor) -> Example:
-        image = example["image"]
-        boxes = tf.stack(
-            [
-                tf.concat(
-                    sample_crop(
-                        tf.shape(image),
-                        area,
-                        tf.random.experimental.stateless_fold_in(seed, view),
-                    ),
-                    axis=0,
-                )
-                for view, area in enumerate((area0, area1))
-            ]
-        )  # (2, 4): row, col, height, width
+        image = pixels_of(example)
+        boxes = sample_two_crops(tf.shape(image), (area0, area1), seed)
         areas = boxes[:, 2] * boxes[:, 3]
-        boxes = tf.cond(areas[0] <= areas[1], lambda: boxes, lambda: boxes[::-1])
-        views = [crop_and_resize(image, box[:2], box[2:], target) for box in tf.unstack(boxes)]
-        images, matrices = (tf.stack(parts) for parts in zip(*views, strict=True))
-        return {
-            **example,
-            "image": images,
-            "view_from_image": matrices @ example["view_from_image"],
-        }
+        boxes = tf.where(areas[0] <= areas[1], boxes, boxes[::-1])
+        return with_views(example, crops(image, example["view_from_image"], boxes, target))
 
     return op
