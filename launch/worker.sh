@@ -12,11 +12,12 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# A process of that number in that directory is ours: numbers come again after a reboot.
+# The command runs for as long as its keeper does, who writes down how it ended. A process of that
+# number in that directory is the keeper: numbers come again after a reboot.
 running() {
-  local process
-  process=$(cat "$DIR/pid" 2>/dev/null) || return 1
-  [[ $(readlink "/proc/$process/cwd") == "$DIR/source" ]]
+  local keeper
+  read -r _ keeper 2>/dev/null <"$DIR/pid" || return 1
+  [[ $(readlink "/proc/$keeper/cwd") == "$DIR/source" ]]
 }
 
 idle() {
@@ -27,7 +28,10 @@ start() {
   rm -f "$DIR/pid" "$DIR/exit_status"
   # A session of its own outlives the one of ssh.
   setsid "${BASH_SOURCE[0]}" keep "$DIR" "$@" </dev/null >>"$DIR/log.txt" 2>&1 &
-  until [[ -s $DIR/pid ]]; do sleep 0.1; done
+  until [[ -s $DIR/pid ]]; do
+    kill -0 "$!" 2>/dev/null || [[ -s $DIR/pid ]] || fail "cannot start; see $DIR/log.txt" 1
+    sleep 0.1
+  done
   echo "$(hostname): started"
 }
 
@@ -37,7 +41,7 @@ keep() {
   "$@" &
   child=$!
   trap 'signalled=true' TERM
-  echo "$child" >"$DIR/pid"
+  echo "$child $$" >"$DIR/pid"
   # A wait that a signal ends says nothing of the child.
   while $signalled; do
     signalled=false status=0
@@ -59,8 +63,11 @@ status() {
 }
 
 stop() {
+  local child
   if running; then
-    kill -TERM "$(<"$DIR/pid")"
+    read -r child _ <"$DIR/pid"
+    # It may have ended by now.
+    kill -TERM "$child" 2>/dev/null || true
     while running; do sleep 0.5; done
   fi
   status

@@ -62,7 +62,8 @@ TRAINING = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 told = {{"argv": sys.argv[1:], "cwd": os.getcwd(), "data_dir": os.environ["TFDS_DATA_DIR"]}}
-pathlib.Path.home().joinpath("told").write_text(json.dumps(told))
+(pathlib.Path.home() / "telling").write_text(json.dumps(told))
+(pathlib.Path.home() / "telling").rename(pathlib.Path.home() / "told")
 print("training", flush=True)
 while not pathlib.Path.home().joinpath("end").exists():
     time.sleep(0.05)
@@ -229,9 +230,19 @@ def test_a_program_that_was_killed(pod):
     pod.run("tpu_pod.sh", "install", *NAME)
     for worker in pod.workers:
         # As a reboot leaves it: a number that nobody, or another program, has.
-        (worker / "vmoe_prc/prc-k2/pid").write_text("1\n")
+        (worker / "vmoe_prc/prc-k2/pid").write_text("1 1\n")
     assert pod.run("tpu_pod.sh", "status", *NAME).stdout.count("was killed") == 2
     assert pod.run("tpu_pod.sh", "start", *NAME, *RUN).returncode == 0
+
+
+def test_a_program_that_cannot_start(pod):
+    (pod.folder / "python3.py").write_text("")  # which makes no environment
+    pod.run("tpu_pod.sh", "install", *NAME)
+    pod.run("tpu_pod.sh", "start", *NAME, *RUN, "--data_dir=")
+    deadline = time.monotonic() + 20
+    while "running" in (status := pod.run("tpu_pod.sh", "status", *NAME).stdout):
+        assert time.monotonic() < deadline
+    assert status.count("ended with exit status 127") == 2
 
 
 @pytest.mark.parametrize(
