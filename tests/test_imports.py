@@ -68,7 +68,7 @@ LAYERS = [
         "alignment",
     },
     {"lock"},
-    {"data.pp", "data.affine", "data.resample", "data.photometric"},
+    {"data.pp", "data.affine", "data.tfrecords", "data.resample", "data.photometric"},
     {"data.views"},
     {
         "data.image_ops",
@@ -79,6 +79,7 @@ LAYERS = [
     },
     {"data.two_views", "data.randaugment", "data.datasets"},
     {"data.source", "data.prepare"},
+    {"data.bad_examples"},
     {"data.pipeline"},
     {"data"},
     {"models.dispatch", "models.attention", "models.flops", "models.sharded"},

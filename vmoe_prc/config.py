@@ -115,6 +115,8 @@ DATASET = Section(
         "batch_size": Field(**_COUNT),
         "shuffle_buffer": Field(int, 0, minimum=0),
         "cache": Field((str, type(None)), None, allowed=(None, "loaded")),
+        # Examples that cannot be read or decoded, after which a run stops.
+        "max_bad_examples": Field(int, 100, minimum=0),
         "data_dir": Field((str, type(None)), None),
         "manual_dir": Field((str, type(None)), None),
         "prefetch": Field((int, str), "autotune"),

@@ -17,6 +17,7 @@ def dataset(data_dir):
                 "batch_size": 4,
                 "shuffle_buffer": 0,
                 "cache": None,
+                "max_bad_examples": 3,
                 "data_dir": data_dir,
                 "manual_dir": None,
                 "prefetch": "autotune",

@@ -1,8 +1,12 @@
 """From records to preprocessed batches of NumPy arrays, for training and evaluation.
 
 Row r of the global batch of step k is the example at position k * B + r of the stream, on
-however many processes; each of them reads its own rows. The randomness of an example is a
-function of the seed and of its position, so a batch can be made again at any time.
+however many processes; each of them preprocesses its own rows. The randomness of an example
+is a function of the seed and of its position, so a batch can be made again at any time.
+
+An example that cannot be read or decoded stays a row of its batch: in training another image
+takes its place, always the first good one of the split, with the randomness of the position;
+in evaluation its row is masked. All other rows are as they would have been.
 """
 
 from collections.abc import Iterator
@@ -15,7 +19,8 @@ import tensorflow as tf
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pp
-from vmoe_prc.data.source import Examples, examples, split_info
+from vmoe_prc.data.bad_examples import BadExamples, Preprocess
+from vmoe_prc.data.source import Examples, examples, split_info, unreadable
 
 Batch = dict[str, np.ndarray]
 # Evaluation draws its views from a seed of its own: they stay the same for every run.
@@ -104,10 +109,13 @@ def train_batches(
     start = start_step * config.batch_size
     records = split.shuffled_from(start, seed, config.shuffle_buffer)
     rows = _rows(records, config.batch_size, start, process_index, process_count)
-    batches = _preprocess(config, split, rows, seed).batch(
-        config.batch_size // process_count, drop_remainder=True
-    )
-    return _prefetch(batches, config).as_numpy_iterator()
+    preprocess = _preprocess(config, split, seed)
+    bad = BadExamples(config, split, preprocess)
+    for batch, missing in _batches(config, split, preprocess, rows, process_count, bad):
+        for row, position in missing.items():
+            for key, value in bad.stand_in(position).items():
+                batch[key][row] = value
+        yield batch
 
 
 def eval_batches(
@@ -130,18 +138,19 @@ def eval_batches(
     """
     split = examples(config)
     rows = _rows(split.in_order(), config.batch_size, 0, process_index, process_count)
+    preprocess = _preprocess(config, split, seed)
+    bad = BadExamples(config, split, preprocess)
     size = config.batch_size // process_count
-    batches = iter(
-        _prefetch(_preprocess(config, split, rows, seed).batch(size), config).as_numpy_iterator()
-    )
-    spec = batch_spec(config, train=True)
+    batches = _batches(config, split, preprocess, rows, process_count, bad)
+    nothing = {
+        key: np.zeros((0, *x.shape[1:]), x.dtype)
+        for key, x in batch_spec(config, train=True).items()
+    }
     for _ in range(-(-split.num_examples // config.batch_size)):
-        batch = next(batches, {k: np.zeros((0, *x.shape[1:]), x.dtype) for k, x in spec.items()})
-        count = len(batch["image"])
-        yield {
-            **{key: _fill(x, size) for key, x in batch.items()},
-            "mask": np.arange(size) < count,
-        }
+        batch, missing = next(batches, (nothing, {}))
+        mask = np.arange(size) < len(batch["image"])
+        mask[list(missing)] = False
+        yield {**{key: _fill(x, size) for key, x in batch.items()}, "mask": mask}
 
 
 def _rows(
@@ -151,19 +160,17 @@ def _rows(
     process_index: int,
     process_count: int,
 ) -> tf.data.Dataset:
-    """Numbers the records by their position and keeps those of this process."""
-    numbered = records.enumerate(start)
+    """Gives (position, number, record) of the records that are rows of this process."""
+    numbered = records.enumerate(start).map(lambda position, record: (position, *record))
     if process_count == 1:
         return numbered
     rows_per_process = batch_size // process_count
     return numbered.filter(
-        lambda position, _: position % batch_size // rows_per_process == process_index
+        lambda position, *_: position % batch_size // rows_per_process == process_index
     )
 
 
-def _preprocess(
-    config: ml_collections.ConfigDict, split: Examples, rows: tf.data.Dataset, seed: int
-) -> tf.data.Dataset:
+def _preprocess(config: ml_collections.ConfigDict, split: Examples, seed: int) -> Preprocess:
     process = pp.build(config.process, "config.dataset.process")
 
     @tf.autograph.experimental.do_not_convert
@@ -171,7 +178,57 @@ def _preprocess(
         example_seed = tf.stack([tf.cast(seed, tf.int64), position])
         return process(split.parse(record), example_seed)
 
-    return rows.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return preprocess
+
+
+def _batches(
+    config: ml_collections.ConfigDict,
+    split: Examples,
+    preprocess: Preprocess,
+    rows: tf.data.Dataset,
+    process_count: int,
+    bad: BadExamples,
+) -> Iterator[tuple[Batch, dict[int, int]]]:
+    """Preprocesses the rows of each batch, and says which are missing.
+
+    Yields:
+      A batch whose missing rows are zeros, and the positions of these by their row.
+    """
+    size = config.batch_size // process_count
+    spec = rows.map(lambda position, _, record: preprocess(position, record)).element_spec
+    empty = {key: tf.zeros((0, *x.shape), x.dtype) for key, x in spec.items()}
+
+    def batch(positions: tf.Tensor, numbers: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
+        examples = tf.data.Dataset.from_tensor_slices(
+            (tf.range(size)[: len(records)], positions, records)
+        )
+        good = examples.map(
+            lambda row, position, record: (row, preprocess(position, record)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        ).ignore_errors()
+        # One element, also where no row is good.
+        none = tf.data.Dataset.from_tensors((tf.zeros((0,), tf.int32), empty))
+        whole = good.batch(size).concatenate(none).take(1)
+        return whole.map(lambda rows, batch: (positions, numbers, rows, batch))
+
+    # A batch is begun while the one before is still at work.
+    batches = rows.batch(size).interleave(
+        batch, cycle_length=2, block_length=1, num_parallel_calls=2, deterministic=True
+    )
+    for positions, numbers, good, batch in _read(_prefetch(batches, config), config):
+        missing = sorted(set(range(len(positions))) - set(good.tolist()))
+        if missing:
+            bad.add(numbers[missing].tolist(), positions[missing].tolist())
+            batch = {key: _spread(x, good, len(positions)) for key, x in batch.items()}
+        yield batch, {row: int(positions[row]) for row in missing}
+
+
+def _read(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> Iterator[Any]:
+    try:
+        yield from batches.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        raise unreadable(config, error) from error
 
 
 def _prefetch(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf.data.Dataset:
@@ -186,9 +243,9 @@ def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf
     # The files do not matter for the shapes: small splits need not be loaded for them.
     lazy = ml_collections.ConfigDict({**config, "cache": None})
     split = examples(lazy, field)
-    rows = _rows(split.in_order(), config.batch_size, 0, 0, 1)
+    preprocess = _preprocess(config, split, 0)
     try:
-        return _preprocess(config, split, rows, 0).element_spec
+        return split.in_order().map(preprocess).element_spec
     except (ValueError, TypeError, KeyError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(process_field, config.process, message) from None
@@ -196,3 +253,10 @@ def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf
 
 def _fill(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])
+
+
+def _spread(x: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
+    """Puts the rows that there are at their places."""
+    spread = np.zeros((size, *x.shape[1:]), x.dtype)
+    spread[rows] = x
+    return spread

@@ -3,12 +3,17 @@
 from typing import Any
 
 import ml_collections
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.datasets import OWN_BUILDERS
+from vmoe_prc.data.tfrecords import openable, read_record
+from vmoe_prc.errors import RunError
 
+# Stands for a record that was not read; no example is so short.
+_LOST = b""
 READ_AHEAD = 16
 
 # Its bars for each shard would hide our one line of progress.
@@ -95,15 +100,30 @@ def examples(config: ml_collections.ConfigDict, field: str = "config.dataset") -
 
     Raises:
       ConfigError: If it cannot be opened.
+      RunError: If its files cannot be read.
     """
     builder = load_builder(config, field)
     info = split_info(config, field)
-    source = _Memory(info) if config.cache == "loaded" else _Files(info)
+    records = _Files(info)
+    try:
+        source = _Memory(records) if config.cache == "loaded" else records
+    except tf.errors.OpError as error:
+        raise unreadable(config, error) from error
     return Examples(builder.info.features, source, info.num_examples)
+
+
+def unreadable(config: ml_collections.ConfigDict, error: tf.errors.OpError) -> RunError:
+    """Makes one line of what TensorFlow says of files that cannot be read."""
+    # What follows is where in a program of ours it was found.
+    cause = error.message.partition("Traceback")[0]
+    return RunError(f"{config.name} ({config.split}) cannot be read: {cause}")
 
 
 class Examples:
     """The examples of a split, whose images are still encoded.
+
+    A dataset of them has elements (number in the split, serialised example): int64 scalar
+    and string scalar. A record that is damaged is an empty string at its place.
 
     Attributes:
       num_examples: How many there are.
@@ -113,11 +133,11 @@ class Examples:
         self._features, self._source, self.num_examples = features, source, num_examples
 
     def in_order(self) -> tf.data.Dataset:
-        """All serialised examples once, in the order of the files."""
+        """All examples once, in the order of the files."""
         return self._source.read()
 
     def shuffled_from(self, position: int, seed: int, buffer: int) -> tf.data.Dataset:
-        """Endless epochs of serialised examples, each shuffled in its own way.
+        """Endless epochs of examples, each shuffled in its own way.
 
         Args:
           position: Examples to leave out at the beginning: the stream is the same as one
@@ -142,41 +162,57 @@ class Examples:
         skip = {key: tfds.decode.SkipDecoding() for key in images}
         return self._features.deserialize_example(record, decoders=skip)
 
+    def record(self, number: int) -> bytes:
+        """Reads one serialised example, slowly; empty if it is damaged."""
+        return self._source.record(number)
+
+    def where(self, number: int) -> str:
+        """Says in which file an example is, and where in it."""
+        path, index = self._source.place(number)
+        return f"record {index} of {path}"
+
 
 class _Files:
     """Records read from the files of a split whenever they are needed."""
 
     def __init__(self, info: SplitInfo):
         parts = info.file_instructions
+        self._paths = [str(part.filename) for part in parts]
+        self._skip = np.asarray([part.skip for part in parts], np.int64)
+        self._take = np.asarray([part.take for part in parts], np.int64)
+        self._first = np.cumsum(self._take) - self._take
         self._files = tf.data.Dataset.from_tensor_slices(
-            (
-                [str(part.filename) for part in parts],
-                tf.constant([part.skip for part in parts], tf.int64),
-                tf.constant([part.take for part in parts], tf.int64),
-            )
+            (self._paths, self._skip, self._take, self._first)
         )
-        self._num_files = len(parts)
 
     def read(self) -> tf.data.Dataset:
         return self._files.flat_map(_read_file)
 
     def read_shuffled(self, seed: tf.Tensor, buffer: int) -> tf.data.Dataset:
-        files = self._files.shuffle(self._num_files, seed, reshuffle_each_iteration=False)
+        files = self._files.shuffle(len(self._paths), seed, reshuffle_each_iteration=False)
         records = files.interleave(
             _read_file,
-            cycle_length=min(READ_AHEAD, self._num_files),
+            cycle_length=min(READ_AHEAD, len(self._paths)),
             block_length=READ_AHEAD,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         return records.shuffle(buffer, seed, reshuffle_each_iteration=False)
 
+    def record(self, number: int) -> bytes:
+        return read_record(*self.place(number))
+
+    def place(self, number: int) -> tuple[str, int]:
+        file = int(np.searchsorted(self._first, number, "right")) - 1
+        return self._paths[file], int(number - self._first[file] + self._skip[file])
+
 
 class _Memory:
     """Records of a small split, read once and kept."""
 
-    def __init__(self, info: SplitInfo):
-        self._records = tf.constant(list(_Files(info).read().as_numpy_iterator()))
+    def __init__(self, files: _Files):
+        self._files = files
+        self._records = tf.constant([record for _, record in files.read().as_numpy_iterator()])
 
     def read(self) -> tf.data.Dataset:
         return self._take(tf.data.Dataset.range(len(self._records)))
@@ -186,8 +222,32 @@ class _Memory:
         return self._take(order.shuffle(buffer, seed, reshuffle_each_iteration=False))
 
     def _take(self, order: tf.data.Dataset) -> tf.data.Dataset:
-        return order.map(lambda i: self._records[i])
+        return order.map(lambda i: (i, self._records[i]))
+
+    def record(self, number: int) -> bytes:
+        return self._records[number].numpy()
+
+    def place(self, number: int) -> tuple[str, int]:
+        return self._files.place(number)
 
 
-def _read_file(name: tf.Tensor, skip: tf.Tensor, take: tf.Tensor) -> tf.data.Dataset:
-    return tf.data.TFRecordDataset(name, buffer_size=8 << 20).skip(skip).take(take)
+def _read_file(
+    path: tf.Tensor, skip: tf.Tensor, take: tf.Tensor, first: tf.Tensor
+) -> tf.data.Dataset:
+    """Reads a part of a file, always `take` records; `first` is the number of its first."""
+    # Of a file that cannot be opened `ignore_errors` would never see the end.
+    path = tf.ensure_shape(tf.numpy_function(openable, (path,), tf.string), ())
+    records = tf.data.TFRecordDataset(path, buffer_size=8 << 20)
+    # TensorFlow leaves a file at the first damaged record; what is behind it is found below.
+    lost = tf.data.Dataset.from_tensors(_LOST).repeat()
+    found = records.ignore_errors().concatenate(lost).skip(skip).take(take)
+
+    def find(index: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def again() -> tf.Tensor:
+            return tf.ensure_shape(
+                tf.numpy_function(read_record, (path, index + skip), tf.string), ()
+            )
+
+        return first + index, tf.cond(record == _LOST, again, lambda: record)
+
+    return found.enumerate().map(find)
