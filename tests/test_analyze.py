@@ -2,11 +2,15 @@
 
 import json
 
+import jax
+import numpy as np
 import pandas as pd
 import pytest
 
 from vmoe_prc import analyze
+from vmoe_prc.analysis.opened_run import open_checkpoint, open_run
 from vmoe_prc.checkpoints import export
+from vmoe_prc.config_file import read_config_file
 
 BLOCK = "encoderblock_1"
 
@@ -49,6 +53,15 @@ def test_a_checkpoint_gives_the_table_of_its_run(
         assert analyze.main(["table", *source, "--split=test", f"--output={path}"]) == 0
     pd.testing.assert_frame_equal(*map(pd.read_parquet, paths))
     assert f"{359 * 17 * 2:,} rows" in capsys.readouterr().out
+
+
+def test_a_checkpoint_in_the_format_of_vmoe_opens(finished, config_file, tmp_path):
+    run = open_run(finished[0])
+    export.main([str(finished[0]), str(tmp_path / "vmoe_tiny")])
+    config = read_config_file(str(config_file), "--config")
+    opened = open_checkpoint(config, tmp_path / "vmoe_tiny")
+    assert opened.name == "vmoe_tiny"
+    jax.tree.map(np.testing.assert_array_equal, opened.params, run.params)
 
 
 def test_an_empty_split(safetensors, config_file, tmp_path, capsys):
