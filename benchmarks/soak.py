@@ -26,7 +26,7 @@ import numpy as np
 
 from configs import digits_prc
 from vmoe_prc.checkpoints.orbax import restore_params
-from vmoe_prc.main import PREEMPTED_STATUS
+from vmoe_prc.errors import PREEMPTED_STATUS
 from vmoe_prc.metrics import METRICS_FILE, read_metrics
 from vmoe_prc.workdir import CHECKPOINT_FOLDER
 

@@ -12,7 +12,7 @@ from small_run import small_config
 
 from vmoe_prc import loop
 from vmoe_prc.checkpoints.orbax import restore_params
-from vmoe_prc.main import PREEMPTED_STATUS
+from vmoe_prc.errors import PREEMPTED_STATUS
 from vmoe_prc.metrics import read_metrics
 
 pytestmark = pytest.mark.slow

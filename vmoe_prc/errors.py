@@ -1,5 +1,8 @@
 """How a run ends before its time, other than by a mistake in its configuration."""
 
+# EX_TEMPFAIL of sysexits.h: try again later. No signal or library ends a program with it.
+PREEMPTED_STATUS = 75
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, such as for a full disk; its text is one line for the user."""

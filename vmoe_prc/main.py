@@ -11,7 +11,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.errors import PreemptedError, RunError
+from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, RunError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -38,9 +38,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, from 0.", lower_bound=0
 )
-
-# EX_TEMPFAIL of sysexits.h: try again later. No signal or library ends a program with it.
-PREEMPTED_STATUS = 75
 
 
 def new_workdir(config_file: str) -> pathlib.Path:
