@@ -9,9 +9,10 @@ import pytest
 from small_run import STEPS, small_config
 
 from configs import imagenet_prc
-from vmoe_prc import loop
+from vmoe_prc import data, loop
 from vmoe_prc.checkpoints.orbax import restore_params
 from vmoe_prc.config import ConfigError
+from vmoe_prc.errors import RunError
 from vmoe_prc.metrics import read_metrics
 from vmoe_prc.program import build_program
 from vmoe_prc.recipes import fewshot
@@ -187,3 +188,28 @@ def test_a_fewshot_data_set_that_does_not_exist(tmp_path, digits_dir):
         config.fewshot = fewshot({"x": ("digitz", "train", "train", "test")}, 32, 64)
     with pytest.raises(ConfigError, match=r"config\.fewshot\.datasets\.x.*digitz"):
         loop.train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_end_the_run_with_batch_and_names(digits_dir, tmp_path):
+    config = small_config(digits_dir, "prc=off")
+    # The rates are 0, 1e30, ...: the third step has parameters to overflow with.
+    config.optimizer.learning_rate.peak_value = 2e30
+    config.optimizer.weight_decay = None
+    config.max_skipped_steps = 2
+    with pytest.raises(RunError, match="2 steps in a row, up to step 4, had a loss or grad"):
+        loop.train_and_evaluate(config, tmp_path)
+    folder = tmp_path / "non_finite" / "step_4"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["step"] == 4
+    assert "Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel" in report["parameters"]
+    batches = data.train_batches(config.dataset.train, seed=config.seed, start_step=3)
+    expected = next(batches)
+    with np.load(folder / "batch_0.npz") as saved:
+        assert saved.files == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(saved[name], value)
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert (last["step"], last["train/skipped_steps"]) == (2, 0)
+    # What is saved is what it was before.
+    assert np.isfinite(restore_params(tmp_path / "checkpoints")["head"]["kernel"]).all()

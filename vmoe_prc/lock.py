@@ -42,17 +42,11 @@ def hold(workdir: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
-    """Holds the work directory, which is made if missing.
-
-    On a file system the lock is the kernel's, which frees it when the process ends, however
-    it does. In an object store such as `gs://` it is a file that is renewed all the time:
-    one that is not any more was left behind by a run that was killed, and is taken over
-    after a wait.
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds the work directory for this process; it is made if missing.
 
     Args:
-      workdir: Directory of the run.
-      renew_seconds: How often the lock in an object store is renewed.
+      workdir: Directory of the run, on a file system or in an object store such as `gs://`.
 
     Raises:
       ConfigError: If another run holds it, or it cannot be written.
@@ -62,14 +56,19 @@ def lock(workdir: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             remote = "://" in os.fspath(workdir)
-            stack.enter_context(_renewed(path, renew_seconds) if remote else _locked(path))
+            stack.enter_context(renewed_lock(path) if remote else kernel_lock(path))
         except OSError as error:
             raise ConfigError("--workdir", str(workdir), f"cannot be written: {error}") from None
         yield
 
 
 @contextlib.contextmanager
-def _locked(path: epath.Path) -> Iterator[None]:
+def kernel_lock(path: epath.Path) -> Iterator[None]:
+    """Locks a file by the kernel, which frees it when the process ends, however it does.
+
+    Raises:
+      ConfigError: If another process holds it.
+    """
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,7 +83,19 @@ def _locked(path: epath.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _renewed(path: epath.Path, renew_seconds: float) -> Iterator[None]:
+def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
+    """Writes a file again and again, where no kernel sees to it.
+
+    One that is not renewed any more was left behind by a run that was killed, and is taken
+    over after a wait.
+
+    Args:
+      path: The file.
+      renew_seconds: How often it is written.
+
+    Raises:
+      ConfigError: If another process renews it.
+    """
     _wait_until_abandoned(path, renew_seconds)
     name, stopped = f"{_owner()} {uuid.uuid4()}", threading.Event()
     path.write_text(name)

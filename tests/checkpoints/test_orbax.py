@@ -1,6 +1,8 @@
 """Saving and restoring on real files: exact, onto other meshes, past damaged checkpoints."""
 
+import contextlib
 import functools
+import resource
 
 import flax.struct
 import jax
@@ -10,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vmoe_prc.checkpoints.orbax import Checkpointer, CheckpointError, restore_params
+from vmoe_prc.errors import RunError
 from vmoe_prc.mesh import create_mesh
 
 
@@ -149,3 +152,50 @@ def test_the_state_may_be_donated_while_it_is_written(tmp_path):
         jax.block_until_ready(step(state))
         checkpointer.wait()
         assert_equal(jax.device_get(checkpointer.restore(abstract(expected))), expected)
+
+
+def test_flipped_bits_are_found(tmp_path, caplog):
+    state = make_state(2, size=512)
+    with Checkpointer(tmp_path, keep_last=2) as checkpointer:
+        checkpointer.save(1, make_state(1, size=512))
+        checkpointer.save(2, state)
+    [_, largest] = sorted((tmp_path / "2").rglob("*"), key=lambda p: p.stat().st_size)[-2:]
+    content = bytearray(largest.read_bytes())
+    # One bit in each array: they are written one after the other.
+    for i in range(0, len(content), 1000):
+        content[i] ^= 1
+    largest.write_bytes(content)
+    with Checkpointer(tmp_path, keep_last=2) as checkpointer:
+        assert checkpointer.restore(abstract(state)).step == 1
+    assert f"{tmp_path / '2'} is damaged" in caplog.text
+    with pytest.raises(CheckpointError, match=f"{tmp_path / '2'} is damaged: "):
+        restore_params(tmp_path)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """The kernel refuses to write more, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_keeps_the_last_good_one(tmp_path):
+    state = make_state(1, size=4096)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+        checkpointer.wait()
+        with no_file_larger_than(10_000), pytest.raises(RunError) as error:
+            checkpointer.save(2, make_state(2, size=4096))
+            checkpointer.wait()
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path}: a checkpoint cannot be written: ")
+    assert message.endswith("(complete are: 1)") and "\n" not in message
+    with Checkpointer(tmp_path) as checkpointer:
+        assert_equal(checkpointer.restore(abstract(state)), state)
+        checkpointer.save(2, state)
+        checkpointer.wait()
+        assert checkpointer.latest_step() == 2

@@ -3,7 +3,7 @@
 import pytest
 from stand_ins import ROOT, shown
 
-from vmoe_prc.main import PREEMPTED_STATUS
+from vmoe_prc.errors import PREEMPTED_STATUS
 
 RUN = ["--name=prc-k2", "--config=configs/imagenet_prc.py:k=2", "--workdir=/shared/runs/prc k2"]
 OVERRIDES = ["--config.model.encoder.moe.layers=(3, 5)", "--config.description=it's; $HOME"]

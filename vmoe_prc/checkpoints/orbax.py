@@ -163,7 +163,9 @@ class Checkpointer:
     def _cannot_write(self, error: Exception) -> RunError:
         """Names the directory, the cause and what is left."""
         reason = next(filter(None, str(error).splitlines()), repr(error))
-        kept = ", ".join(map(str, self.steps())) or "none"
+        # Its manager forgets what it will delete once the new one is there.
+        steps = sorted(ocp.utils.checkpoint_steps(self._directory))
+        kept = ", ".join(map(str, steps)) or "none"
         return RunError(
             f"{self._directory}: a checkpoint cannot be written: {reason} (complete are: {kept})"
         )

@@ -9,8 +9,7 @@ import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
-from vmoe_prc.errors import PreemptedError, RunError
-from vmoe_prc.main import PREEMPTED_STATUS
+from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, RunError
 from vmoe_prc.report.runs import ReportError
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
