@@ -32,6 +32,7 @@ from vmoe_prc.workdir import CHECKPOINT_FOLDER
 
 STEPS_PER_FAULT = 20
 SAVE_EVERY = 5
+# While it starts, or soon after: within a random part of the time that a start may take.
 MOMENTS = {"starting": 0.2, "between steps": 0.4, "writing": 0.4}
 SIGNALS = {signal.SIGKILL: 0.7, signal.SIGTERM: 0.3}
 
