@@ -11,7 +11,8 @@ read that does nothing else; the CPU time beside it depends less on what else th
 import argparse
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 import ml_collections
 import numpy as np
@@ -20,7 +21,8 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_sample_images
 
 from benchmarks import timing
-from vmoe_prc.data import pipeline, source
+from vmoe_prc import data
+from vmoe_prc.data import pp, source
 
 HEIGHT, WIDTH, JPEG_BYTES = 375, 500, 83_000
 NUM_PHOTOGRAPHS = 32
@@ -33,6 +35,7 @@ STAGES = {
     "evaluation": f"decode|resize_small(256)|central_crop(224)|{FINISH}",
 }
 DECODE = "decode"
+WARM_UP = 4
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder):
@@ -80,21 +83,41 @@ def encode(image: np.ndarray) -> bytes:
     return next(data for data in encoded if len(data) <= JPEG_BYTES)
 
 
-def reader(config: ml_collections.ConfigDict, count: int) -> Callable[[], None]:
-    """Makes a function that reads and preprocesses `count` images, in batches."""
+def decoded(config: ml_collections.ConfigDict) -> Iterator[np.ndarray]:
+    """Reads and decodes images, of which it yields the shapes, a batch at a time.
+
+    Pixels go no further, so that the baseline pays for nothing but decoding.
+    """
     split = source.examples(config)
-    rows = split.shuffled_from(0, 0, config.shuffle_buffer).take(count).enumerate()
-    examples = pipeline.preprocess(config, split, rows, 0)
-    if config.process == DECODE:
-        # Images go no further, so that the baseline pays for nothing but decoding.
-        examples = examples.map(lambda example: {"shape": tf.shape(example["image"])})
-    batches = examples.batch(config.batch_size).prefetch(tf.data.AUTOTUNE)
+    decode = pp.build("decode", "process")
 
-    def read() -> None:
-        for _ in batches.as_numpy_iterator():
-            pass
+    def shape(number: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
+        example = decode(split.parse(record), tf.zeros((2,), tf.int64))
+        return tf.shape(example["image"])
 
-    return read
+    records = split.shuffled_from(0, 0, config.shuffle_buffer)
+    shapes = records.map(shape, num_parallel_calls=tf.data.AUTOTUNE)
+    return shapes.batch(config.batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def measure(
+    sections: dict[str, ml_collections.ConfigDict], num_batches: int, repetitions: int
+) -> dict[str, timing.Times]:
+    """Times every pipeline by turns, each in full swing and with the others at rest."""
+    times = {name: timing.Times([], []) for name in sections}
+    for _ in range(repetitions):
+        for name, section in sections.items():
+            made = decoded(section) if name == DECODE else data.train_batches(section, seed=0)
+            for _ in range(WARM_UP):
+                next(made)
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(num_batches):
+                next(made)
+            times[name].cpu.append(time.process_time() - cpu)
+            times[name].wall.append(time.perf_counter() - wall)
+            # Ends its threads.
+            del made
+    return times
 
 
 def rows_of(times: dict[str, timing.Times], count: int) -> list[dict[str, object]]:
@@ -117,34 +140,32 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
     """Measures every stage."""
     builder = Photographs(data_dir=data_dir)
     builder.download_and_prepare()
-    readers = {
-        name: reader(
-            ml_collections.ConfigDict(
-                {
-                    "name": builder.name,
-                    "data_dir": data_dir,
-                    "manual_dir": None,
-                    "split": "train",
-                    "process": process,
-                    "batch_size": args.batch_size,
-                    "shuffle_buffer": NUM_PHOTOGRAPHS,
-                    "cache": "loaded",
-                }
-            ),
-            args.images,
-        )
+    section = {
+        "name": builder.name,
+        "data_dir": data_dir,
+        "manual_dir": None,
+        "split": "train",
+        "batch_size": args.batch_size,
+        "shuffle_buffer": NUM_PHOTOGRAPHS,
+        "cache": "loaded",
+        "max_bad_examples": 0,
+        "prefetch": "autotune",
+    }
+    sections = {
+        name: ml_collections.ConfigDict(section | {"process": process})
         for name, process in {DECODE: DECODE, **STAGES}.items()
     }
-    timing.report(args, rows_of(timing.take_turns(readers, args.repetitions), args.images))
+    times = measure(sections, args.batches, args.repetitions)
+    timing.report(args, rows_of(times, args.batches * args.batch_size))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Makes the images in a temporary directory and measures."""
     parser = timing.parser(__doc__, repetitions=9)
-    parser.add_argument("--images", type=int, default=768, help="source images of a repetition")
-    parser.add_argument("--batch_size", type=int, default=64, help="source images of a batch")
+    parser.add_argument("--batches", type=int, default=16, help="batches of a repetition")
+    parser.add_argument("--batch-size", type=int, default=64, help="source images of a batch")
     with tempfile.TemporaryDirectory() as data_dir:
-        run(parser.parse_args(), data_dir)
+        run(parser.parse_args(argv), data_dir)
 
 
 if __name__ == "__main__":

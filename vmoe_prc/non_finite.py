@@ -11,6 +11,7 @@ import optax
 from etils import epath
 
 from vmoe_prc import data
+from vmoe_prc.data.feed import device_batches
 from vmoe_prc.errors import RunError
 from vmoe_prc.files import replacing
 from vmoe_prc.mesh import batch_sharding, replicated
@@ -44,8 +45,7 @@ def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> No
     rows = next(data.train_batches(**program.train_data(step - 1)))
     with replacing(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
         np.savez(file, **rows)
-    sharding = batch_sharding(program.mesh)
-    batch = {k: jax.make_array_from_process_local_data(sharding, x) for k, x in rows.items()}
+    batch = next(device_batches([rows], batch_sharding(program.mesh), 1))
     names, metrics = _diagnose(program, state, batch)
     if is_first():
         report = {

@@ -1,10 +1,13 @@
 """The bundled data set, prepared for real."""
 
+import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
 from vmoe_prc import data
 from vmoe_prc.data.datasets.digits import Digits
+from vmoe_prc.data.feed import device_batches
+from vmoe_prc.mesh import batch_sharding, create_mesh
 
 
 def test_digits(tmp_path, dataset):
@@ -16,7 +19,8 @@ def test_digits(tmp_path, dataset):
         batch_size=359,
     )
     data.validate(config, "config.dataset.test")
-    [batch] = data.eval_batches(config)
+    sharding = batch_sharding(create_mesh(1, jax.devices()[:1]))
+    [batch] = device_batches(data.eval_batches(config), sharding, 1)
     digits = load_digits()
     np.testing.assert_array_equal(np.argmax(batch["labels"], -1), digits.target[4::5])
     np.testing.assert_allclose(batch["image"][..., 0], digits.images[4::5], atol=0.05)

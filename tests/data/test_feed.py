@@ -25,6 +25,16 @@ def test_all_batches_arrive_in_order_and_split_over_the_devices(prefetch):
         assert len(batch["image"].addressable_shards) == jax.device_count()
 
 
+def test_bytes_become_floats_of_their_range():
+    images = np.arange(8 * 6, dtype=np.uint8).reshape(8, 2, 3)
+    ranges = np.tile(np.float32([-1, 1]), (8, 1))
+    sharding = batch_sharding(create_mesh(2))
+    [batch] = device_batches([{"image": images, "value_range": ranges}], sharding, 1)
+    assert batch.keys() == {"image"}
+    assert batch["image"].sharding.is_equivalent_to(sharding, 3)
+    np.testing.assert_allclose(batch["image"], images / 127.5 - 1, atol=1e-6)
+
+
 def test_reads_no_further_ahead_than_told():
     read = []
     source = (read.append(i) or batch for i, batch in enumerate(host_batches(9)))

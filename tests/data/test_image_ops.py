@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import vmoe_prc.data  # noqa: F401  Registers the ops.
 from vmoe_prc.data import pp, randaugment
+from vmoe_prc.data.feed import in_range
 from vmoe_prc.data.photometric import PHOTOMETRIC
 from vmoe_prc.data.resample import resample, square, uncovered
 
@@ -85,8 +86,13 @@ def test_sizes():
 
 
 def test_value_range():
-    image = run("decode|value_range(-1, 1)", np.array([[[0, 51, 255]]], np.uint8))["image"]
-    np.testing.assert_allclose(image[0, 0], [-1, -0.6, 1], atol=1e-6)
+    pixels = np.array([[[0, 51, 255]]], np.uint8)
+    example = run('decode|value_range(-1, 1)|keep("image")', pixels)
+    np.testing.assert_array_equal(example["image"], pixels)
+    images, ranges = (x.numpy()[None] for x in (example["image"], example["value_range"]))
+    np.testing.assert_allclose(in_range(images, ranges)[0, 0, 0], [-1, -0.6, 1], atol=1e-6)
+    floats = run("decode|value_range(-1, 1)", pixels.astype(np.float32))["image"]
+    np.testing.assert_allclose(floats[0, 0], [-1, -0.6, 1], atol=1e-6)
 
 
 def test_labels():

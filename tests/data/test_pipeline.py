@@ -2,11 +2,14 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from vmoe_prc import data
 from vmoe_prc.config import ConfigError
+from vmoe_prc.data.feed import device_batches
+from vmoe_prc.mesh import batch_sharding, create_mesh
 
 NUM_TRAIN, NUM_TEST = 23, 7
 TWO_VIEWS = (
@@ -107,7 +110,8 @@ def test_evaluation_sees_the_same_views_every_time(dataset):
 def test_batch_spec_is_that_of_the_batches(dataset):
     config = dataset(process=TWO_VIEWS)
     spec = data.batch_spec(config, train=True)
-    [batch] = take(config, 1)
+    sharding = batch_sharding(create_mesh(1, jax.devices()[:1]))
+    [batch] = device_batches(take(config, 1), sharding, 1)
     assert {k: (x.shape, x.dtype) for k, x in spec.items()} == {
         k: (x.shape, x.dtype) for k, x in batch.items()
     }

@@ -4,14 +4,20 @@ import collections
 from collections.abc import Iterable, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
+from jaxtyping import Array, Float, UInt8
+
+from vmoe_prc.data.pp import VALUE_RANGE
 
 
 def device_batches(
     batches: Iterable[Mapping[str, np.ndarray]], sharding: Sharding, prefetch: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Puts batches on the devices while earlier ones are computed on.
+
+    Images of bytes become floats there: see `value_range` of the preprocessing.
 
     Args:
       batches: This process's rows of each global batch.
@@ -20,9 +26,21 @@ def device_batches(
     """
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
-        queue.append(
-            {key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()}
-        )
+        arrays = {
+            key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()
+        }
+        if VALUE_RANGE in arrays:
+            arrays["image"] = in_range(arrays["image"], arrays.pop(VALUE_RANGE))
+        queue.append(arrays)
         if len(queue) >= prefetch:
             yield queue.popleft()
     yield from queue
+
+
+@jax.jit
+def in_range(
+    images: UInt8[Array, "B *rest"], ranges: Float[Array, "B 2"]
+) -> Float[Array, "B *rest"]:
+    """Maps bytes from [0, 255] to the (low, high) of each row, as float32."""
+    low, high = ranges.T.reshape(2, -1, *(1,) * (images.ndim - 1))
+    return images.astype(jnp.float32) * ((high - low) / 255) + low

@@ -1,5 +1,7 @@
 """From records to preprocessed batches of NumPy arrays, for training and evaluation.
 
+Images are bytes as long as they can be; `feed.device_batches` makes them floats.
+
 Row r of the global batch of step k is the example at position k * B + r of the stream, on
 however many processes; each of them preprocesses its own rows. The randomness of an example
 is a function of the seed and of its position, so a batch can be made again at any time.
@@ -55,7 +57,7 @@ def validate(
             config.process,
             f"images need a fixed size, not the shape {shape}",
         )
-    if spec["image"].dtype != tf.float32:
+    if spec["image"].dtype != tf.float32 and pp.VALUE_RANGE not in spec:
         raise ConfigError(
             process_field, config.process, "images must be float: add value_range(-1, 1)"
         )
@@ -70,7 +72,7 @@ def validate(
 
 
 def batch_spec(config: ml_collections.ConfigDict, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and dtypes of the global batches, without reading any data.
+    """Returns the shapes and dtypes of the global batches on devices, without reading any data.
 
     Args:
       config: A completed section of `config.dataset`.
@@ -80,6 +82,8 @@ def batch_spec(config: ml_collections.ConfigDict, train: bool) -> dict[str, jax.
         key: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype.as_numpy_dtype)
         for key, x in _example_spec(config, "config.dataset").items()
     }
+    if spec.pop(pp.VALUE_RANGE, None):
+        spec["image"] = jax.ShapeDtypeStruct(spec["image"].shape, np.float32)
     if not train:
         spec["mask"] = jax.ShapeDtypeStruct((config.batch_size,), np.bool_)
     return spec
@@ -143,8 +147,8 @@ def eval_batches(
     size = config.batch_size // process_count
     batches = _batches(config, split, preprocess, rows, process_count, bad)
     nothing = {
-        key: np.zeros((0, *x.shape[1:]), x.dtype)
-        for key, x in batch_spec(config, train=True).items()
+        key: np.zeros((0, *x.shape), x.dtype.as_numpy_dtype)
+        for key, x in _example_spec(config, "config.dataset").items()
     }
     for _ in range(-(-split.num_examples // config.batch_size)):
         batch, missing = next(batches, (nothing, {}))

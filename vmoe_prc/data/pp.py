@@ -17,6 +17,9 @@ from vmoe_prc.config import ConfigError, nearest
 Example = dict[str, Any]
 Op = Callable[[Example, Any], Example]
 
+# Entry of (low, high): an image of bytes stands for values between them. See `feed`.
+VALUE_RANGE = "value_range"
+
 REGISTRY: dict[str, Callable[..., Op]] = {}
 
 

@@ -48,6 +48,11 @@ class Views(Lazy):
         """Two views, or None: one, without an axis for it."""
         return 2 if self.view_from_image.shape.rank == 3 else None
 
+    @property
+    def dtype(self) -> tf.DType:
+        """That of the pixels."""
+        return self.source.dtype
+
     def draw(self, seed: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
         """Draws numbers from [0, 1) for each view, (*shape) or (2, *shape) float32."""
         views = [] if self.count is None else [self.count]
