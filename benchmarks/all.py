@@ -21,6 +21,7 @@ NAMES = (
     "prc_cost",
     "inference",
     "evaluation",
+    "input_pipeline",
 )
 
 

@@ -5,12 +5,15 @@ import json
 import math
 import subprocess
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from benchmarks import all as all_benchmarks
 from benchmarks import (
     evaluation,
     inference,
+    input_pipeline,
     memory,
     moe_layer,
     prc_cost,
@@ -89,6 +92,20 @@ def test_evaluation(run):
     rows = run(evaluation.main, *flags)
     assert rows[0]["pass"] == "forward"
     assert len(rows) == 5
+
+
+def test_input_pipeline(run, monkeypatch):
+    monkeypatch.setattr(input_pipeline, "NUM_PHOTOGRAPHS", 4)
+    rows = run(input_pipeline.main, "--batches=1", "--batch-size=2")
+    assert [row["stage"] for row in rows] == ["decode", *input_pipeline.STAGES]
+    assert rows[0]["% of decoding"] == rows[0]["% of decoding, CPU"] == 100
+    assert all(row["images/s"] > 0 for row in rows)
+
+
+def test_photographs_are_of_the_size_they_claim():
+    encoded = input_pipeline.encode(input_pipeline.photograph(np.random.default_rng(0)))
+    assert 0.85 * input_pipeline.JPEG_BYTES < len(encoded) <= input_pipeline.JPEG_BYTES
+    assert tf.io.decode_jpeg(encoded).shape == (375, 500, 3)
 
 
 def test_startup(run):
