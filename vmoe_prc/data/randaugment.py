@@ -124,7 +124,12 @@ def paint_layers(
 
 
 def _gray_out(view: np.ndarray, marked: np.ndarray):
-    cv2.copyTo(np.full_like(view, GRAY), marked, view)
+    cv2.copyTo(_constant(view.shape, GRAY), marked, view)
+
+
+@functools.cache
+def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
+    return np.full(shape, value, np.uint8)
 
 
 def _moves(size: tuple[Any, Any], level: float, translate_const: float) -> tf.Tensor:

@@ -39,13 +39,7 @@ def resample(
     columns_rows = size[::-1]
     flip, shift = _resize_and(view_from_box, (height, width), size)
     if shift is None:
-        return cv2.warpAffine(
-            content,
-            _columns_first(view_from_box),
-            columns_rows,
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        return _warped(content, view_from_box, columns_rows)
     # The same to rounding, several times as fast.
     view = cv2.resize(content, columns_rows, interpolation=cv2.INTER_LINEAR)
     if flip:
@@ -86,6 +80,19 @@ def square(
     begin, end = np.maximum(np.subtract(centre, half), 0), np.maximum(np.add(centre, half), 0)
     canvas[begin[0] : end[0], begin[1] : end[1]] = UNCOVERED
     return _mark(canvas, view_from_canvas, COVERED)
+
+
+def _warped(content: np.ndarray, view_from_box: np.ndarray, columns_rows: Sequence[int]):
+    # OpenCV takes half the time for four channels that it does for three.
+    colour = content.shape[-1] == 3
+    warped = cv2.warpAffine(
+        cv2.cvtColor(content, cv2.COLOR_RGB2RGBA) if colour else content,
+        _columns_first(view_from_box),
+        columns_rows,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB) if colour else warped
 
 
 def _mark(canvas: np.ndarray, view_from_canvas: np.ndarray, outside: int) -> np.ndarray:
