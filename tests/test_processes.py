@@ -51,7 +51,7 @@ def test_four_processes_resume_a_run_of_one_and_end_it(finished, config_file, tm
     statuses, outputs, errors = ended(processes)
     assert statuses == [0] * 4, errors
     # One of them speaks.
-    assert "accuracy" in outputs[0] and outputs[1:] == ("", "", "")
+    assert ["accuracy" in text for text in outputs] == [True, False, False, False]
     assert "resuming after step 3 of 6" in errors[0] and "step 6" not in "".join(errors[1:])
     assert (workdir / "routing.png").read_bytes().startswith(b"\x89PNG")
     # Evaluation, too, with its numbers of images.

@@ -33,6 +33,10 @@ def main(_):
                 logging.warning("a line in between")
     logging.info("a library's line")
     logging.warning("a library's warning")
+    try:
+        raise OSError("disk full")
+    except OSError:
+        logging.exception("a library's thread\\nfailed at length")
 
 app.run(main)
 """
@@ -103,7 +107,9 @@ def test_log_lines_elsewhere():
         "step 30 of 40 (75.0%), loss 0.03333, 1,234 images/s, MFU 12.5%, ETA 00:20",
         "step 40 of 40 (100.0%), loss 0.025, 1,234 images/s, MFU 12.5%, ETA 00:00",
         "a library's warning",
+        "a library's thread",
     ]
+    assert "Traceback" not in run.stderr and "at length" not in run.stderr
 
 
 @pytest.mark.parametrize(("lines", "columns"), [(24, 120), (0, 0)])

@@ -32,7 +32,13 @@ def show_logs(quiet: bool = False) -> None:
 
 
 def _ours_or_warning(record: LogRecord) -> bool:
-    return record.levelno >= WARNING or record.pathname.startswith(_PACKAGE)
+    if record.pathname.startswith(_PACKAGE):
+        return True
+    if record.exc_info:
+        # What a thread of theirs could not do reaches us as an exception, with its trace.
+        record.msg, record.args = record.getMessage().partition("\n")[0], ()
+        record.exc_info = record.exc_text = None
+    return record.levelno >= WARNING
 
 
 class StepTimer:
