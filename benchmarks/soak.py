@@ -155,6 +155,8 @@ def disturb(attempt: Attempt, target: int, rng: random.Random, startup: float) -
     attempt.send(number)
     status = attempt.wait()
     complete, unfinished = attempt.checkpoints()
+    if attempt.step is None:
+        unfinished = 0  # They are from before.
     return Fault(number, moment, unfinished, attempt.step, max(complete, default=0), status)
 
 
