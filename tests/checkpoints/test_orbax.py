@@ -93,16 +93,18 @@ def damage(step_directory):
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog):
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
-        for step in (1, 2):
+        for step in (1, 4):
             checkpointer.save(step, make_state(step))
         checkpointer.wait()
-    damage(tmp_path / "2")
+    damage(tmp_path / "4")
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
         restored = checkpointer.restore(abstract(make_state(0)))
         assert restored.step == 1
-        assert f"{tmp_path / '2'} is damaged" in caplog.text
+        assert f"{tmp_path / '4'} is damaged" in caplog.text
+        # The run goes on from there, and saves before it comes to where it was.
         checkpointer.save(2, make_state(2))
         checkpointer.wait()
+        assert checkpointer.steps() == [1, 2]
         assert checkpointer.restore(abstract(make_state(0))).step == 2
 
 
@@ -165,11 +167,11 @@ def test_flipped_bits_are_found(tmp_path, caplog):
     for i in range(0, len(content), 1000):
         content[i] ^= 1
     largest.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{tmp_path / '2'} is damaged: "):
+        restore_params(tmp_path)
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
         assert checkpointer.restore(abstract(state)).step == 1
     assert f"{tmp_path / '2'} is damaged" in caplog.text
-    with pytest.raises(CheckpointError, match=f"{tmp_path / '2'} is damaged: "):
-        restore_params(tmp_path)
 
 
 @contextlib.contextmanager

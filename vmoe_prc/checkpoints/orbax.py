@@ -98,7 +98,7 @@ class Checkpointer:
         """Saves a state while the program goes on; `state` may be donated at once.
 
         Args:
-          step: Number of the step; a damaged checkpoint of that number is replaced.
+          step: Number of the step, above those of all checkpoints.
           state: Tree of arrays.
           metrics: Metrics of the state; without them it can never be a best one.
 
@@ -106,8 +106,6 @@ class Checkpointer:
           RunError: If it cannot be written, or the one before could not be.
         """
         try:
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(state),
@@ -122,25 +120,30 @@ class Checkpointer:
 
         Args:
           abstract_state: Tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
-          step: Which checkpoint; by default the newest one that is not damaged.
+          step: Which checkpoint; by default the newest one that is not damaged. Those that
+            are, and come after it, are deleted.
 
         Raises:
           CheckpointError: If there is none, all are damaged, or its arrays have other names
             or shapes.
         """
-        steps = [step] if step is not None else self.steps()[::-1]
-        failures = []
-        for candidate in steps:
+        damaged = {}
+        for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
                 # What one process finds damaged none may use.
                 with together():
-                    return self._restore(candidate, abstract_state)
+                    state = self._restore(candidate, abstract_state)
             except CheckpointError:
                 raise
             except Exception as error:  # What a damaged file raises depends on where it is.
-                failures.append(f"{self._directory / str(candidate)} is damaged: {error}")
-                logging.warning("%s", failures[-1])
-        raise CheckpointError("; ".join(failures) or f"{self._directory}: no checkpoint")
+                damaged[candidate] = f"{self._directory / str(candidate)} is damaged: {error}"
+                logging.warning("%s", damaged[candidate])
+            else:
+                for later in damaged:
+                    # Orbax saves nothing that comes before the newest.
+                    self._manager.delete(later)
+                return state
+        raise CheckpointError("; ".join(damaged.values()) or f"{self._directory}: no checkpoint")
 
     def wait(self) -> None:
         """Waits until all checkpoints are written.
