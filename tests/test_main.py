@@ -38,6 +38,14 @@ def test_help_explains_itself_at_once():
             "config.dataset.test.name = 'imagenet2012': is not prepared in /none/imagenet2012",
         ),
         (["--config=configs/digits_prc.py", "--config.seed=-1"], "config.seed = -1: expected"),
+        (["--config=configs/digits_prc.py", "--num_processes=2"], "give all three, or none"),
+        (
+            [
+                "--config=configs/digits_prc.py",
+                *("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"),
+            ],
+            "--process_id = 2: must be from 0 to --num_processes - 1, which is 1",
+        ),
         (["--config=configs/digits_prc.py", "--config.num_expert_partitions=3"], "must divide"),
     ],
 )
