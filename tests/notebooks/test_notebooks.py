@@ -78,7 +78,7 @@ def test_prc_explained(tmp_path):
     by_hand, by_library = map(float, re.search(r"loss (\S+) = (\S+)", text).groups())
     assert by_hand == pytest.approx(by_library) and by_hand > 0
     before, after = map(int, re.search(r"same first expert: (\d+)% -> (\d+)%", text).groups())
-    assert after > 90 > before
+    assert after > before + 20
     loads = {
         name: [float(share) for share in re.search(rf"{name}: \[(.*?)\]", text)[1].split()]
         for name in ("random", "PRC", "l2")
