@@ -18,10 +18,10 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vmoe_prc.arrays import Array, Bool, Float, Int, Leaf
 from vmoe_prc.mesh import BATCH, EXPERT_BUFFERS, all_to_all, on_each_device
+from vmoe_prc.models.rows import choices_in_rows, collect, spread
 
 
 @flax.struct.dataclass
@@ -197,7 +197,7 @@ def _slots(
 def _send(plan: Dispatcher, x: jax.Array) -> jax.Array:
     """Sends the tokens (G, S, D) of a device to where their experts are: (E, G*C, D)."""
     sent = x.astype(jnp.bfloat16) if plan.bfloat16 else x
-    buffers = jnp.swapaxes(METHODS[plan.method].dispatch(plan, sent), 0, 1)
+    buffers = METHODS[plan.method].dispatch(plan, sent)
     buffers = all_to_all(buffers, split_axis=0, concat_axis=1)  # (E, G, C, D)
     return buffers.reshape(buffers.shape[0], -1, buffers.shape[-1]).astype(x.dtype)
 
@@ -207,11 +207,11 @@ def _receive(plan: Dispatcher, y: jax.Array) -> jax.Array:
     sent = y.astype(jnp.bfloat16) if plan.bfloat16 else y
     buffers = sent.reshape(sent.shape[0], -1, plan.capacity, sent.shape[-1])
     buffers = all_to_all(buffers, split_axis=1, concat_axis=0)  # (E, G, C, D)
-    return METHODS[plan.method].combine(plan, jnp.swapaxes(buffers, 0, 1)).astype(y.dtype)
+    return METHODS[plan.method].combine(plan, buffers).astype(y.dtype)
 
 
 class _Method(NamedTuple):
-    """A way to move data: (G, S, D) -> (G, E, C, D) and back."""
+    """A way to move data: (G, S, D) -> (E, G, C, D) and back."""
 
     dispatch: Callable[[Dispatcher, jax.Array], jax.Array]
     combine: Callable[[Dispatcher, jax.Array], jax.Array]
@@ -228,88 +228,36 @@ def _one_hot_masks(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
 
 def _einsum_dispatch(plan: Dispatcher, x: jax.Array) -> jax.Array:
     mask, _ = _one_hot_masks(plan)
-    return jnp.einsum("GSEC,GSD->GECD", mask.astype(x.dtype), x)
+    return jnp.einsum("GSEC,GSD->EGCD", mask.astype(x.dtype), x)
 
 
 def _einsum_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
     mask, gates = _one_hot_masks(plan)
     weights = jnp.where(mask, gates[..., None], 0).astype(y.dtype)
-    return jnp.einsum("GSEC,GECD->GSD", weights, y)
-
-
-def _gather_indices(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
-    """Returns the slot of each choice and the choice in each slot.
-
-    Returns:
-      (G, S*K) int32: flat slot e*C + c of choice s*K + k; E*C if it was dropped.
-      (G, E*C) int32: the choice s*K + k that holds each slot; S*K if the slot is free.
-    """
-    num_groups, group_size, num_selected = plan.experts.shape
-    num_choices, num_slots = group_size * num_selected, plan.num_experts * plan.capacity
-    slot = jnp.where(plan.kept, plan.experts * plan.capacity + plan.slots, num_slots)
-    slot = slot.reshape(num_groups, num_choices)
-
-    def invert(slot):
-        free = jnp.full((num_slots,), num_choices, jnp.int32)
-        choices = jnp.arange(num_choices, dtype=jnp.int32)
-        return free.at[slot].set(choices, mode="drop")
-
-    return slot, jax.vmap(invert)(slot)
-
-
-def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    """Takes rows x[g, index[g]]; an index past the end gives a row of zeros."""
-    return jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))(x, index)
+    return jnp.einsum("GSEC,EGCD->GSD", weights, y)
 
 
 def _gather_dispatch(plan: Dispatcher, x: jax.Array) -> jax.Array:
-    slot_of_choice, choice_in_slot = _gather_indices(plan)
-    num_groups, group_size, num_selected = plan.experts.shape
-
-    # Each direction of the permutation is known, so the gradient is a gather as well,
-    # where differentiating the forward gather would scatter.
-    @jax.custom_vjp
-    def send(x, slot_of_choice, choice_in_slot):
-        return _rows(x, choice_in_slot // num_selected)
-
-    def forward(x, slot_of_choice, choice_in_slot):
-        return send(x, slot_of_choice, choice_in_slot), (slot_of_choice, choice_in_slot)
-
-    def backward(indices, gradient):
-        slot_of_choice, _ = indices
-        rows = _rows(gradient, slot_of_choice)
-        rows = rows.reshape(num_groups, group_size, num_selected, -1)
-        return jnp.sum(rows, axis=2), *map(_no_gradient, indices)
-
-    send.defvjp(forward, backward)
-    buffers = send(x, slot_of_choice, choice_in_slot)
-    return buffers.reshape(num_groups, plan.num_experts, plan.capacity, -1)
+    size = x.shape[-1]
+    rows = spread(x.reshape(-1, size), *_rows(plan))
+    return rows.reshape(plan.num_experts, -1, plan.capacity, size)
 
 
 def _gather_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
-    slot_of_choice, choice_in_slot = _gather_indices(plan)
-    num_groups, group_size, num_selected = plan.experts.shape
-
-    @jax.custom_vjp
-    def receive(y, slot_of_choice, choice_in_slot):
-        return _rows(y, slot_of_choice)
-
-    def forward(y, slot_of_choice, choice_in_slot):
-        return receive(y, slot_of_choice, choice_in_slot), (slot_of_choice, choice_in_slot)
-
-    def backward(indices, gradient):
-        _, choice_in_slot = indices
-        return _rows(gradient, choice_in_slot), *map(_no_gradient, indices)
-
-    receive.defvjp(forward, backward)
-    rows = y.reshape(num_groups, plan.num_experts * plan.capacity, -1)
-    rows = receive(rows, slot_of_choice, choice_in_slot)
-    rows = rows.reshape(num_groups, group_size, num_selected, -1)
-    return jnp.einsum("GSKD,GSK->GSD", rows, plan.weights.astype(rows.dtype))
+    size = y.shape[-1]
+    weights = plan.weights.reshape(-1, plan.weights.shape[-1])
+    tokens = collect(y.reshape(-1, size), weights, *_rows(plan))
+    return tokens.reshape(*plan.experts.shape[:2], size)
 
 
-def _no_gradient(indices: jax.Array) -> np.ndarray:
-    return np.zeros(indices.shape, jax.dtypes.float0)
+def _rows(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
+    """Returns `row_of_choice` and `choice_in_row`, see `rows`, of the buffers (E, G, C)."""
+    num_groups, _, num_selected = plan.experts.shape
+    num_rows = plan.num_experts * num_groups * plan.capacity
+    group = jnp.arange(num_groups, dtype=jnp.int32)[:, None, None]
+    row = (plan.experts * num_groups + group) * plan.capacity + plan.slots
+    row = jnp.where(plan.kept, row, num_rows).reshape(-1, num_selected)
+    return row, choices_in_rows(row, num_rows)
 
 
 METHODS: dict[str, _Method] = {
