@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import timing
 from benchmarks.programs import (
+    ALL_METHODS,
     compile_program,
     flops_ratio,
     make_batch,
@@ -21,7 +22,6 @@ from benchmarks.programs import (
 )
 from vmoe_prc.config import Config
 from vmoe_prc.models import create_model
-from vmoe_prc.models.dispatch import METHODS
 from vmoe_prc.recipes import IMAGES_PER_GROUP
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image-sizes", type=timing.integers, default=[224])
     parser.add_argument("--batch-sizes", type=timing.integers, default=[1, 8, 32])
     parser.add_argument("--model", default="ViT-S/32, E=8, K=2, Last 2")
-    parser.add_argument("--methods", type=timing.names, default=sorted(METHODS))
+    parser.add_argument("--methods", type=timing.names, default=ALL_METHODS)
     parser.add_argument("--capacity-factor", type=float, default=4.0)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(argv)

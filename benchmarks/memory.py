@@ -13,6 +13,7 @@ import jax
 
 from benchmarks import timing
 from benchmarks.programs import (
+    ALL_METHODS,
     compile_program,
     make_batch,
     make_state,
@@ -20,7 +21,6 @@ from benchmarks.programs import (
     model_config,
 )
 from vmoe_prc.models import create_model
-from vmoe_prc.models.dispatch import METHODS
 
 MIB = 2**20
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image-sizes", type=timing.integers, default=[224])
     parser.add_argument("--batch-size", type=int, default=64, help="images; a multiple of 8")
     parser.add_argument("--model", default="ViT-S/32, E=8, K=2, Last 2")
-    parser.add_argument("--methods", type=timing.names, default=sorted(METHODS))
+    parser.add_argument("--methods", type=timing.names, default=ALL_METHODS)
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args(argv)
     timing.report(args, [row for size in args.image_sizes for row in measure(args, size)])

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
-from benchmarks.programs import compile_program
-from vmoe_prc.models.dispatch import METHODS
+from benchmarks.programs import ALL_METHODS, compile_program
 from vmoe_prc.models.moe import MlpBlock, MlpMoeBlock
 
 Shape = dict[str, Any]
@@ -30,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--experts", type=timing.integers, default=[8, 32])
     parser.add_argument("--k", type=timing.integers, default=[1, 2])
     parser.add_argument("--capacity-factors", type=timing.numbers, default=[1.05])
-    parser.add_argument("--methods", type=timing.names, default=sorted(METHODS))
+    parser.add_argument("--methods", type=timing.names, default=ALL_METHODS)
     parser.add_argument("--tokens", type=int, default=2400, help="at least; whole groups")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--mlp-dim", type=int, default=2048)

@@ -13,7 +13,7 @@ import optax
 from vmoe_prc.config import Config
 from vmoe_prc.mesh import create_mesh
 from vmoe_prc.models import create_model
-from vmoe_prc.models.dispatch import compute_capacity
+from vmoe_prc.models.dispatch import DROPLESS, METHODS, compute_capacity
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import IMAGES_PER_GROUP, adam, router_losses, vmoe_model
@@ -21,6 +21,7 @@ from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_
 from vmoe_prc.train_step import Batch, make_train_step
 
 NUM_CLASSES = 1000
+ALL_METHODS = [*METHODS, DROPLESS]
 
 
 @dataclasses.dataclass
@@ -89,13 +90,14 @@ def padded_flops_ratio(model: Config, dense: Config, image_size: int) -> float:
     """As `flops_ratio`, but an expert's operations count all rows of its buffers."""
     moe = model["encoder"]["moe"]
     router, group_size = moe["router"], moe["group_size"]
-    k = router["num_selected_experts"]
+    k, ratio = router["num_selected_experts"], flops_ratio(model, dense, image_size)
+    if router["dispatcher"]["name"] == DROPLESS:
+        return ratio
     capacity = compute_capacity(
         group_size * k, moe["num_experts"], router["dispatcher"]["capacity_factor"]
     )
     one_more = {"router": router | {"num_selected_experts": k + 1}}
     more = model | {"encoder": model["encoder"] | {"moe": moe | one_more}}
-    ratio = flops_ratio(model, dense, image_size)
     of_one_choice = flops_ratio(more, dense, image_size) - ratio
     free = capacity * moe["num_experts"] / group_size - k
     return ratio + free * of_one_choice

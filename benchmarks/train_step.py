@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import timing
 from benchmarks.programs import (
+    ALL_METHODS,
     flops_ratio,
     make_state,
     make_training,
@@ -20,7 +21,6 @@ from benchmarks.programs import (
     padded_flops_ratio,
 )
 from vmoe_prc.config import Config
-from vmoe_prc.models.dispatch import METHODS
 
 DENSE, DENSE_UPDATE, UPDATE = "dense", "dense update", "update"
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="ViT-S/32, E=8", help="size, patch and experts")
     parser.add_argument("--k", type=timing.integers, default=[1, 2])
     parser.add_argument("--where", default="Last 2", help="the blocks with experts")
-    parser.add_argument("--methods", type=timing.names, default=sorted(METHODS))
+    parser.add_argument("--methods", type=timing.names, default=ALL_METHODS)
     parser.add_argument("--prc-method", default="gather", help="dispatch of the PRC arm")
     parser.add_argument("--capacity-factor", type=float, default=1.05)
     parser.add_argument("--dtype", default="float32")

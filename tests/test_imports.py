@@ -84,7 +84,7 @@ LAYERS = [
     {"data"},
     {"models.rows", "models.grouped"},
     {"models.dispatch", "models.attention", "models.flops", "models.sharded"},
-    {"models.routing"},
+    {"models.routing", "models.dropless"},
     {"models.moe"},
     {"models.vit"},
     {"models"},

@@ -126,7 +126,7 @@ DATASET = Section(
 
 DISPATCHER = Section(
     {
-        "name": Field(str, "einsum", allowed=("einsum", "gather")),
+        "name": Field(str, "gather", allowed=("einsum", "gather", "dropless")),
         "capacity_factor": Field(float, 1.05, above=0.0),
         "batch_priority": Field(bool, False),
         "bfloat16": Field(bool, False),
@@ -696,6 +696,13 @@ def _check_model(model: Mapping[str, Any], field: str):
             f"{field}.encoder.moe.router.num_selected_experts",
             selected,
             f"must not exceed num_experts = {moe['num_experts']}",
+        )
+    router, dispatch = moe["router"]["name"], moe["router"]["dispatcher"]["name"]
+    if router == "NoisyTopItemsPerExpertRouter" and dispatch == "dropless":
+        raise ConfigError(
+            f"{field}.encoder.moe.router.dispatcher.name",
+            dispatch,
+            f"needs a router without capacity, which {router} is not; use 'gather'",
         )
 
 

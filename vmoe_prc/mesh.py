@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,6 +20,7 @@ AXIS_TYPES = (AxisType.Auto, AxisType.Auto)
 BATCH = PartitionSpec(AXES)
 # Experts are split over one axis; what the groups of a row of it sent them, over the other.
 EXPERT_BUFFERS = PartitionSpec("expert", "data")
+EXPERTS = PartitionSpec("expert")
 REPLICATED = PartitionSpec()
 
 
@@ -170,6 +172,41 @@ def all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         if names is not None:
             x = jax.lax.all_gather(x, names, axis=axis, tiled=True)
     return x
+
+
+def sum_scatter(x: jax.Array) -> jax.Array:
+    """Sums `x` over a row of the `expert` axis; each device keeps its part of the leading axis.
+
+    For use in a function of `on_each_device`; does nothing outside a mesh.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.psum_scatter(x, "expert", scatter_dimension=0, tiled=True)
+
+
+def vary_over_data(x: jax.Array) -> jax.Array:
+    """Lets devices that share `x`, split over `expert` alone, go on with it by themselves.
+
+    For use in a function of `on_each_device`; does nothing outside a mesh. The gradient is
+    summed over the devices that share `x`.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.pcast(x, "data", to="varying")
+
+
+def expert_index() -> jax.Array:
+    """Returns the index of the device in its row of the `expert` axis; 0 outside a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return jnp.zeros((), jnp.int32)
+    return jax.lax.axis_index("expert")
+
+
+def device_key(key: jax.Array) -> jax.Array:
+    """Makes a random key of each device from one that all have, within `on_each_device`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return key
+    return jax.random.fold_in(key, jax.lax.axis_index(BATCH[0]))
 
 
 def _check_divisible(

@@ -131,7 +131,9 @@ def test_errors():
     gates = jnp.ones((1, 4, 2))
     with pytest.raises(ValueError, match="num_selected_experts = 3 must be between 1 and"):
         dispatch.top_experts_per_item(gates, 3, 1.0)
-    with pytest.raises(ValueError, match="'onehot'; allowed: einsum, gather"):
+    with pytest.raises(ValueError, match="'onehot'; allowed: dropless, einsum, gather"):
         dispatch.top_experts_per_item(gates, 1, 1.0, method="onehot")
+    with pytest.raises(ValueError, match="'dropless'; allowed: einsum, gather"):
+        dispatch.top_items_per_expert(gates, 1.0, method="dropless")
     with pytest.raises(ValueError, match="capacity_factor = 0"):
         dispatch.top_experts_per_item(gates, 1, 0)

@@ -9,10 +9,11 @@ each choice of each token. The methods differ in how they move the data:
 * `einsum` multiplies by one-hot masks (G, S, E, C), as in the V-MoE paper: friendly to
   matrix units, but its cost grows with S * E * C.
 * `gather` moves rows by their indices, forward and backward: the cost is that of a copy.
+* `dropless` has no buffers, and capacity does not matter: see `dropless.apply_experts`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import flax.struct
@@ -21,7 +22,9 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float, Int, Leaf
 from vmoe_prc.mesh import BATCH, EXPERT_BUFFERS, all_to_all, on_each_device
-from vmoe_prc.models.rows import choices_in_rows, collect, spread
+from vmoe_prc.models.rows import RowMap, collect, spread
+
+DROPLESS = "dropless"
 
 
 @flax.struct.dataclass
@@ -43,7 +46,7 @@ class Dispatcher:
     weights: Leaf
     num_experts: int = flax.struct.field(pytree_node=False)
     capacity: int = flax.struct.field(pytree_node=False)
-    method: str = flax.struct.field(pytree_node=False, default="einsum")
+    method: str = flax.struct.field(pytree_node=False, default="gather")
     bfloat16: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
@@ -69,7 +72,7 @@ def top_experts_per_item(
     num_selected_experts: int,
     capacity_factor: float,
     batch_priority: bool = False,
-    method: str = "einsum",
+    method: str = "gather",
     bfloat16: bool = False,
 ) -> Dispatcher:
     """Sends each token to its K experts of the largest gates (arXiv 2106.05974).
@@ -83,7 +86,8 @@ def top_experts_per_item(
       num_selected_experts: K.
       capacity_factor: Buffer size relative to S * K / E.
       batch_priority: Whether tokens with a larger first gate take their slots first.
-      method: How the data is moved, 'einsum' or 'gather'.
+      method: How the data is moved: 'einsum', 'gather', or 'dropless', which leaves the
+        capacity out of account.
       bfloat16: Whether the data travels as bfloat16.
 
     Raises:
@@ -95,7 +99,8 @@ def top_experts_per_item(
             f"num_selected_experts = {num_selected_experts} must be between 1 and "
             f"num_experts = {num_experts}"
         )
-    _check_method(method)
+    _check_method(method, {*METHODS, DROPLESS})
+    capacity = compute_capacity(group_size * num_selected_experts, num_experts, capacity_factor)
     _, experts = jax.lax.top_k(jax.lax.stop_gradient(gates), num_selected_experts)
     chosen = experts[..., None] == jnp.arange(num_experts)  # (G, S, K, E)
     weights = jnp.sum(jnp.where(chosen, gates[:, :, None, :], 0), axis=-1)
@@ -104,7 +109,8 @@ def top_experts_per_item(
         slots=_slots(chosen, weights[..., 0] if batch_priority else None),
         weights=weights,
         num_experts=num_experts,
-        capacity=compute_capacity(group_size * num_selected_experts, num_experts, capacity_factor),
+        # A token chooses an expert once at most.
+        capacity=group_size if method == DROPLESS else capacity,
         method=method,
         bfloat16=bfloat16,
     )
@@ -113,7 +119,7 @@ def top_experts_per_item(
 def top_items_per_expert(
     gates: Float[Array, "G S E"],
     capacity_factor: float,
-    method: str = "einsum",
+    method: str = "gather",
     bfloat16: bool = False,
 ) -> Dispatcher:
     """Sends each expert the C tokens of its largest gates (Expert Choice routing).
@@ -124,14 +130,15 @@ def top_items_per_expert(
     Args:
       gates: (G, S, E) routing weights.
       capacity_factor: Buffer size relative to S / E; at most all S tokens are taken.
-      method: How the data is moved, 'einsum' or 'gather'.
+      method: How the data is moved: 'einsum' or 'gather'. The capacity is what this router is
+        about, so there is no 'dropless'.
       bfloat16: Whether the data travels as bfloat16.
 
     Raises:
       ValueError: If the method is unknown.
     """
     num_groups, group_size, num_experts = gates.shape
-    _check_method(method)
+    _check_method(method, METHODS)
     capacity = min(compute_capacity(group_size, num_experts, capacity_factor), group_size)
     fixed = jax.lax.stop_gradient(gates)
     _, tokens = jax.lax.top_k(jnp.swapaxes(fixed, 1, 2), capacity)  # (G, E, C)
@@ -169,10 +176,10 @@ def compute_capacity(num_choices: int, num_experts: int, capacity_factor: float)
     return 4 * math.ceil(math.ceil(num_choices * capacity_factor / num_experts) / 4)
 
 
-def _check_method(method: str):
-    if method not in METHODS:
+def _check_method(method: str, allowed: Collection[str]):
+    if method not in allowed:
         raise ValueError(
-            f"unknown dispatch method {method!r}; allowed: {', '.join(sorted(METHODS))}"
+            f"unknown dispatch method {method!r}; allowed: {', '.join(sorted(allowed))}"
         )
 
 
@@ -239,25 +246,25 @@ def _einsum_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
 
 def _gather_dispatch(plan: Dispatcher, x: jax.Array) -> jax.Array:
     size = x.shape[-1]
-    rows = spread(x.reshape(-1, size), *_rows(plan))
+    rows = spread(x.reshape(-1, size), _rows(plan))
     return rows.reshape(plan.num_experts, -1, plan.capacity, size)
 
 
 def _gather_combine(plan: Dispatcher, y: jax.Array) -> jax.Array:
     size = y.shape[-1]
     weights = plan.weights.reshape(-1, plan.weights.shape[-1])
-    tokens = collect(y.reshape(-1, size), weights, *_rows(plan))
+    tokens = collect(y.reshape(-1, size), weights, _rows(plan))
     return tokens.reshape(*plan.experts.shape[:2], size)
 
 
-def _rows(plan: Dispatcher) -> tuple[jax.Array, jax.Array]:
-    """Returns `row_of_choice` and `choice_in_row`, see `rows`, of the buffers (E, G, C)."""
+def _rows(plan: Dispatcher) -> RowMap:
+    """Returns the rows of the buffers (E, G, C) that the choices have."""
     num_groups, _, num_selected = plan.experts.shape
     num_rows = plan.num_experts * num_groups * plan.capacity
     group = jnp.arange(num_groups, dtype=jnp.int32)[:, None, None]
     row = (plan.experts * num_groups + group) * plan.capacity + plan.slots
-    row = jnp.where(plan.kept, row, num_rows).reshape(-1, num_selected)
-    return row, choices_in_rows(row, num_rows)
+    row = jnp.where(plan.kept, row, num_rows)
+    return RowMap.create(row.reshape(-1, num_selected), num_rows)
 
 
 METHODS: dict[str, _Method] = {

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import Config
+from vmoe_prc.models.dispatch import DROPLESS, Dispatcher
+from vmoe_prc.models.dropless import apply_experts
 from vmoe_prc.models.routing import ROUTERS, DotGeneral, Routing
 
 
@@ -113,8 +115,28 @@ class MlpMoeBlock(nn.Module):
         x = inputs.reshape(-1, self.group_size, size)  # (G, S, D)
         with jax.named_scope("route"):
             routing, plan = router(x)
-        buffers = plan.dispatch(x)  # (E, G*C, D)
-        with jax.named_scope("experts"):
-            buffers = experts(buffers)
-        outputs = plan.combine(buffers)  # (G, S, D)
+        if plan.method == DROPLESS:
+            outputs = self._apply_dropless(plan, x, experts)
+        else:
+            buffers = plan.dispatch(x)  # (E, G*C, D)
+            with jax.named_scope("experts"):
+                buffers = experts(buffers)
+            outputs = plan.combine(buffers)  # (G, S, D)
         return outputs.reshape(inputs.shape).astype(jnp.result_type(inputs)), routing
+
+    @nn.nowrap
+    def _apply_dropless(
+        self, plan: Dispatcher, x: Float[Array, "G S D"], experts: nn.Module
+    ) -> Float[Array, "G S D"]:
+        """Applies the experts' parameters, which are the same for every kind of dispatch."""
+        if self.is_initializing():
+            experts(jnp.zeros((self.num_experts, 1, x.shape[-1])))
+        has_dropout = self.dropout_rate > 0 and not self.deterministic
+        return apply_experts(
+            plan,
+            x,
+            experts.variables["params"],
+            self.dtype or x.dtype,
+            self.dropout_rate,
+            self.make_rng("dropout") if has_dropout else None,
+        )

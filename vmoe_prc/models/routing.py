@@ -93,7 +93,7 @@ class _NoisyRouter(nn.Module):
         options = dict(self.dispatcher or {})
         make_plan = functools.partial(
             self.make_plan,
-            method=options.pop("name", "einsum"),
+            method=options.pop("name", "gather"),
             capacity_factor=options.pop("capacity_factor", 1.05),
             **options,
         )

@@ -1,45 +1,53 @@
 """Moves rows between N tokens and the R rows of their experts, gathering both ways.
 
-A token has K choices; choice n*K + k is choice k of token n. Two arrays say where rows go,
-each the inverse of the other:
-
-* `row_of_choice` (N, K) int32: the row of each choice; R if the choice was dropped.
-* `choice_in_row` (R,) int32: the choice that each row holds; N*K if the row is free.
-
-Since both directions are known, gradients are gathers as well, where differentiating a
-gather would scatter. Nothing of size (N, K, D) is ever formed.
+A token has K choices, and each choice its row. Since both directions of this map are known,
+gradients are gathers as well, where differentiating a gather would scatter. Nothing of size
+(N, K, D) is ever formed.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.arrays import Array, Float, Int, Leaf
 
 
-def choices_in_rows(row_of_choice: Int[Array, "N K"], num_rows: int) -> Int[Array, " R"]:
-    """Inverts `row_of_choice`."""
-    choices = jnp.arange(row_of_choice.size, dtype=jnp.int32)
-    free = jnp.full((num_rows,), row_of_choice.size, jnp.int32)
-    return free.at[row_of_choice.ravel()].set(choices, mode="drop")
+@flax.struct.dataclass
+class RowMap:
+    """Which rows the choices of the tokens have.
+
+    Attributes:
+      of_choice: (N, K) int32, the row of each choice; R if it was dropped.
+      token: (R,) int32, the token whose choice each row holds; N if the row is free.
+    """
+
+    of_choice: Leaf
+    token: Leaf
+
+    @classmethod
+    def create(cls, of_choice: Int[Array, "N K"], num_rows: int) -> "RowMap":
+        """Completes the map from the rows of the choices, no two of which are equal."""
+        num_tokens = len(of_choice)
+        tokens = jnp.arange(num_tokens, dtype=jnp.int32)[:, None]
+        tokens = jnp.broadcast_to(tokens, of_choice.shape)
+        free = jnp.full((num_rows,), num_tokens, jnp.int32)
+        return cls(of_choice, free.at[of_choice].set(tokens, mode="drop"))
 
 
 @jax.custom_vjp
-def spread(
-    x: Float[Array, "N D"], row_of_choice: Int[Array, "N K"], choice_in_row: Int[Array, " R"]
-) -> Float[Array, "R D"]:
+def spread(x: Float[Array, "N D"], rows: RowMap) -> Float[Array, "R D"]:
     """Copies each token into the rows of its choices; free rows are zero."""
-    return _take(x, choice_in_row // row_of_choice.shape[1])
+    return _take(x, rows.token)
 
 
-def _spread_forward(x, row_of_choice, choice_in_row):
-    return spread(x, row_of_choice, choice_in_row), (row_of_choice, choice_in_row)
+def _spread_forward(x, rows):
+    return spread(x, rows), rows
 
 
-def _spread_backward(indices, gradient):
-    row_of_choice, _ = indices
-    rows = [_take(gradient, row_of_choice[:, k]) for k in range(row_of_choice.shape[1])]
-    return sum(rows[1:], rows[0]), *map(_no_gradient, indices)
+def _spread_backward(rows, gradient):
+    parts = [_take(gradient, index) for index in rows.of_choice.T]
+    return sum(parts[1:], parts[0]), jax.tree.map(_no_gradient, rows)
 
 
 spread.defvjp(_spread_forward, _spread_backward)
@@ -47,34 +55,34 @@ spread.defvjp(_spread_forward, _spread_backward)
 
 @jax.custom_vjp
 def collect(
-    y: Float[Array, "R D"],
-    weights: Float[Array, "N K"],
-    row_of_choice: Int[Array, "N K"],
-    choice_in_row: Int[Array, " R"],
+    y: Float[Array, "R D"], weights: Float[Array, "N K"], rows: RowMap
 ) -> Float[Array, "N D"]:
     """Sums the rows of each token's choices with their weights; a dropped one gives zero."""
-    total = jnp.zeros((), jnp.float32)
-    for k in range(row_of_choice.shape[1]):
-        total += weights[:, k, None] * _take(y, row_of_choice[:, k])
-    return total.astype(y.dtype)
+    parts = [
+        weight[:, None] * _take(y, index)
+        for weight, index in zip(weights.T, rows.of_choice.T, strict=True)
+    ]
+    return sum(parts[1:], parts[0]).astype(y.dtype)
 
 
-def _collect_forward(y, weights, row_of_choice, choice_in_row):
-    out = collect(y, weights, row_of_choice, choice_in_row)
-    return out, (y, weights, row_of_choice, choice_in_row)
+def _collect_forward(y, weights, rows):
+    return collect(y, weights, rows), (y, weights, rows)
 
 
 def _collect_backward(saved, gradient):
-    y, weights, row_of_choice, choice_in_row = saved
-    num_selected = row_of_choice.shape[1]
-    by_row = _take(weights.reshape(-1, 1), choice_in_row)
-    to_rows = by_row * _take(gradient, choice_in_row // num_selected)
+    y, weights, rows = saved
+    of_row = jnp.zeros(rows.token.shape, weights.dtype)
+    of_row = of_row.at[rows.of_choice].set(weights, mode="drop")
+    to_rows = of_row[:, None] * _take(gradient, rows.token)
     to_weights = [
-        jnp.sum(_take(y, row_of_choice[:, k]) * gradient, axis=1, dtype=weights.dtype)
-        for k in range(num_selected)
+        jnp.sum(_take(y, index) * gradient, axis=1, dtype=weights.dtype)
+        for index in rows.of_choice.T
     ]
-    indices = map(_no_gradient, (row_of_choice, choice_in_row))
-    return to_rows.astype(y.dtype), jnp.stack(to_weights, axis=1), *indices
+    return (
+        to_rows.astype(y.dtype),
+        jnp.stack(to_weights, axis=1),
+        jax.tree.map(_no_gradient, rows),
+    )
 
 
 collect.defvjp(_collect_forward, _collect_backward)

@@ -1,0 +1,100 @@
+"""Dropless dispatch computes what buffers without a limit do, on one device and on eight."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.models.moe import MlpMoeBlock
+
+UNLIMITED = 4.0  # E: all tokens fit, should they all choose one expert.
+
+
+def block(method, capacity_factor=UNLIMITED, batch_priority=False, **options):
+    dispatcher = {
+        "name": method,
+        "capacity_factor": capacity_factor,
+        "batch_priority": batch_priority,
+    }
+    router = {"num_selected_experts": 2, "noise_std": 0.0, "dispatcher": dispatcher}
+    return MlpMoeBlock(
+        mlp_dim=24, num_experts=4, group_size=20, split_rngs=True, router=router, **options
+    )
+
+
+@functools.cache
+def problem(skewed=False):
+    """Tokens and parameters; skewed: nearly all choices are of two experts."""
+    x = jax.random.normal(jax.random.key(0), (16, 10, 16))
+    variables = block("gather").init({"params": jax.random.key(1)}, x)
+    if skewed:
+        x = x.at[..., 0].set(10.0)
+        kernel = variables["params"]["Router"]["dense"]["kernel"]
+        kernel = kernel.at[0].set(jnp.asarray([1.0, -1.0, -1.0, 1.0]))
+        variables["params"]["Router"]["dense"]["kernel"] = kernel
+    return variables, x
+
+
+def run(module, variables, x, **options):
+    def loss(variables, x):
+        out, routing = module.apply(variables, x, **options)
+        return jnp.sum(jnp.sin(out)), (out, routing)
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables, x)
+
+
+def assert_alike(actual, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected
+    )
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_equals_unlimited_capacity_with_gradients(skewed):
+    variables, x = problem(skewed)
+    expected = run(block("gather"), variables, x)
+    actual = run(block("dropless", capacity_factor=0.5, batch_priority=True), variables, x)
+    assert_alike(actual, expected)
+    routing = actual[1][1]
+    assert routing.kept.all()
+    load = np.bincount(np.asarray(routing.experts).ravel(), minlength=4) / routing.experts.size
+    assert load.max() > 0.45 if skewed else load.max() < 0.4
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_eight_devices_equal_one(partitions):
+    variables, x = problem(skewed=True)
+    expected = run(block("dropless"), variables, x)
+    mesh = create_mesh(partitions)
+    with jax.set_mesh(mesh):
+        actual = run(block("dropless"), variables, jax.device_put(x, batch_sharding(mesh)))
+    assert_alike(actual, expected)
+
+
+def test_parameters_start_as_with_other_methods():
+    variables, x = problem()
+    own = block("dropless").init({"params": jax.random.key(1)}, x)
+    jax.tree.map(np.testing.assert_array_equal, own, variables)
+
+
+def test_dropout_scales_what_it_keeps():
+    variables, x = problem()
+    module = block("dropless", dropout_rate=0.5)
+    means = [module.apply(variables, x, rngs={"dropout": jax.random.key(i)})[0] for i in range(300)]
+    expected, _ = block("dropless").apply(variables, x)
+    error = jnp.mean(jnp.asarray(means), axis=0) - expected
+    spread = jnp.std(jnp.asarray(means), axis=0)
+    assert jnp.mean(spread) > 0.05
+    assert jnp.mean(jnp.abs(error)) < 2 * jnp.mean(spread) / 300**0.5
+    deterministic = block("dropless", dropout_rate=0.5, deterministic=True)
+    assert_alike(deterministic.apply(variables, x)[0], expected)
+
+
+def test_bfloat16_is_close():
+    variables, x = problem()
+    expected, _ = block("dropless").apply(variables, x)
+    actual, _ = block("dropless", dtype="bfloat16").apply(variables, x)
+    np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.05)
