@@ -1,15 +1,20 @@
 """Perturbations of known effect, attacks within their bounds, and the command."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from vmoe_prc import analyze
+from vmoe_prc.analysis import robustness
 from vmoe_prc.analysis.attacks import make_attack
 from vmoe_prc.analysis.opened_run import open_run
 from vmoe_prc.analysis.perturbations import CORRUPTIONS, PERTURBATIONS
 from vmoe_prc.analysis.robustness import robustness_table
+from vmoe_prc.analysis.routing import make_routing_step
 from vmoe_prc.config import ConfigError
 from vmoe_prc.losses import classification_loss
 
@@ -118,3 +123,23 @@ def test_errors(finished, argument, capsys):
 def test_two_views_are_refused(run):
     with pytest.raises(ConfigError, match="needs one view"):
         robustness_table(run, "test_pairs", {"shift": (0,)})
+
+
+def test_images_too_small_for_corruptions(run, monkeypatch):
+    monkeypatch.setattr(robustness, "SMALLEST_CORRUPTED", 64)
+    with pytest.raises(ConfigError, match="at least 64 pixels a side, not 32"):
+        robustness_table(run, "test", {"imagenet_c/fog": (0, 1)})
+
+
+@pytest.mark.parametrize("experts_choose", [False, True])
+def test_selected_experts(run, experts_choose):
+    moe = dict(run.model.encoder["moe"])
+    if experts_choose:
+        moe["router"] = {"name": "NoisyTopItemsPerExpertRouter", "noise_std": 0.0}
+    model = dataclasses.replace(run.model, encoder={**run.model.encoder, "moe": moe})
+    batch = next(run.batches("test"))
+    _, choices = jax.jit(make_routing_step(model))(run.params, batch["image"])
+    chosen = choices["encoderblock_1"]
+    expected = chosen.kept if experts_choose else np.ones(chosen.kept.shape, bool)
+    np.testing.assert_array_equal(chosen.selected, expected)
+    assert experts_choose == (not np.asarray(chosen.selected).all())

@@ -17,6 +17,7 @@ from vmoe_prc.analysis.similarity import (
     expert_outputs,
     hsic,
     similarity_table,
+    token_rows,
     weight_similarity,
 )
 from vmoe_prc.analysis.specialisation import specialisation
@@ -157,6 +158,14 @@ def test_similarity_of_a_run(run):
         assert values.shape == (4, 4)
     # Experts began equal, and six steps have not moved them far.
     assert frame["value"].min() > 0.5
+
+
+def test_tokens_are_those_of_images_that_count(run):
+    mask = np.zeros(64, bool)
+    mask[[3, 60]] = True
+    batch = next(run.batches("test")) | {"mask": mask}
+    rows = token_rows(run, batch)
+    assert set(rows // 17) == {3, 60} and len(set(rows)) == 2 * 17
 
 
 def test_the_command(finished, run, tmp_path, capsys):

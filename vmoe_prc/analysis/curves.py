@@ -35,6 +35,8 @@ def robustness_figure(table: pd.DataFrame, units: dict[str, str]) -> Figure:
         for axis, (column, label) in zip(row, PANELS.items(), strict=True):
             for i, run in enumerate(runs):
                 part = table[(table["perturbation"] == kind) & (table["run"] == run)]
+                if column == "jump":  # of an unchanged image there is none
+                    part = part[part["distance"] > 0]
                 scale = 1 if column == "jump" else 100
                 over_seeds = (scale * part.set_index("level")[column]).groupby("level")
                 mean, std = over_seeds.mean(), over_seeds.std().fillna(0)

@@ -94,7 +94,7 @@ def _output_similarity(
     totals = dict.fromkeys(blocks, 0.0)
     with jax.set_mesh(run.mesh):
         for _, batch in zip(range(BATCHES), run.batches(split), strict=False):
-            found = jax.device_get(step(run.params, batch, _token_rows(run, batch)))
+            found = jax.device_get(step(run.params, batch, token_rows(run, batch)))
             totals = {block: totals[block] + found[block] for block in blocks}
     similarity = {}
     for block, total in totals.items():
@@ -141,14 +141,15 @@ def expert_outputs(
     return outputs
 
 
-def _token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
-    """Positions of tokens spread evenly over the images of a batch that count."""
+def token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
+    """Positions, among the tokens of a batch, of some that spread evenly over its images."""
     *views, height, width, _ = batch["image"].shape[1:]
     patch_height, patch_width = run.config.model.patch_size
     tokens = (height // patch_height) * (width // patch_width) + run.class_token
-    # An image, of however many views, has consecutive tokens; those that count come first.
-    count = int(np.sum(jax.device_get(batch["mask"]))) * (2 if views else 1) * tokens
-    return np.linspace(0, count - 1, min(TOKENS, count)).astype(np.int32)
+    per_image = tokens * (2 if views else 1)
+    images = np.flatnonzero(jax.device_get(batch["mask"]))
+    rows = (images[:, None] * per_image + np.arange(per_image)).ravel()
+    return rows[np.linspace(0, len(rows) - 1, min(TOKENS, len(rows))).astype(np.int64)]
 
 
 def _expert_params(run: OpenedRun, block: str) -> Any:
