@@ -47,7 +47,6 @@ def eval_batches(program: Program, dataset: ml_collections.ConfigDict) -> Iterat
     return device_batches(
         data.eval_batches(
             dataset,
-            seed=program.config.seed,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),

@@ -122,7 +122,6 @@ class OpenedRun:
         return device_batches(
             data.eval_batches(
                 dataset,
-                seed=self.config.seed,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             ),

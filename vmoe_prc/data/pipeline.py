@@ -125,24 +125,22 @@ def train_batches(
 def eval_batches(
     config: ml_collections.ConfigDict,
     *,
-    seed: int = EVALUATION_SEED,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
     """Reads every example of a split once.
 
-    All processes yield the same number of batches. The last ones are filled up with zeros,
-    where `mask` (B,) is False.
+    Augmentations are the same in every run. All processes yield the same number of batches;
+    the last ones are filled up with zeros, where `mask` (B,) is False.
 
     Args:
       config: A completed section of `config.dataset`.
-      seed: Seed of the augmentations, if there are any.
       process_index: Which rows to read: those of this process.
       process_count: Number of processes.
     """
     split = examples(config)
     rows = _rows(split.in_order(), config.batch_size, 0, process_index, process_count)
-    preprocess = _preprocess(config, split, seed)
+    preprocess = _preprocess(config, split, EVALUATION_SEED)
     bad = BadExamples(config, split, preprocess)
     size = config.batch_size // process_count
     batches = _batches(config, split, preprocess, rows, process_count, bad)
