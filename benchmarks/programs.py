@@ -17,7 +17,7 @@ from vmoe_prc.models.dispatch import DROPLESS, METHODS, compute_capacity
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import IMAGES_PER_GROUP, adam, router_losses, vmoe_model
-from vmoe_prc.train_state import TrainState, abstract_train_state, create_train_state
+from vmoe_prc.train_state import abstract_train_state, create_train_state
 from vmoe_prc.train_step import Batch, make_train_step
 
 NUM_CLASSES = 1000
@@ -152,7 +152,8 @@ def make_training(
 
     def update(state, _):
         updates, opt_state = optimizer.update(state.params, state.opt_state, state.params)
-        return TrainState(state.step, optax.apply_updates(state.params, updates), opt_state), None
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(params=params, opt_state=opt_state), None
 
     batch = make_batch(image_size, num_images, two_views=prc)
     return Training(_handing_on(step, carry, batch), _handing_on(update, carry, ()))
