@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmoe_prc.device_peak import peak_flops
+from vmoe_prc.device_peak import memory_bandwidth, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,19 @@ def test_unknown_devices_have_no_peak(device_kind):
 def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="unknown dtype 'int8'; allowed: bfloat16"):
         peak_flops("TPU v4", "int8")
+
+
+@pytest.mark.parametrize(
+    ("device_kind", "bandwidth"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 1.555e12),
+        ("NVIDIA A100-SXM4-80GB", 2.039e12),
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A1000", None),
+        ("cpu", None),
+    ],
+)
+def test_bandwidth_of_the_memory(device_kind, bandwidth):
+    assert memory_bandwidth(device_kind) == bandwidth

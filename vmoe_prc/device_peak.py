@@ -1,4 +1,4 @@
-"""Peak arithmetic rates of accelerators: what a model's speed is measured against."""
+"""Peak rates of accelerators: what a model's speed is measured against."""
 
 import re
 from typing import NamedTuple
@@ -46,6 +46,34 @@ _PEAKS = (
     _Peak(r"NVIDIA B200", 2250, 1100, _NVIDIA + "HGX B200"),
     _Peak(r"NVIDIA GB200", 2500, 1250, _NVIDIA + "GB200"),
 )
+
+# GB/s of the memory of one GPU, by the same data sheets.
+_BANDWIDTHS = (
+    (r"NVIDIA A100-(SXM4|PCIE)-40GB", 1555),
+    (r"NVIDIA A100-SXM4-80GB", 2039),
+    (r"NVIDIA A100 80GB PCIe", 1935),
+    (r"NVIDIA A10G?", 600),
+    (r"NVIDIA L4", 300),
+    (r"NVIDIA L40S", 864),
+    (r"NVIDIA H100 80GB HBM3", 3350),
+    (r"NVIDIA H100 PCIe", 2000),
+    (r"NVIDIA H100 NVL", 3900),
+    (r"NVIDIA GH200 480GB", 4000),
+    (r"NVIDIA H200( NVL)?", 4800),
+    (r"NVIDIA G?B200", 8000),
+)
+
+
+def memory_bandwidth(device_kind: str) -> float | None:
+    """Returns the bytes/s between an NVIDIA GPU and its memory, or None if not known.
+
+    Args:
+      device_kind: `jax.Device.device_kind`, such as 'NVIDIA H100 80GB HBM3'.
+    """
+    for pattern, rate in _BANDWIDTHS:
+        if re.fullmatch(pattern, device_kind):
+            return rate * 1e9
+    return None
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
