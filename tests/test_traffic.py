@@ -118,6 +118,15 @@ def test_what_is_sent_when_kernels_are_split_and_that_memory_shrinks():
     assert steps[1]["flops"] <= steps[0]["flops"]
 
 
+@pytest.mark.slow
+def test_what_is_sent_without_capacity():
+    (step,) = compile_steps(devices=[8], partitions=4, dispatcher="dropless", shard_kernels=False)
+    totals, scalars = measured(step)
+    assert totals == expected(step)
+    assert operations(step) == {"all-gather": 5, "reduce-scatter": 3, "all-reduce": 5}
+    assert scalars <= 4 * step["num_params"]
+
+
 @pytest.mark.parametrize(
     ("written", "groups"),
     [

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from vmoe_prc.mesh import AXES
 from vmoe_prc.models import VisionTransformerMoe
-from vmoe_prc.models.dispatch import compute_capacity
+from vmoe_prc.models.dispatch import DROPLESS, compute_capacity
 
 FLOAT32_BYTES = 4
 
@@ -54,7 +54,8 @@ def step_traffic(
     """Lists what a step of training in float32 sends, scalars aside.
 
     Scalars are losses, metrics and norms: some bytes for each block and parameter array.
-    Evaluation sends half of the tokens' traffic, and of the rest the kernels alone.
+    Evaluation sends half of the tokens' traffic, with dropless dispatch all of the choices,
+    and of the rest the kernels alone.
 
     Args:
       model: The model.
@@ -64,18 +65,18 @@ def step_traffic(
       consistency: 'prc' if the S matrix (E, E) is summed; None or another name otherwise.
     """
     experts, kernels, others = _by_place(params)
-    num_experts, num_blocks, buffer = _buffers(model, mesh, image_shape)
-    num_matrices = num_blocks if consistency == "prc" else 0
+    moe = model.encoder.get("moe") or {}
+    num_matrices = len(moe.get("layers", ())) if consistency == "prc" else 0
+    matrix = (moe.get("num_experts", 0),) * 2
     whole = [_bytes(x.shape) for x in kernels]
     parts = [_bytes(x.sharding.shard_shape(x.shape)) for x in experts]
     rows = [
-        # To the experts and back, forward and backward.
-        ("tokens", "all-to-all", ("expert",), [buffer] * 4 * num_blocks),
+        *_between_experts(model, mesh, image_shape),
         ("gradients of experts", "all-reduce", ("data",), parts),
         ("other gradients", "all-reduce", AXES, [_bytes(x.shape) for x in others]),
         ("kernels", "all-gather", AXES, whole),
         ("gradients of kernels", "reduce-scatter", AXES, whole),
-        ("S of PRC", "all-reduce", AXES, [_bytes((num_experts, num_experts))] * num_matrices),
+        ("S of PRC", "all-reduce", AXES, [_bytes(matrix)] * num_matrices),
     ]
     sizes = dict(mesh.shape)
     traffic = [
@@ -104,27 +105,39 @@ def _flatten(spec: Iterable[Any]) -> list[str]:
     ]
 
 
-def _buffers(model, mesh, image_shape) -> tuple[int, int, int]:
-    """Returns E, the number of MoE blocks, and the bytes of a device's buffers in one."""
+def _between_experts(
+    model: VisionTransformerMoe, mesh: Mesh | AbstractMesh, image_shape: tuple[int, int, int, int]
+) -> list[tuple[str, str, tuple[str, ...], list[int]]]:
+    """Lists what goes to the experts and back, forward and backward."""
     moe = model.encoder.get("moe") or {}
-    if not moe.get("layers"):
-        return 0, 0, 0
+    num_blocks = len(moe.get("layers", ()))
+    if not num_blocks:
+        return []
     num_images, *image_size, _ = image_shape
     patches = math.prod(side // p for side, p in zip(image_size, model.patch_size, strict=True))
     num_tokens = num_images * (patches + (model.classifier == "token"))
     num_groups = num_tokens // moe["group_size"] // mesh.size
     router = moe.get("router") or {}
-    dispatcher = router.get("dispatcher") or {}
+    dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
+    dtype = jnp.bfloat16 if dispatcher.get("bfloat16") else model.dtype or jnp.float32
+    token = model.hidden_size * jnp.dtype(dtype).itemsize
+    if dispatcher.get("name") == DROPLESS:
+        in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
+        # Of a choice: expert and slot, int32, and weight, float32.
+        tokens, choices = in_row * token, _bytes((in_row, k))
+        return [
+            ("tokens", "all-gather", ("expert",), [tokens] * 2 * num_blocks),
+            ("choices", "all-gather", ("expert",), [choices] * 3 * num_blocks),
+            ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
+            ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
+        ]
     capacity = compute_capacity(
-        moe["group_size"] * router.get("num_selected_experts", 1),
-        moe["num_experts"],
-        dispatcher.get("capacity_factor", 1.05),
+        moe["group_size"] * k, moe["num_experts"], dispatcher.get("capacity_factor", 1.05)
     )
     if router.get("name") == "NoisyTopItemsPerExpertRouter":
         capacity = min(capacity, moe["group_size"])
-    shape = (num_groups, moe["num_experts"], capacity, model.hidden_size)
-    dtype = jnp.bfloat16 if dispatcher.get("bfloat16") else model.dtype or jnp.float32
-    return moe["num_experts"], len(moe["layers"]), math.prod(shape) * jnp.dtype(dtype).itemsize
+    buffers = num_groups * moe["num_experts"] * capacity * token
+    return [("tokens", "all-to-all", ("expert",), [buffers] * 4 * num_blocks)]
 
 
 def _bytes(shape: Iterable[int]) -> int:

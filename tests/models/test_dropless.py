@@ -13,11 +13,14 @@ from vmoe_prc.models.moe import MlpMoeBlock
 UNLIMITED = 4.0  # E: all tokens fit, should they all choose one expert.
 
 
-def block(method, capacity_factor=UNLIMITED, batch_priority=False, **options):
+def block(
+    method, capacity_factor=UNLIMITED, batch_priority=False, sent_as_bfloat16=False, **options
+):
     dispatcher = {
         "name": method,
         "capacity_factor": capacity_factor,
         "batch_priority": batch_priority,
+        "bfloat16": sent_as_bfloat16,
     }
     router = {"num_selected_experts": 2, "noise_std": 0.0, "dispatcher": dispatcher}
     return MlpMoeBlock(
@@ -93,8 +96,10 @@ def test_dropout_scales_what_it_keeps():
     assert_alike(deterministic.apply(variables, x)[0], expected)
 
 
-def test_bfloat16_is_close():
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"sent_as_bfloat16": True}])
+def test_bfloat16_is_close(options):
     variables, x = problem()
     expected, _ = block("dropless").apply(variables, x)
-    actual, _ = block("dropless", dtype="bfloat16").apply(variables, x)
+    actual, _ = block("dropless", **options).apply(variables, x)
+    assert np.any(actual != expected)
     np.testing.assert_allclose(actual, expected, rtol=0.05, atol=0.05)

@@ -53,14 +53,15 @@ def apply_experts(
     def local(plan, x, params, key):
         # The gradient of what all devices of a column share is summed over them.
         params = jax.tree.map(lambda p: vary_over_data(p.astype(dtype)), params)
+        sent = jnp.bfloat16 if plan.bfloat16 else x.dtype
         x, experts, slots, weights = (
-            all_gather(a, EXPERTS) for a in (x, plan.experts, plan.slots, plan.weights)
+            all_gather(a, EXPERTS) for a in (x.astype(sent), plan.experts, plan.slots, plan.weights)
         )
         rows, sizes = _sort(experts, slots, plan.num_experts, len(params["Dense_0"]["bias"]))
         inputs = spread(x.reshape(-1, x.shape[-1]).astype(dtype), rows)
         outputs = _mlp(inputs, sizes, params, _dropout(dropout_rate, key))
         tokens = collect(outputs, weights.reshape(rows.of_choice.shape), rows)
-        return sum_scatter(tokens.reshape(x.shape))
+        return sum_scatter(tokens.reshape(x.shape).astype(sent))
 
     specs = (BATCH, BATCH, EXPERTS, REPLICATED)
     with jax.named_scope("dropless"):
