@@ -1,6 +1,8 @@
 """Perturbations of known effect, attacks within their bounds, and the command."""
 
 import dataclasses
+import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,19 @@ def run(finished):
     return open_run(finished[0])
 
 
-@pytest.mark.parametrize("kind", PERTURBATIONS)
+needs_corruptions = pytest.mark.skipif(
+    importlib.util.find_spec("imagecorruptions") is None and "CI" not in os.environ,
+    reason="needs pip install --no-deps imagecorruptions-imaug",
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=needs_corruptions if kind.startswith("imagenet_c/") else ())
+        for kind in PERTURBATIONS
+    ],
+)
 def test_level_zero_changes_little_and_the_highest_much(kind):
     x, perturbation = images(), PERTURBATIONS[kind]
     same = np.asarray(perturbation.apply(x, perturbation.levels[0], 0))
@@ -66,6 +80,7 @@ def test_noise_has_the_given_deviation():
     assert noise.std() == pytest.approx(0.1, rel=0.03)
 
 
+@needs_corruptions
 def test_corruptions_repeat_with_their_seed():
     assert len(CORRUPTIONS) == 15
     for name in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):
@@ -123,6 +138,12 @@ def test_errors(finished, argument, capsys):
 def test_two_views_are_refused(run):
     with pytest.raises(ConfigError, match="needs one view"):
         robustness_table(run, "test_pairs", {"shift": (0,)})
+
+
+def test_missing_library_of_corruptions(run, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install --no-deps imagecorruptions-imaug"):
+        robustness_table(run, "test", {"imagenet_c/fog": (0, 1)})
 
 
 def test_images_too_small_for_corruptions(run, monkeypatch):

@@ -1,6 +1,7 @@
 """How routing and accuracy change as images are perturbed or attacked."""
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
@@ -114,10 +115,15 @@ def make_perturbation(run: OpenedRun, kind: str, seed: int) -> Callable[..., jax
 def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
     for kind in kinds:
         default_levels(kind)
+        if not kind.startswith("imagenet_c/"):
+            continue
         side = min(image_shape[1:3])
-        if kind.startswith("imagenet_c/") and side < SMALLEST_CORRUPTED:
+        if side < SMALLEST_CORRUPTED:
             least = f"needs images of at least {SMALLEST_CORRUPTED} pixels a side, not {side}"
             raise ConfigError("--perturbation", kind, least)
+        if importlib.util.find_spec("imagecorruptions") is None:
+            library = "needs a library: pip install --no-deps imagecorruptions-imaug"
+            raise ConfigError("--perturbation", kind, library)
 
 
 def _compare(blocks, batch, before, perturbed, after) -> dict[str, jax.Array]:
