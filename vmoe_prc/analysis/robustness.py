@@ -22,6 +22,8 @@ UNITS = {
     **{name: kind.unit for name, kind in PERTURBATIONS.items()},
     **dict.fromkeys(ATTACKS, "epsilon, 1/255 of the pixel range"),
 }
+# A smaller change of an image, as a Euclidean norm with a pixel range of 1, is none.
+ROUNDING = 1e-4
 
 
 def default_levels(kind: str) -> tuple[float, ...]:
@@ -131,7 +133,8 @@ def _compare(blocks, batch, before, perturbed, after) -> dict[str, jax.Array]:
     images, mask = batch["image"], batch["mask"]
     (logits, choices), (moved, moved_choices) = before, after
     distance, logit_distance = _norm(perturbed - images) / 2, _norm(moved - logits)
-    jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, 1e-9), 0)
+    distance = jnp.where(distance > ROUNDING, distance, 0)
+    jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, ROUNDING), 0)
 
     def total(values):  # of (N,) or (N, T)
         values = values.reshape(len(mask), -1)
