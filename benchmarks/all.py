@@ -17,6 +17,7 @@ NAMES = (
     "startup",
     "memory",
     "moe_layer",
+    "grouped_product",
     "train_step",
     "prc_cost",
     "inference",

@@ -12,6 +12,7 @@ import tensorflow as tf
 from benchmarks import all as all_benchmarks
 from benchmarks import (
     evaluation,
+    grouped_product,
     inference,
     input_pipeline,
     memory,
@@ -61,6 +62,20 @@ def test_moe_layer(run):
     rows = run(moe_layer.main, *flags, "--methods=einsum")
     assert [row["method"] for row in rows] == ["products", "experts", "einsum"]
     assert rows[0]["to_products"] == rows[1]["to_experts"] == 1
+
+
+def test_grouped_product(run):
+    flags = "--rows=24", "--groups=3", "--width=8", "--out-width=16"
+    rows = run(grouped_product.main, *flags)
+    assert [row["product"] for row in rows] == [
+        "batched",
+        "ragged_dot, even",
+        "ragged_dot, skewed",
+        "grouped_product, even",
+        "grouped_product, skewed",
+    ]
+    assert rows[0]["ratio"] == 1
+    assert list(grouped_product.skewed(24, 3)) == [12, 6, 6]
 
 
 def test_prc_cost(run):

@@ -1,0 +1,77 @@
+"""A grouped matrix product, forward and backward, against a batched one of as many rows.
+
+    python -m benchmarks.grouped_product --rows=4800 --groups=8,32
+
+`batched` has the same number of rows in every group and is told so. `ragged_dot` is JAX's,
+`grouped_product` ours. In the skewed case the first group has half of all rows.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.programs import compile_program
+from vmoe_prc.models.grouped import grouped_product
+
+BATCHED = "batched"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = timing.parser(__doc__, repetitions=5)
+    parser.add_argument("--rows", type=int, default=4800, help="a multiple of the groups")
+    parser.add_argument("--groups", type=timing.integers, default=[8, 32])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--out-width", type=int, default=2048)
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args(argv)
+    timing.report(args, [row for groups in args.groups for row in measure(args, groups)])
+
+
+def measure(args: argparse.Namespace, groups: int) -> list[dict[str, Any]]:
+    """Times the products of one number of groups in turns."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    rows = jax.random.normal(keys[0], (args.rows, args.width), args.dtype)
+    kernels = jax.random.normal(keys[1], (groups, args.width, args.out_width), args.dtype)
+    cotangent = jax.random.normal(keys[2], (args.rows, args.out_width), args.dtype)
+
+    def batched(rows, kernels, _):
+        return (rows.reshape(groups, -1, args.width) @ kernels).reshape(cotangent.shape)
+
+    sizes = {"even": even(args.rows, groups), "skewed": skewed(args.rows, groups)}
+    arms = {BATCHED: (batched, sizes["even"])}
+    for function in (jax.lax.ragged_dot, grouped_product):
+        arms |= {f"{function.__name__}, {name}": (function, s) for name, s in sizes.items()}
+    programs = {}
+    for name, (function, own) in arms.items():
+
+        def pull_back(rows, kernels, sizes, cotangent, function=function):
+            return jax.vjp(lambda *x: function(*x, sizes), rows, kernels)[1](cotangent)
+
+        own = jnp.asarray(own, jnp.int32)
+        programs[name] = compile_program(pull_back, rows, kernels, own, cotangent).run
+    times = timing.compare(timing.take_turns(programs, args.repetitions), BATCHED)
+    columns = "seconds", "ratio", "low", "high", "cpu_ratio"
+    return [
+        {"groups": groups, "product": name} | {column: row[column] for column in columns}
+        for name, row in times.items()
+    ]
+
+
+def even(rows: int, groups: int) -> np.ndarray:
+    """As many rows for each group."""
+    return np.full(groups, rows // groups)
+
+
+def skewed(rows: int, groups: int) -> np.ndarray:
+    """Half of the rows for the first group, the others evenly spread."""
+    rest = (rows - rows // 2) // (groups - 1)
+    return np.array([rows - rest * (groups - 1), *[rest] * (groups - 1)])
+
+
+if __name__ == "__main__":
+    main()
