@@ -1,7 +1,6 @@
 """Models of the V-MoE paper on made-up images, as compiled functions ready to be timed."""
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,12 +36,10 @@ class Program(NamedTuple):
     Attributes:
       run: Calls the function once; returns its results, which may not be ready yet.
       compiled: The compiled function.
-      compile_seconds: Time to trace and compile it.
     """
 
     run: Callable[[], Any]
     compiled: jax.stages.Compiled
-    compile_seconds: float
 
 
 class Training(NamedTuple):
@@ -161,20 +158,18 @@ def make_training(
 
 def compile_program(function: Callable[..., Any], *args: Any) -> Program:
     """Compiles a function of these arguments."""
-    start = time.perf_counter()
     compiled = jax.jit(function).lower(*args).compile()
-    return Program(lambda: compiled(*args), compiled, time.perf_counter() - start)
+    return Program(lambda: compiled(*args), compiled)
 
 
 def _handing_on(function: Callable[..., Any], carry: Carry, batch: Any) -> Program:
-    start = time.perf_counter()
     compiled = jax.jit(function, donate_argnums=0).lower(carry.value, batch).compile()
 
     def run():
         carry.value, results = compiled(carry.value, batch)
         return carry.value.params, results
 
-    return Program(run, compiled, time.perf_counter() - start)
+    return Program(run, compiled)
 
 
 def _optimizer() -> optax.GradientTransformation:

@@ -82,6 +82,7 @@ LAYERS = [
     {"data.bad_examples"},
     {"data.pipeline"},
     {"data"},
+    {"device_data"},
     {"models.rows", "models.grouped"},
     {"models.dispatch", "models.attention", "models.flops", "models.sharded"},
     {"models.routing", "models.dropless"},

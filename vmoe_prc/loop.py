@@ -16,8 +16,9 @@ from vmoe_prc.analysis.panels import figure_pixels, save_figure
 from vmoe_prc.analysis.training_picture import TrainingPicture, make_training_picture
 from vmoe_prc.checkpoints.orbax import Checkpointer
 from vmoe_prc.data.feed import device_batches
+from vmoe_prc.device_data import eval_batches
 from vmoe_prc.errors import PreemptedError, RunError
-from vmoe_prc.evaluations import eval_batches, evaluate_fewshot, evaluate_splits
+from vmoe_prc.evaluations import evaluate_fewshot, evaluate_splits
 from vmoe_prc.files import replacing
 from vmoe_prc.initialization import initialize
 from vmoe_prc.lock import hold
@@ -223,7 +224,7 @@ def _draw(run: _Run, state: TrainState, step: int) -> None:
     splits = sorted(program.eval_splits, key=lambda s: program.specs[s]["image"].ndim != 5)
     if not splits:
         return
-    batch = next(eval_batches(program, program.config.dataset[splits[0]]))
+    batch = next(eval_batches(program.config.dataset[splits[0]], program.mesh))
     draw = run.picture(state.eval_params, batch)
     if draw and is_first():
         figure = draw()

@@ -96,13 +96,6 @@ def from_first(text: str) -> str:
     return text if jax.process_count() == 1 else _gather(text)[0]
 
 
-def sum_over_processes(value: int) -> int:
-    """Adds up a number over the processes, all of which must call."""
-    if jax.process_count() == 1:
-        return value
-    return int(np.sum(multihost_utils.process_allgather(np.int32(value))))
-
-
 def _gather(text: str) -> list[str]:
     buffer = np.zeros(_MESSAGE_SIZE, np.uint8)
     message = text.encode()[:_MESSAGE_SIZE]

@@ -20,8 +20,8 @@ from vmoe_prc import data
 from vmoe_prc.checkpoints.orbax import CheckpointError
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
-from vmoe_prc.data.feed import device_batches
-from vmoe_prc.mesh import batch_sharding, create_mesh, tree_shardings
+from vmoe_prc.device_data import eval_batches
+from vmoe_prc.mesh import create_mesh, tree_shardings
 from vmoe_prc.models import create_model
 from vmoe_prc.workdir import CONFIG_FILE
 
@@ -118,16 +118,7 @@ class OpenedRun:
         """Reads every image of a split once; global batches on the devices, with `mask`."""
         spec = self.batch_spec(split)
         check_batch(self.config, f"dataset.{split}", spec["image"].shape, self.mesh.size)
-        dataset = self.config.dataset[split]
-        return device_batches(
-            data.eval_batches(
-                dataset,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            batch_sharding(self.mesh),
-            dataset.prefetch_device,
-        )
+        return eval_batches(self.config.dataset[split], self.mesh)
 
 
 def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:

@@ -74,7 +74,8 @@ def draw_pictures(
         images, shown, labels = _first_images(first, one_view, num_images)
         _check_images(runs, one_view, images.shape)
         for name, route in routers.items():
-            routings = {block: route(images)[block][shown] for block in chosen[name]}
+            routed = route(images)
+            routings = {block: routed[block][shown] for block in chosen[name]}
             title = name if len(runs) > 1 else ""
             yield (
                 f"map_{name}",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vmoe_prc.analysis.opened_run import OpenedRun
+from vmoe_prc.analysis.specialisation import pair_rows
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.models.moe import MlpBlock
 from vmoe_prc.train_step import merge_views
@@ -45,11 +46,10 @@ def similarity_table(
     outputs = _output_similarity(run, split, blocks)
     rows = []
     for block in blocks:
-        weights = weight_similarity(jax.device_get(_expert_params(run, block)))
+        weights = weight_similarity(jax.device_get(_expert_params(run.params, block)))
         for measure, values in (("weights", weights), ("outputs", outputs[block])):
-            expert, other = (index.ravel() for index in np.indices(values.shape))
-            columns = {"expert": expert, "other": other, "value": values.ravel()}
-            rows.append(pd.DataFrame({"block": block, "measure": measure, **columns}))
+            pairs = pair_rows(block, values, ("expert", "other", "value"))
+            rows.append(pairs.assign(measure=measure))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -136,7 +136,7 @@ def expert_outputs(
         (tokens,) = captured["intermediates"]["Encoder"][block]["LayerNorm_1"]["__call__"]
         tokens = tokens.reshape(-1, tokens.shape[-1])[rows]
         outputs[block] = jax.vmap(lambda p, x: expert.apply({"params": p}, x), in_axes=(0, None))(
-            params["Encoder"][block]["Moe"]["Mlp"], tokens
+            _expert_params(params, block), tokens
         )
     return outputs
 
@@ -152,5 +152,5 @@ def token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(TOKENS, len(rows))).astype(np.int64)]
 
 
-def _expert_params(run: OpenedRun, block: str) -> Any:
-    return run.params["Encoder"][block]["Moe"]["Mlp"]
+def _expert_params(params: Any, block: str) -> Any:
+    return params["Encoder"][block]["Moe"]["Mlp"]

@@ -135,7 +135,7 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
                 "gate": _shares(counts.gates, counts.chosen),
             }
         ),
-        classes=_pairs(
+        classes=pair_rows(
             block,
             _shares(counts.first, counts.first.sum(axis=1, keepdims=True)).T,
             ("expert", "label", "share"),
@@ -148,7 +148,7 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
                 "share": counts.histogram / tokens,
             }
         ),
-        similarity=_pairs(
+        similarity=pair_rows(
             block,
             _shares(counts.together, np.diag(counts.together)[:, None]),
             ("expert", "other", "value"),
@@ -156,7 +156,10 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
     )
 
 
-def _pairs(block: str, values: Float[np.ndarray, "A B"], names: tuple[str, str, str]):
+def pair_rows(
+    block: str, values: Float[np.ndarray, "A B"], names: tuple[str, str, str]
+) -> pd.DataFrame:
+    """Makes a row of each entry of a matrix: `block`, and `names` of its indices and value."""
     a, b = np.indices(values.shape)
     columns = dict(zip(names, (a.ravel(), b.ravel(), values.ravel()), strict=True))
     return pd.DataFrame({"block": block, **columns})

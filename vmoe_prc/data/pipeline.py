@@ -144,12 +144,8 @@ def eval_batches(
     bad = BadExamples(config, split, preprocess)
     size = config.batch_size // process_count
     batches = _batches(config, split, preprocess, rows, process_count, bad)
-    nothing = {
-        key: np.zeros((0, *x.shape), x.dtype.as_numpy_dtype)
-        for key, x in _example_spec(config, "config.dataset").items()
-    }
     for _ in range(-(-split.num_examples // config.batch_size)):
-        batch, missing = next(batches, (nothing, {}))
+        batch, missing = next(batches, None) or (_no_rows(split, preprocess), {})
         mask = np.arange(size) < len(batch["image"])
         mask[list(missing)] = False
         yield {**{key: _fill(x, size) for key, x in batch.items()}, "mask": mask}
@@ -197,8 +193,7 @@ def _batches(
       A batch whose missing rows are zeros, and the positions of these by their row.
     """
     size = config.batch_size // process_count
-    spec = rows.map(lambda position, _, record: preprocess(position, record)).element_spec
-    empty = {key: tf.zeros((0, *x.shape), x.dtype) for key, x in spec.items()}
+    empty = _no_rows(split, preprocess)
 
     def batch(positions: tf.Tensor, numbers: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
         examples = tf.data.Dataset.from_tensor_slices(
@@ -247,10 +242,19 @@ def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf
     split = examples(lazy, field)
     preprocess = _preprocess(config, split, 0)
     try:
-        return split.in_order().map(preprocess).element_spec
+        return _spec(split, preprocess)
     except (ValueError, TypeError, KeyError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(process_field, config.process, message) from None
+
+
+def _spec(split: Examples, preprocess: Preprocess) -> dict[str, tf.TensorSpec]:
+    return split.in_order().map(preprocess).element_spec
+
+
+def _no_rows(split: Examples, preprocess: Preprocess) -> Batch:
+    spec = _spec(split, preprocess)
+    return {key: np.zeros((0, *x.shape), x.dtype.as_numpy_dtype) for key, x in spec.items()}
 
 
 def _fill(x: np.ndarray, size: int) -> np.ndarray:

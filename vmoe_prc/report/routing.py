@@ -1,7 +1,7 @@
 """The parts of the page that look into the models: pictures, robustness, specialisation."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import pandas as pd
 
@@ -119,11 +119,16 @@ def _specialisation(runs: Sequence[OpenedRun]) -> Section:
 
 
 def _draw(
-    runs: Sequence[OpenedRun], seed: int, split: str | None = None
+    runs: Sequence[OpenedRun],
+    seed: int,
+    split: str | None = None,
+    kinds: Collection[str] = tuple(_KINDS),
 ) -> Iterator[tuple[str, Picture]]:
     """Draws models on the same images; yields the kind of each picture with it."""
     for name, figure in draw_pictures(runs, split=split, num_images=NUM_IMAGES):
         kind, _, subject = name.partition("_")
+        if kind not in kinds:
+            continue
         caption = f"{subject or ' and '.join(run.name for run in runs)}, seed {seed}"
         yield kind, photograph(figure, f"{_KINDS[kind][0]}: {caption}.", caption)
 
@@ -133,4 +138,4 @@ def _compare(runs: Sequence[OpenedRun], seed: int) -> Iterator[tuple[str, Pictur
     pairs = [split for split in runs[0].config.dataset if runs[0].has_two_views(split)]
     if pairs and len(runs) > 1:
         split = runs[0].choose_split(None, two_views=True)
-        yield from (drawn for drawn in _draw(runs, seed, split) if drawn[0] == "comparison")
+        yield from _draw(runs, seed, split, ["comparison"])
