@@ -110,34 +110,39 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch, state.step)
-        with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-        ema_params = None
-        if ema_decay is not None:
-            ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
         norm = optax.tree.norm(grads)
         running = state.skipped_in_a_row < max_skipped_steps
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
-        skipped = (running & ~finite).astype(jnp.int32)
-        updated = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            ema_params=ema_params,
-            skipped_steps=state.skipped_steps,
-            skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
-        )
-        state = jax.tree.map(lambda new, old: jnp.where(running & finite, new, old), updated, state)
-        state = state.replace(
-            step=state.step + skipped,
-            skipped_steps=state.skipped_steps + skipped,
-            skipped_in_a_row=state.skipped_in_a_row + skipped,
-        )
+
+        def update(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema_params = None
+            if ema_decay is not None:
+                ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+            return state.replace(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                ema_params=ema_params,
+                skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
+            )
+
+        def skip(state: TrainState) -> TrainState:
+            skipped = running.astype(jnp.int32)
+            return state.replace(
+                step=state.step + skipped,
+                skipped_steps=state.skipped_steps + skipped,
+                skipped_in_a_row=state.skipped_in_a_row + skipped,
+            )
+
+        with jax.named_scope("update"):
+            # A choice between the old and the new arrays would need both: the update could not
+            # be in place.
+            state = jax.lax.cond(running & finite, update, skip, state)
         metrics |= {
             "global_norm/grads": norm,
             "global_norm/params": optax.tree.norm(state.params),
-            "global_norm/updates": optax.tree.norm(updates),
             "skipped_steps": state.skipped_steps.astype(jnp.float32),
         }
         return state, metrics
