@@ -3,6 +3,7 @@
     python -m vmoe_prc.study --study=configs/studies/fashion_mnist.py
 
 Arguments: `seeds=N`; 3 are the fewest that tell anything, take 5 or more on an accelerator.
+`part=N` trains on N% of the training images, of which the recipe takes 95, for `steps=N`.
 
 All arms see the same number of images and crops. V-MoE comes twice: on one view of each image
 as it is published, and on the pairs of views that PRC sees. PRC against the latter is the effect
@@ -16,7 +17,7 @@ from vmoe_prc.recipes import router_losses
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, seeds=3)
+    args = parse_arguments(arguments, seeds=3, part=95, steps=6_000)
     arms = [
         arm
         for k in (1, 2)
@@ -35,7 +36,11 @@ def get_config(arguments: str = ""):
         {
             "config": "configs/fashion_mnist_prc.py",
             "seeds": tuple(range(args.seeds)),
-            "overrides": {"fewshot": None},
+            "overrides": {
+                "fewshot": None,
+                "train_steps": args.steps,
+                "dataset": {"train": {"split": f"train[:{args.part}%]"}},
+            },
             "arms": tuple(arms),
             "comparisons": (
                 ("prc_k1", "vmoe_pairs_k1"),

@@ -2,7 +2,7 @@
 
     python -m vmoe_prc.study --study=configs/studies/fashion_mnist_ablations.py
 
-Arguments: `seeds=N`. All arms train on pairs of views, as many as PRC does. L2 and JSD pull
+Arguments: `seeds=N`, `steps=N`. All arms train on pairs of views, as many as PRC does. L2 and JSD pull
 matched patches together and do not keep the experts in use: they come with V-MoE's balance
 losses.
 """
@@ -36,7 +36,7 @@ def crops(smallest: int):
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, seeds=3)
+    args = parse_arguments(arguments, seeds=3, steps=6_000)
     first, last = recipe.get_config().model.encoder.moe.layers
     arms = (
         arm("prc", ""),
@@ -63,7 +63,7 @@ def get_config(arguments: str = ""):
         {
             "config": "configs/fashion_mnist_prc.py",
             "seeds": tuple(range(args.seeds)),
-            "overrides": {"fewshot": None},
+            "overrides": {"fewshot": None, "train_steps": args.steps},
             "arms": arms,
             "comparisons": tuple((other["name"], "prc") for other in arms[1:]),
         }
