@@ -68,7 +68,14 @@ LAYERS = [
         "alignment",
     },
     {"lock"},
-    {"data.pp", "data.affine", "data.tfrecords", "data.resample", "data.photometric"},
+    {
+        "data.pp",
+        "data.affine",
+        "data.tfrecords",
+        "data.resample",
+        "data.photometric",
+        "data.one_thread_map",
+    },
     {"data.views"},
     {
         "data.image_ops",

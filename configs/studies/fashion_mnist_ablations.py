@@ -2,9 +2,9 @@
 
     python -m vmoe_prc.study --study=configs/studies/fashion_mnist_ablations.py
 
-Arguments: `seeds=N`, `steps=N`. All arms train on pairs of views, as many as PRC does. L2 and JSD pull
-matched patches together and do not keep the experts in use: they come with V-MoE's balance
-losses.
+Arguments: `seeds=N`, `steps=N`. All arms train on pairs of views, as many as PRC does. L2 and
+JSD pull matched patches together and do not keep the experts in use: they come with V-MoE's
+balance losses.
 """
 
 import ml_collections
