@@ -1,6 +1,7 @@
 """Training and evaluation steps: meshes, accumulation, averages, masks."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -253,6 +254,14 @@ def overflowing(batch):
     return batch | {"image": batch["image"].at[3].set(jnp.nan)}
 
 
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+    """CPUs and accelerators run programs of their own; here both run on the CPU."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cpu, default: default(x))
+
+
+@pytest.mark.usefixtures("platform")
 def test_a_step_that_is_not_finite_changes_only_the_counters():
     """Updates, their learning rate and the average are as if its batch were not there."""
     good = [tiny.one_view_batch(seed=i) for i in range(3)]
@@ -267,6 +276,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters():
     assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
 
 
+@pytest.mark.usefixtures("platform")
 def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
     good = tiny.one_view_batch()
     bad = overflowing(good)
@@ -274,3 +284,17 @@ def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
     before, _ = run([good, bad, good], max_skipped_steps=2)
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (5, 3, 2)
     jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "tpu"])
+def test_no_step_on_an_accelerator_branches(accelerator):
+    """A branch on a GPU waits until the host has read its condition."""
+    _, state, step = setup()
+    traced = step.trace(state, tiny.one_view_batch())
+    # Other cases have constant indices, and vanish.
+    branch = re.compile(
+        r"(%\d+) = stablehlo\.convert .* : \(tensor<i1>\) -> tensor<i32>\n"
+        r'.* = "stablehlo\.case"\(\1\)'
+    )
+    assert branch.search(traced.lower().as_text())
+    assert not branch.search(traced.lower(lowering_platforms=(accelerator,)).as_text())

@@ -1,5 +1,6 @@
 """One step of training, and one of evaluation, as pure functions to be jitted."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,9 +138,7 @@ def make_train_step(
             )
 
         with jax.named_scope("update"):
-            # A choice between the old and the new arrays would need both: the update could not
-            # be in place.
-            state = jax.lax.cond(running & finite, update, skip, state)
+            state = _choose(running & finite, update, skip, state)
         metrics |= {
             "global_norm/grads": norm,
             "global_norm/params": optax.tree.norm(state.params),
@@ -215,6 +214,26 @@ def match_views(model: nn.Module, batch: Batch, pair_class_tokens: bool = False)
         class_token=model.classifier == "token",
         pair_class_tokens=pair_class_tokens,
     )
+
+
+def _choose(
+    condition: jax.Array,
+    if_true: Callable[[TrainState], TrainState],
+    if_false: Callable[[TrainState], TrainState],
+    state: TrainState,
+) -> TrainState:
+    """Like `jax.lax.cond`, in place on every platform, and without the host."""
+
+    def branch(state):
+        return jax.lax.cond(condition, if_true, if_false, state)
+
+    def select(state):
+        return jax.tree.map(
+            functools.partial(jnp.where, condition), if_true(state), if_false(state)
+        )
+
+    # For a selection XLA on CPU would save the old arrays first; a branch on GPU asks the host.
+    return jax.lax.platform_dependent(state, cpu=branch, default=select)
 
 
 def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
