@@ -5,12 +5,12 @@ import json
 from configs import digits_prc
 
 
-def write_run(directory, config, accuracy, top1=0.5, finished=True):
+def write_run(directory, config, accuracy, top1=0.5, finished=True, metrics=()):
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config.to_dict(), default=list))
     records = [
         {"step": 1, "time": 0, "test/accuracy": 0.1, "test_pairs/top1": 0.1},
-        {"step": 2, "time": 0, "test/accuracy": accuracy, "test_pairs/top1": top1},
+        {"step": 2, "time": 0, "test/accuracy": accuracy, "test_pairs/top1": top1} | dict(metrics),
         {"step": 3, "time": 0, "train/accuracy": 1.0},
     ]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))

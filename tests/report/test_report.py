@@ -42,6 +42,20 @@ def test_mean_and_spread_over_seeds(tmp_path):
     assert agreement.columns == ("top-1",)
 
 
+def test_experts_in_use_are_those_that_would_have_the_entropy_of_the_load(tmp_path):
+    loads = {"encoderblock_1": [0.25] * 4, "encoderblock_3": [0.5, 0.5, 0.0, 0.0]}
+    metrics = {
+        f"test/{block}/load/{expert}": share
+        for block, load in loads.items()
+        for expert, share in enumerate(load)
+    }
+    # Another split does not count.
+    metrics["val/encoderblock_1/load/0"] = 1.0
+    write_run(tmp_path / "run", digits_prc.get_config(), 0.9, metrics=metrics)
+    (_, _, use), _ = tables_of(tmp_path)
+    assert use.rows[0].figures["experts in use"].mean == pytest.approx((100 + 50) / 2)
+
+
 def test_published_figures_stand_beside(tmp_path):
     write_arm(tmp_path, "dataset=cifar100,k=1,prc=on", [0.82, 0.81], cifar_prc)
     write_arm(tmp_path, "dataset=cifar10,k=2,prc=off", [0.95, 0.94], cifar_prc)

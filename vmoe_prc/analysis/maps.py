@@ -196,9 +196,10 @@ def comparison_figure(
         if labels is not None:
             _name_row(axes[n][0], labels[n])
     for i, name in enumerate(("image", *routings)):
-        for view in range(2):
-            text = f"{name}, view {view}"
-            axes[0][2 * i + view].set_title(text, fontsize=SMALL, color="0.25", pad=4)
+        for view, text in enumerate((f"{name}\nview 0", "view 1")):
+            # From the left: a long name may reach over both views.
+            style = {"fontsize": SMALL, "color": "0.25", "pad": 4, "loc": "left"}
+            axes[0][2 * i + view].set_title(text, **style)
     shares = [
         f"{name}: {same.mean():.1%}" if same.size else f"{name}: no match"
         for name, same in agreement.items()

@@ -1,7 +1,10 @@
-"""The tables of the paper: accuracy, and agreement of the routers."""
+"""The tables of the paper, accuracy and agreement of the routers, and how they use the experts."""
 
 import dataclasses
+import math
+import re
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from vmoe_prc.report import published
@@ -14,6 +17,9 @@ AGREEMENT = {
     "top-2": "top2",
     "top-2 unordered": "top2_unordered",
 }
+# Routers that use few experts agree easily.
+IN_USE = "experts in use"
+COLUMNS = (ACCURACY, *AGREEMENT, IN_USE)
 PUBLISHED = "published"
 
 
@@ -59,16 +65,17 @@ class Table:
 
 
 def make_tables(experiments: Iterable[Experiment], split: str = "test") -> list[Table]:
-    """Makes the tables of accuracy and agreement that the experiments have figures for.
+    """Makes the tables that the experiments have figures for.
 
     Args:
       experiments: The experiments.
-      split: The split of the accuracy; agreement is that of `{split}_pairs`.
+      split: The split of accuracy and load; agreement is that of `{split}_pairs`.
     """
     rows = [_row(experiment, split) for experiment in experiments]
     tables = [
         _table("Top-1 accuracy (%)", [ACCURACY], rows),
         _table("Agreement of the experts of matched patches (%)", list(AGREEMENT), rows),
+        _table("Experts in use: perplexity of their load (% of all)", [IN_USE], rows),
     ]
     return [table for table in tables if table.rows]
 
@@ -78,15 +85,34 @@ def figures_of(run: Run, split: str = "test") -> dict[str, float]:
     metrics = {ACCURACY: f"{split}/accuracy"} | {
         column: f"{split}_pairs/{metric}" for column, metric in AGREEMENT.items()
     }
-    return {
+    found = {
         column: 100 * run.metrics[name] for column, name in metrics.items() if name in run.metrics
     }
+    loads = _loads(run.metrics, split)
+    if loads:
+        found[IN_USE] = 100 * statistics.mean(map(_share_in_use, loads))
+    return found
+
+
+def _loads(metrics: Mapping[str, float], split: str) -> list[list[float]]:
+    """Lists the load of the experts of each MoE block."""
+    loads = defaultdict(list)
+    for name, load in metrics.items():
+        if match := re.fullmatch(rf"{re.escape(split)}/(\w+)/load/\d+", name):
+            loads[match[1]].append(load)
+    return list(loads.values())
+
+
+def _share_in_use(load: Sequence[float]) -> float:
+    """How many equally used experts have the entropy of this load, as a share of all."""
+    entropy = -sum(share * math.log(share) for share in load if share > 0)
+    return math.exp(entropy) / len(load)
 
 
 def _row(experiment: Experiment, split: str) -> Row:
     figures = {}
     found = [figures_of(run, split) for run in experiment.runs]
-    for column in (ACCURACY, *AGREEMENT):
+    for column in COLUMNS:
         values = [own[column] for own in found if column in own]
         if len(values) == len(found):
             std = statistics.stdev(values) if len(values) > 1 else None
