@@ -4,7 +4,9 @@
 
 `to_products` compares with the products alone, on exactly the rows that were chosen, and
 `to_experts` with the experts' whole MLPs on these rows: what is above 1 there is routing,
-moving rows, and the free rows of the buffers.
+moving rows, and the free rows of the buffers. `to_mlp` compares with one MLP on all of these rows,
+the same operations with 1/E of the weights: what the experts themselves have above 1 there is the
+traffic of weights and their gradients, and no way of dispatch can be below.
 """
 
 import argparse
@@ -50,9 +52,14 @@ def measure(args: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
     x = jax.random.normal(
         jax.random.key(0), (num_groups, shape["group_size"], args.width), args.dtype
     )
-    programs = {"products": products(args, shape, x.size), "experts": experts(args, shape, x.size)}
+    programs = {
+        "one MLP": one_mlp(args, shape, x.size),
+        "products": products(args, shape, x.size),
+        "experts": experts(args, shape, x.size),
+    }
     programs |= {method: layer(args, shape, x, method) for method in args.methods}
     times = timing.take_turns({name: p.run for name, p in programs.items()}, args.repetitions)
+    to_mlp = timing.compare(times, "one MLP")
     to_products = timing.compare(times, "products")
     to_experts = timing.compare(times, "experts")
     return [
@@ -60,6 +67,7 @@ def measure(args: argparse.Namespace, shape: Shape) -> list[dict[str, Any]]:
             **shape,
             "method": name,
             "seconds": to_products[name]["seconds"],
+            "to_mlp": to_mlp[name]["ratio"],
             "to_products": to_products[name]["ratio"],
             "to_experts": to_experts[name]["ratio"],
             "low": to_experts[name]["low"],
@@ -84,6 +92,14 @@ def layer(args: argparse.Namespace, shape: Shape, x: jax.Array, method: str):
     keys = {"params": jax.random.key(0), "gating": jax.random.key(1)}
     variables = jax.jit(module.init)(keys, x)
     return gradient(lambda v, x: module.apply(v, x, rngs=keys)[0], variables, x)
+
+
+def one_mlp(args: argparse.Namespace, shape: Shape, size: int):
+    """A dense MLP on as many rows as all experts together have."""
+    rows = chosen_rows(args, shape, size)
+    x = rows.reshape(-1, rows.shape[-1])
+    module = MlpBlock(args.mlp_dim, deterministic=True, dtype=args.dtype)
+    return gradient(module.apply, jax.jit(module.init)(jax.random.key(0), x), x)
 
 
 def experts(args: argparse.Namespace, shape: Shape, size: int):

@@ -68,14 +68,7 @@ LAYERS = [
         "alignment",
     },
     {"lock"},
-    {
-        "data.pp",
-        "data.affine",
-        "data.tfrecords",
-        "data.resample",
-        "data.photometric",
-        "data.one_thread_map",
-    },
+    {"data.pp", "data.affine", "data.tfrecords", "data.resample", "data.photometric"},
     {"data.views"},
     {
         "data.image_ops",

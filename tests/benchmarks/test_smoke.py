@@ -60,8 +60,8 @@ def test_train_step(run):
 def test_moe_layer(run):
     flags = "--group-sizes=16", "--experts=2", "--k=2", "--tokens=32", "--width=8", "--mlp-dim=16"
     rows = run(moe_layer.main, *flags, "--methods=einsum")
-    assert [row["method"] for row in rows] == ["products", "experts", "einsum"]
-    assert rows[0]["to_products"] == rows[1]["to_experts"] == 1
+    assert [row["method"] for row in rows] == ["one MLP", "products", "experts", "einsum"]
+    assert rows[0]["to_mlp"] == rows[1]["to_products"] == rows[2]["to_experts"] == 1
 
 
 def test_grouped_product(run):

@@ -22,7 +22,6 @@ import tensorflow as tf
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pp
 from vmoe_prc.data.bad_examples import BadExamples, Preprocess
-from vmoe_prc.data.one_thread_map import one_thread_map
 from vmoe_prc.data.source import Examples, examples, split_info, unreadable
 
 Batch = dict[str, np.ndarray]
@@ -200,8 +199,10 @@ def _batches(
         examples = tf.data.Dataset.from_tensor_slices(
             (tf.range(size)[: len(records)], positions, records)
         )
-        good = one_thread_map(
-            examples, lambda row, position, record: (row, preprocess(position, record))
+        good = examples.map(
+            lambda row, position, record: (row, preprocess(position, record)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
         ).ignore_errors()
         # One element, also where no row is good.
         none = tf.data.Dataset.from_tensors((tf.zeros((0,), tf.int32), empty))
