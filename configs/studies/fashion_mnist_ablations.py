@@ -2,9 +2,10 @@
 
     python -m vmoe_prc.study --study=configs/studies/fashion_mnist_ablations.py
 
-Arguments: `seeds=N`, `steps=N`. All arms train on pairs of views, as many as PRC does. L2 and
-JSD pull matched patches together and do not keep the experts in use: they come with V-MoE's
-balance losses.
+Arguments: `seeds=N`, `steps=N`. All arms but three train on 32 pairs of views a step: one on 64
+single views, which are as many crops of twice as many images, and two on 64 pairs. L2 and JSD
+pull matched patches together and do not keep the experts in use: they come with V-MoE's balance
+losses.
 """
 
 import ml_collections
@@ -14,7 +15,8 @@ from vmoe_prc.config import parse_arguments
 from vmoe_prc.recipes import router_losses
 
 PRC = recipe.get_config("prc=on").consistency
-BALANCE = {"auxiliary_loss": router_losses(prc=False)["auxiliary_loss"]}
+VMOE = router_losses(prc=False)
+BALANCE = {"auxiliary_loss": VMOE["auxiliary_loss"]}
 
 
 def arm(name: str, title: str, consistency=None, **overrides):
@@ -31,8 +33,9 @@ def weights(diagonal: float, off_diagonal: float):
     }
 
 
-def crops(smallest: int):
-    return {"train": {"process": recipe.two_views(smallest)}}
+def train(**fields):
+    """Changes of the training data."""
+    return {"dataset": {"train": fields}}
 
 
 def get_config(arguments: str = ""):
@@ -40,7 +43,10 @@ def get_config(arguments: str = ""):
     first, last = recipe.get_config().model.encoder.moe.layers
     arms = (
         arm("prc", ""),
-        arm("none", "two views", **router_losses(prc=False)),
+        arm("none", "two views", **VMOE),
+        arm("one_view", "one view", **VMOE, **train(process=recipe.one_view(), batch_size=64)),
+        arm("none_64", "64 pairs a step", **VMOE, **train(batch_size=64)),
+        arm("prc_64", "64 pairs a step", **train(batch_size=64)),
         arm("random_pairs", "random pairs", {"pairs": "random"}),
         arm("per_position", "diagonal per position", {"diagonal": "per_position"}),
         arm("diagonal", "diagonal alone", weights(1, 0)),
@@ -56,8 +62,8 @@ def get_config(arguments: str = ""):
         arm("no_class_pair", "class tokens not paired", {"pair_class_tokens": False}),
         arm("first_block", f"block {first} alone", {"blocks": (first,)}),
         arm("last_block", f"block {last} alone", {"blocks": (last,)}),
-        arm("crops_20", "crops from 20%", dataset=crops(20)),
-        arm("crops_95", "crops from 95%", dataset=crops(95)),
+        arm("crops_20", "crops from 20%", **train(process=recipe.two_views(20))),
+        arm("crops_95", "crops from 95%", **train(process=recipe.two_views(95))),
     )
     return ml_collections.ConfigDict(
         {
@@ -65,6 +71,10 @@ def get_config(arguments: str = ""):
             "seeds": tuple(range(args.seeds)),
             "overrides": {"fewshot": None, "train_steps": args.steps},
             "arms": arms,
-            "comparisons": tuple((other["name"], "prc") for other in arms[1:]),
+            "comparisons": (
+                *((other["name"], "prc") for other in arms[1:]),
+                ("none_64", "one_view"),
+                ("prc_64", "none_64"),
+            ),
         }
     )
