@@ -85,8 +85,18 @@ def test_frozen_parameters_do_not_move():
 def test_clipping():
     norm = np.sqrt(6 * 4 + 1)
     assert np.isclose(update(gradient_clip={"global_norm": 1.0})["cls"], -1 / norm)
+    # Gradients that are small enough stay as they are, to the last bit.
+    assert update(gradient_clip={"global_norm": norm + 1e-3})["cls"] == -1.0
     clipped = update(gradient_clip={"absolute_value": 1.5})
     assert clipped == {"head": {"kernel": -1.5, "bias": -1.5}, "cls": -1.0}
+
+
+def test_a_norm_that_is_known_is_not_computed_again():
+    optimizer = create_optimizer(
+        name="sgd", total_steps=9, learning_rate=1.0, gradient_clip={"global_norm": 1.0}
+    )
+    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS, grad_norm=4.0)
+    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -g / 4), updates, PARAMS)
 
 
 def test_takes_the_optimizer_of_a_config():

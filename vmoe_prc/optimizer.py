@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vmoe_prc.config import Config
@@ -22,7 +23,7 @@ def create_optimizer(
     weight_decay: float | Sequence[tuple[str, float]] | None = None,
     frozen_pattern: Patterns | None = None,
     **options: Any,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Creates the optimiser.
 
     The decay is added to the direction of the update before the learning rate scales
@@ -38,6 +39,9 @@ def create_optimizer(
         first regex found in a parameter's name counts; no match, no decay.
       frozen_pattern: Parameters whose name holds one of these regexes stay as they are.
       **options: Options of the optimiser.
+
+    Returns:
+      The optimiser, whose `update` takes the norm of the gradients as `grad_norm`, if it is known.
 
     Raises:
       ValueError: If a name is unknown, or both kinds of clipping are asked for.
@@ -80,8 +84,19 @@ def _clip(
             f"{absolute_value}, not both"
         )
     if global_norm:
-        return optax.clip_by_global_norm(global_norm)
+        return _clip_by_global_norm(global_norm)
     return optax.clip(absolute_value) if absolute_value else optax.identity()
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """Like `optax.clip_by_global_norm`, in one pass over the gradients if their norm is known."""
+
+    def update(updates, state, params=None, *, grad_norm=None, **_):
+        norm = optax.tree.norm(updates) if grad_norm is None else grad_norm
+        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda x: x * scale.astype(x.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def _decay(

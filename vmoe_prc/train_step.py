@@ -108,6 +108,7 @@ def make_train_step(
       **options: Options of `make_gradients`, which also says what a batch is.
     """
     gradients = make_gradients(model, **options)
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch, state.step)
@@ -116,7 +117,9 @@ def make_train_step(
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
 
         def update(state: TrainState) -> TrainState:
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.params, grad_norm=norm
+            )
             params = optax.apply_updates(state.params, updates)
             ema_params = None
             if ema_decay is not None:
