@@ -19,9 +19,9 @@ VMOE = router_losses(prc=False)
 BALANCE = {"auxiliary_loss": VMOE["auxiliary_loss"]}
 
 
-def arm(name: str, title: str, consistency=None, **overrides):
+def arm(name: str, title: str, changes=None, **overrides):
     """An arm that differs from PRC by fields of `consistency`, and by other sections."""
-    sections = {"consistency": consistency} if consistency else {}
+    sections = {"consistency": changes} if changes else {}
     return {"name": name, "title": title, "overrides": sections | overrides}
 
 

@@ -1,6 +1,7 @@
 """What a study trains: its arms and seeds, each a checked configuration of its own."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
@@ -133,6 +134,7 @@ def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
     options = {**options, "arms": {arm["name"]: arm for arm in arms}}
     _check(options, len(arms))
     configs = {name: _arm_config(options, name) for name in options["arms"]}
+    _check_different(configs)
     runs = tuple(
         PlannedRun(
             name,
@@ -166,6 +168,12 @@ def _check(options: Mapping[str, Any], num_arms: int) -> None:
             if name not in arms:
                 allowed = f"no such arm; allowed: {', '.join(arms)}"
                 raise ConfigError(f"study.comparisons[{i}]", name, allowed, nearest(name, arms))
+
+
+def _check_different(configs: Mapping[str, ml_collections.ConfigDict]) -> None:
+    for (a, config), (b, other) in itertools.combinations(configs.items(), 2):
+        if config.to_dict() == other.to_dict():
+            raise ConfigError("study.arms", (a, b), "these arms have the same configuration")
 
 
 def _arm_config(options: Mapping[str, Any], name: str) -> ml_collections.ConfigDict:
