@@ -216,15 +216,13 @@ def restore_params(
             key: jax.tree.map(lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part)
             for key, part in tree.items()
         }
-        restored = manager.restore(
-            step,
-            args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
-                ),
-            ),
-        )
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
+        try:
+            restored = manager.restore(step, args=args)
+        except Exception as error:  # What a damaged file raises depends on where it is.
+            message = f"{directory / str(step)} is damaged: {' '.join(str(error).split())}"
+            raise CheckpointError(message) from error
         written = _written_checksums(manager, step)
     part = {name: restored[name]}
     if changed := changed_arrays(part, written):
