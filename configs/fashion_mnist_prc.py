@@ -17,6 +17,8 @@ IMAGES_PER_STEP = 64
 IMAGE_SIZE, PATCH_SIZE = 32, 8
 NUM_CLASSES = 10
 SMALLEST_CROP = 70
+STEPS = 6_000
+TRAINING_PART = 95  # % of the training images; the others are for validation
 
 
 def one_view(smallest_crop: int = SMALLEST_CROP) -> str:
@@ -42,11 +44,11 @@ def get_config(arguments: str = ""):
         {
             "description": f"Fashion-MNIST, E=8, K={args.k}, Last 2",
             "seed": args.seed,
-            "train_steps": 6_000,
+            "train_steps": STEPS,
             "dataset": {
-                "train": fashion(split="train[:95%]", shuffle_buffer=20_000)
+                "train": fashion(split=f"train[:{TRAINING_PART}%]", shuffle_buffer=20_000)
                 | (pairs if args.prc else {"process": one_view()}),
-                "val": fashion(split="train[95%:]", process=whole),
+                "val": fashion(split=f"train[{TRAINING_PART}%:]", process=whole),
                 "test": fashion(split="test", process=whole),
                 "test_pairs": fashion(split="test[:20%]") | pairs,
             },

@@ -12,12 +12,13 @@ of the loss alone.
 
 import ml_collections
 
+from configs import fashion_mnist_prc as recipe
 from vmoe_prc.config import parse_arguments
 from vmoe_prc.recipes import router_losses
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, seeds=3, part=95, steps=6_000)
+    args = parse_arguments(arguments, seeds=3, part=recipe.TRAINING_PART, steps=recipe.STEPS)
     arms = [
         arm
         for k in (1, 2)

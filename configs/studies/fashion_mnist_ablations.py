@@ -39,14 +39,17 @@ def train(**fields):
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, seeds=3, steps=6_000)
+    args = parse_arguments(arguments, seeds=3, steps=recipe.STEPS)
+    # As many source images a step as on single views.
+    one_view = train(process=recipe.one_view(), batch_size=recipe.IMAGES_PER_STEP)
+    more_pairs = train(batch_size=recipe.IMAGES_PER_STEP)
     first, last = recipe.get_config().model.encoder.moe.layers
     arms = (
         arm("prc", ""),
         arm("none", "two views", **VMOE),
-        arm("one_view", "one view", **VMOE, **train(process=recipe.one_view(), batch_size=64)),
-        arm("none_64", "64 pairs a step", **VMOE, **train(batch_size=64)),
-        arm("prc_64", "64 pairs a step", **train(batch_size=64)),
+        arm("one_view", "one view", **VMOE, **one_view),
+        arm("none_64", "64 pairs a step", **VMOE, **more_pairs),
+        arm("prc_64", "64 pairs a step", **more_pairs),
         arm("random_pairs", "random pairs", {"pairs": "random"}),
         arm("per_position", "diagonal per position", {"diagonal": "per_position"}),
         arm("diagonal", "diagonal alone", weights(1, 0)),

@@ -198,8 +198,8 @@ def comparison_figure(
     for i, name in enumerate(("image", *routings)):
         for view, text in enumerate((f"{name}\nview 0", "view 1")):
             # From the left: a long name may reach over both views.
-            style = {"fontsize": SMALL, "color": "0.25", "pad": 4, "loc": "left"}
-            axes[0][2 * i + view].set_title(text, **style)
+            axis = axes[0][2 * i + view]
+            axis.set_title(text, loc="left", fontsize=SMALL, color="0.25", pad=4)
     shares = [
         f"{name}: {same.mean():.1%}" if same.size else f"{name}: no match"
         for name, same in agreement.items()

@@ -136,7 +136,7 @@ class Checkpointer:
             except CheckpointError:
                 raise
             except Exception as error:  # What a damaged file raises depends on where it is.
-                damaged[candidate] = f"{self._directory / str(candidate)} is damaged: {error}"
+                damaged[candidate] = _damaged(self._directory, candidate, error)
                 logging.warning("%s", damaged[candidate])
             else:
                 for later in damaged:
@@ -221,13 +221,17 @@ def restore_params(
         try:
             restored = manager.restore(step, args=args)
         except Exception as error:  # What a damaged file raises depends on where it is.
-            message = f"{directory / str(step)} is damaged: {' '.join(str(error).split())}"
-            raise CheckpointError(message) from error
+            raise CheckpointError(_damaged(directory, step, error)) from error
         written = _written_checksums(manager, step)
     part = {name: restored[name]}
     if changed := changed_arrays(part, written):
-        raise CheckpointError(f"{directory / str(step)} is damaged: {', '.join(changed)}")
+        raise CheckpointError(_damaged(directory, step, ", ".join(changed)))
     return restored[name]
+
+
+def _damaged(directory: epath.Path, step: int, cause: Exception | str) -> str:
+    """Says in one line which checkpoint is damaged, and how that shows."""
+    return f"{directory / str(step)} is damaged: {' '.join(str(cause).split())}"
 
 
 def _written_checksums(manager: ocp.CheckpointManager, step: int) -> dict[str, int]:

@@ -171,8 +171,9 @@ def _check(options: Mapping[str, Any], num_arms: int) -> None:
 
 
 def _check_different(configs: Mapping[str, ml_collections.ConfigDict]) -> None:
-    for (a, config), (b, other) in itertools.combinations(configs.items(), 2):
-        if config.to_dict() == other.to_dict():
+    plain_configs = {name: config.to_dict() for name, config in configs.items()}
+    for (a, config), (b, other) in itertools.combinations(plain_configs.items(), 2):
+        if config == other:
             raise ConfigError("study.arms", (a, b), "these arms have the same configuration")
 
 
