@@ -19,9 +19,10 @@ import sys
 from collections.abc import Sequence
 
 import ml_collections
-import tensorflow as tf
+import tensorflow_datasets as tfds
 
-from vmoe_prc.data import pp
+from vmoe_prc.data.preprocess import Preprocess
+from vmoe_prc.data.source import Examples
 from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.models.flops import forward_flops_per_image
 
@@ -71,16 +72,16 @@ def work_of(config: ml_collections.ConfigDict) -> Work:
 
 
 def image_shape(process: str) -> tuple[int, ...]:
-    """Traces what preprocessing makes of an encoded image.
+    """Finds out what preprocessing makes of an image.
 
     Args:
       process: The preprocessing string.
     """
-    example = {"image": tf.TensorSpec((), tf.string), "label": tf.TensorSpec((), tf.int64)}
-    traced = tf.function(pp.build(process, "config.dataset.train.process")).get_concrete_function(
-        example, tf.TensorSpec((2,), tf.int64)
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1)}
     )
-    return tuple(traced.structured_outputs["image"].shape)
+    config = ml_collections.ConfigDict({"process": process})
+    return Preprocess(config, Examples(features, None, 0), 0).spec["image"].shape
 
 
 def split_size(name: str, split: str) -> int:

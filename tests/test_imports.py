@@ -68,7 +68,8 @@ LAYERS = [
         "alignment",
     },
     {"lock"},
-    {"data.pp", "data.affine", "data.tfrecords", "data.resample", "data.photometric"},
+    {"data.pp", "data.affine", "data.tfrecords", "data.photometric"},
+    {"data.decoding", "data.resample"},
     {"data.views"},
     {
         "data.image_ops",
@@ -79,6 +80,7 @@ LAYERS = [
     },
     {"data.two_views", "data.randaugment", "data.datasets"},
     {"data.source", "data.prepare"},
+    {"data.preprocess"},
     {"data.bad_examples"},
     {"data.pipeline"},
     {"data"},

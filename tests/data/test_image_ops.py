@@ -1,14 +1,18 @@
 """Ops on pixels: inputs of every kind, values, shapes, and RandAugment's photometric ops."""
 
+import io
 import itertools
 
 import numpy as np
+import PIL.Image
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 import vmoe_prc.data  # noqa: F401  Registers the ops.
 from vmoe_prc.data import pp, randaugment
 from vmoe_prc.data.feed import in_range
+from vmoe_prc.data.image_ops import sample_crop
 from vmoe_prc.data.photometric import PHOTOMETRIC
 from vmoe_prc.data.resample import resample, square, uncovered
 
@@ -18,25 +22,71 @@ SMOOTH = np.asarray(tf.image.resize(COLOR[:4, :5], (24, 30))).round().astype(np.
 
 
 def run(process, image, seed=0, **features):
-    example = {"image": tf.constant(image), **features}
-    return pp.build(process, "process")(example, tf.constant([0, seed], tf.int64))
+    example, rng = {"image": image, **features}, np.random.default_rng(seed)
+    for op in pp.build(process, "process"):
+        example = op(example, rng)
+    return {key: pp.computed(entry) for key, entry in example.items()}
 
 
-@pytest.mark.parametrize("encode", [tf.io.encode_png, tf.identity])
+def png(image):
+    return tf.io.encode_png(image).numpy()
+
+
+def jpeg(image, **options):
+    return tf.io.encode_jpeg(image, **options).numpy()
+
+
+@pytest.mark.parametrize("encode", [png, lambda image: image])
 def test_decode_is_exact_for_png_and_arrays(encode):
     image = run("decode", encode(COLOR))["image"]
     np.testing.assert_array_equal(image, COLOR)
 
 
-def test_decode_jpeg():
-    image = run("decode", tf.io.encode_jpeg(SMOOTH, quality=100))["image"].numpy()
+@pytest.mark.parametrize("size", [(24, 30), (375, 500), (17, 333)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 100},
+        {"quality": 40},
+        {"progressive": True},
+        {"chroma_downsampling": False},
+        {"format": "grayscale"},
+    ],
+    ids=str,
+)
+def test_jpegs_are_decoded_as_tensorflow_does(size, options):
+    picture = tf.image.resize(COLOR, size).numpy().round().astype(np.uint8)
+    encoded = jpeg(picture[..., :1] if "format" in options else picture, **options)
+    expected = tf.io.decode_jpeg(encoded, channels=3).numpy()
+    image = run("decode", encoded)["image"]
     assert image.dtype == np.uint8
-    assert np.abs(image.astype(int) - SMOOTH).mean() < 5
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_other_jpegs_are_left_to_tensorflow():
+    """Four channels, and a few bytes lost in the middle."""
+    cmyk = io.BytesIO()
+    PIL.Image.fromarray(COLOR).convert("CMYK").save(cmyk, "jpeg")
+    whole = jpeg(tf.image.resize(COLOR, (300, 300)).numpy().astype(np.uint8))
+    damaged = whole[:2000] + bytes(300) + whole[2300:]
+    for encoded in (cmyk.getvalue(), damaged):
+        expected = tf.io.decode_jpeg(encoded, channels=3).numpy()
+        np.testing.assert_array_equal(run("decode", encoded)["image"], expected)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image", jpeg(COLOR)[:300], png(COLOR)[:60]])
+def test_what_cannot_be_decoded_says_so_in_a_line(encoded):
+    with pytest.raises(pp.BadExampleError) as error:
+        run("decode", encoded)
+    assert "{{" not in str(error.value)
+    assert "[Op" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value)
 
 
 @pytest.mark.parametrize(
     "image",
-    [COLOR[..., 0], COLOR[..., :1], tf.io.encode_png(COLOR[..., :1]).numpy()],
+    [COLOR[..., 0], COLOR[..., :1], png(COLOR[..., :1])],
     ids=["(H, W)", "(H, W, 1)", "png"],
 )
 def test_grayscale_becomes_three_equal_channels(image):
@@ -44,26 +94,55 @@ def test_grayscale_becomes_three_equal_channels(image):
     np.testing.assert_array_equal(decoded, np.repeat(COLOR[..., :1], 3, axis=-1))
 
 
-@pytest.mark.parametrize("encode", [tf.io.encode_png, lambda x: tf.io.encode_jpeg(x, quality=100)])
-def test_partial_decoding_equals_decoding_and_cropping(encode):
-    encoded = encode(SMOOTH)
+def test_v_moes_name_for_decoding_and_cropping():
     for seed in range(3):
-        partial = run("decode_jpeg_and_inception_crop(16, 30, 60)", encoded, seed)
-        assert partial["image"].shape == (16, 16, 3)
-        matrix = partial["view_from_image"].numpy()
-        top, left = np.round(-matrix[:2, 2] / np.diag(matrix)[:2]).astype(int)
-        height, width = np.round(16 / np.diag(matrix)[:2]).astype(int)
-        box = run("decode", encoded)["image"][top : top + height, left : left + width]
-        expected = run("decode|resize(16)", box.numpy())["image"]
-        difference = np.abs(partial["image"].numpy().astype(int) - expected.numpy())
-        assert difference.mean() < 2  # chroma is upsampled within the box
+        both = run("decode_jpeg_and_inception_crop(16, 30, 60)", png(SMOOTH), seed)
+        expected = run("decode|inception_crop(16, 30, 60)", png(SMOOTH), seed)
+        for key in ("image", "view_from_image"):
+            np.testing.assert_array_equal(both[key], expected[key])
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (90, 400)])
+@pytest.mark.parametrize("area", [(5, 100), (5, 70), (60, 100), (95, 100)])
+def test_crops_are_distributed_as_tensorflows(shape, area):
+    """Height, width, row and column: their means and quantiles, within the noise of sampling."""
+    rng = np.random.default_rng(0)
+    ours = np.array([sample_crop(shape, area, rng) for _ in range(4000)])
+    sample = tf.function(
+        lambda i: tf.concat(
+            tf.image.stateless_sample_distorted_bounding_box(
+                (*shape, 3),
+                tf.zeros((0, 0, 4)),
+                tf.stack([i, i]),
+                min_object_covered=0.0,
+                aspect_ratio_range=(3 / 4, 4 / 3),
+                area_range=(area[0] / 100, area[1] / 100),
+                max_attempts=100,
+                use_image_if_no_bounding_boxes=True,
+            )[:2],
+            axis=0,
+        )
+    )
+    theirs = tf.map_fn(sample, tf.range(4000)).numpy()[:, [0, 1, 3, 4]]
+    for a, b in zip(ours.T, theirs.T, strict=True):
+        assert scipy.stats.ks_2samp(a, b).pvalue > 1e-3
+        assert (a.min(), a.max()) == pytest.approx((b.min(), b.max()), abs=0.05 * max(shape))
+
+
+@pytest.mark.parametrize("size", [(256, 341), (128, 128), (600, 800)])
+def test_resizing_is_tensorflows_to_rounding(size):
+    picture = tf.image.resize(COLOR, (375, 500)).numpy().round().astype(np.uint8)
+    expected = tf.image.resize(picture, size).numpy().round()
+    difference = np.abs(run(f"decode|resize({size})", picture)["image"] - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 2e-3
 
 
 def test_crops_have_the_areas_asked_for():
     image = np.zeros((200, 300, 3), np.uint8)
     for seed in range(10):
         matrices = run("decode|two_views(32, (10, 30), (60, 90))", image, seed)["view_from_image"]
-        areas = [32 * 32 / np.linalg.det(m) / (200 * 300) for m in matrices.numpy()]
+        areas = [32 * 32 / np.linalg.det(m) / (200 * 300) for m in matrices]
         assert 0.09 < areas[0] < 0.31
         assert 0.59 < areas[1] < 0.91
 
@@ -81,7 +160,7 @@ def test_sizes():
     np.testing.assert_array_equal(
         run("decode|central_crop((10, 20))", COLOR)["image"], COLOR[7:17, 5:25]
     )
-    with pytest.raises(tf.errors.InvalidArgumentError, match="too small to crop"):
+    with pytest.raises(pp.BadExampleError, match="24x30 pixels is too small to crop 28x28"):
         run("decode|central_crop(28)", COLOR)
 
 
@@ -89,19 +168,19 @@ def test_value_range():
     pixels = np.array([[[0, 51, 255]]], np.uint8)
     example = run('decode|value_range(-1, 1)|keep("image")', pixels)
     np.testing.assert_array_equal(example["image"], pixels)
-    images, ranges = (x.numpy()[None] for x in (example["image"], example["value_range"]))
+    images, ranges = (x[None] for x in (example["image"], example["value_range"]))
     np.testing.assert_allclose(in_range(images, ranges)[0, 0, 0], [-1, -0.6, 1], atol=1e-6)
     floats = run("decode|value_range(-1, 1)", pixels.astype(np.float32))["image"]
     np.testing.assert_allclose(floats[0, 0], [-1, -0.6, 1], atol=1e-6)
 
 
 def test_labels():
-    example = run('onehot(4)|keep("labels")', COLOR, label=tf.constant(2))
+    example = run('onehot(4)|keep("labels")', COLOR, label=2)
     np.testing.assert_array_equal(example["labels"], [0, 0, 1, 0])
-    several = run('onehot(4, inkey="real")', COLOR, real=tf.constant([0, 3]))["labels"]
+    several = run('onehot(4, inkey="real")', COLOR, real=[0, 3])["labels"]
     np.testing.assert_array_equal(several, [1, 0, 0, 1])
     assert set(example) == {"labels"}
-    copied = run('copy("label", "target")', COLOR, label=tf.constant(2))
+    copied = run('copy("label", "target")', COLOR, label=2)
     assert copied["target"] == copied["label"]
 
 
@@ -172,9 +251,9 @@ def one_after_another(image, names, positions):
         if name == randaugment.CUTOUT:
             marks = square(np.eye(3), size, (position * size).astype(int).tolist(), 8)
         else:
-            move = randaugment.GEOMETRIC[name](1.0, *map(float, size), 20.0).numpy()
+            move = randaugment.GEOMETRIC[name](1.0, *size, 20.0)
             marks = uncovered(move, size)
-            image = resample(image, (0, 0, *size), move.astype(float), size)
+            image = resample(image, (0, 0, *size), move, size)
         image = np.where(marks[..., None] > 0, np.uint8(randaugment.GRAY), image)
     return image
 
@@ -185,13 +264,13 @@ def at_once(image, names, positions):
     for name in reversed(names):
         move = np.eye(3)
         if name in randaugment.GEOMETRIC:
-            move = randaugment.GEOMETRIC[name](1.0, *map(float, size), 20.0).numpy()
+            move = randaugment.GEOMETRIC[name](1.0, *size, 20.0)
         products.insert(0, products[0] @ move)
     return randaugment.paint_layers(
-        lambda moves: resample(image, (0, 0, *size), moves.astype(float), size),
-        np.array([randaugment.OPS.index(name) for name in names], np.int32),
-        np.stack(products[:-1]).astype(np.float32),
-        positions.astype(np.float32),
+        lambda moves: resample(image, (0, 0, *size), moves, size),
+        np.array([randaugment.OPS.index(name) for name in names]),
+        np.stack(products[:-1]),
+        positions,
         level=1.0,
         cutout_half=8,
     )

@@ -141,7 +141,7 @@ def test_parts_of_splits(dataset):
         ),
         ({"split": "train[:0]"}, "x.split = 'train.:0.': has no examples"),
         ({"process": "decod"}, "x.process = 'decod': unknown op"),
-        ({"process": "decode|value_range(-1, 1)|onehot(30)"}, "images need a fixed size"),
+        ({"process": "decode|value_range(-1, 1)|onehot(30)"}, "'image' needs a fixed size, not"),
         ({"process": "decode|resize(8)|onehot(30)"}, r"add value_range\(-1, 1\)"),
         ({"process": "decode|resize(8)|value_range(-1, 1)"}, "the result lacks 'labels'"),
         (

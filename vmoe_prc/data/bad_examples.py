@@ -1,18 +1,15 @@
 """Examples that cannot be read or decoded: what takes their place, and how many there may be."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import ml_collections
-import numpy as np
-import tensorflow as tf
 from absl import logging
 
+from vmoe_prc.data.pp import BadExampleError
+from vmoe_prc.data.preprocess import Batch, Preprocess
 from vmoe_prc.data.source import Examples
 from vmoe_prc.errors import RunError
 
-# (position in the stream, serialised example) -> example for the model
-Preprocess = Callable[[tf.Tensor, tf.Tensor], dict[str, Any]]
 _MOST_NAMED = 10
 
 
@@ -55,7 +52,7 @@ class BadExamples:
                 f"max_bad_examples = {self._limit}: {named}"
             )
 
-    def stand_in(self, position: int) -> dict[str, np.ndarray]:
+    def stand_in(self, position: int) -> Batch:
         """Makes what takes the place of a bad example: the first good one of the split.
 
         Args:
@@ -63,8 +60,7 @@ class BadExamples:
         """
         if self._stand_in is None:
             self._stand_in = self._first_good()
-        example = self._preprocess(tf.constant(position, tf.int64), tf.constant(self._stand_in))
-        return {key: value.numpy() for key, value in example.items()}
+        return self._preprocess.one(position, self._stand_in)
 
     def _first_good(self) -> bytes:
         for number in range(self._split.num_examples):
@@ -75,10 +71,8 @@ class BadExamples:
 
     def _cause(self, record: bytes, position: int) -> str | None:
         """Returns what is wrong with a record, None if nothing is."""
-        if not record:
-            return "damaged"
         try:
-            self._preprocess(tf.constant(position, tf.int64), tf.constant(record))
-        except tf.errors.OpError as error:
-            return " ".join(error.message.split())[:200]
+            self._preprocess.one(position, record)
+        except BadExampleError as error:
+            return " ".join(str(error).split())[:200]
         return None

@@ -1,94 +1,110 @@
 """Ops on one image, or on each of two views of it.
 
-`decode` starts the record of where the pixels came from: `view_from_image`, (3, 3) float32.
+`decode` starts the record of where the pixels came from: `view_from_image`, (3, 3).
 Every op that moves pixels multiplies its own matrix from the left. After `two_views`, `image`
 and `view_from_image` have a leading axis of 2, and each op treats the views one by one, each
 with its own randomness. Random crops and flips only note where the pixels go (see `views`); the
 other ops are for evaluation and resample at once.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
-import tensorflow as tf
+import cv2
+import numpy as np
+from jaxtyping import Float64, Int, Shaped
 
 from vmoe_prc.data import affine
-from vmoe_prc.data.pp import VALUE_RANGE, Example, Op, register
-from vmoe_prc.data.views import Views, pixels_of, views_of, with_views
+from vmoe_prc.data.decoding import decode_image
+from vmoe_prc.data.pp import VALUE_RANGE, BadExampleError, Example, Op, computed, register
+from vmoe_prc.data.views import Views, views_of, with_views
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
+ATTEMPTS = 100
 
-# (image, seed) -> (image, new_from_old or None if no pixel moves)
-ViewOp = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor | None]]
+# (image, generator) -> (image, new_from_old or None if no pixel moves)
+ViewOp = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, affine.Matrix | None]]
+# (row, col, height, width) in pixels
+Box = tuple[int, int, int, int]
 
 
 def each_view(function: ViewOp) -> Op:
     """Turns a function of one image into an op on an example of one or two views."""
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
-        image, matrix = pixels_of(example), example["view_from_image"]
-        if image.shape.rank == 3:
-            image, matrix = _apply(function, image, matrix, seed)
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image, matrix = computed(example["image"]), example["view_from_image"]
+        if image.ndim == 3:
+            image, matrix = _apply(function, image, matrix, rng)
         else:
-            views = [
-                _apply(
-                    function,
-                    image[view],
-                    matrix[view],
-                    tf.random.experimental.stateless_fold_in(seed, view),
-                )
-                for view in range(2)
-            ]
-            image, matrix = (tf.stack(parts) for parts in zip(*views, strict=True))
+            views = [_apply(function, image[view], matrix[view], rng) for view in range(2)]
+            image, matrix = (np.stack(parts) for parts in zip(*views, strict=True))
         return {**example, "image": image, "view_from_image": matrix}
 
     return op
 
 
-def sample_crop(shape: tf.Tensor, area: tuple[float, float], seed: tf.Tensor) -> tf.Tensor:
+def sample_crop(shape: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> Box:
     """Draws a box with the area and aspect ratio of Inception's crops.
 
+    The distribution is that of TensorFlow's `sample_distorted_bounding_box`, its peculiarities
+    included: all heights between those of the two areas are as likely, whatever their areas, and
+    the last row and column that a box could begin at are never drawn.
+
     Args:
-      shape: (3,) int32, that of the image.
+      shape: (height, width) of the image.
       area: Smallest and largest area, in % of the image.
-      seed: (2,) int64.
-
-    Returns:
-      (4,) int32: row, col, height and width of the box.
+      rng: Source of randomness.
     """
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        tf.zeros((0, 0, 4)),
-        seed,
-        min_object_covered=0.0,
-        aspect_ratio_range=ASPECT_RATIOS,
-        area_range=(area[0] / 100, area[1] / 100),
-        max_attempts=100,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return tf.concat([begin[:2], size[:2]], axis=0)
+    for _ in range(ATTEMPTS):
+        ratio = ASPECT_RATIOS[0] + rng.random() * (ASPECT_RATIOS[1] - ASPECT_RATIOS[0])
+        size = _sample_size(shape, area, ratio, rng)
+        if size:
+            row, col = (
+                int(rng.random() * (whole - part)) for whole, part in zip(shape, size, strict=True)
+            )
+            return (row, col, *size)
+    return (0, 0, *shape)
 
 
-def sample_two_crops(
-    shape: tf.Tensor, areas: Sequence[tuple[float, float]], seed: tf.Tensor
-) -> tf.Tensor:
-    """Draws a box for each of two views, (2, 4); see `sample_crop`."""
-    seeds = tf.random.experimental.stateless_split(seed, 2)
-    return tf.stack([sample_crop(shape, area, seeds[i]) for i, area in enumerate(areas)])
+def _sample_size(
+    shape: tuple[int, int], area: tuple[float, float], ratio: float, rng: np.random.Generator
+) -> tuple[int, int] | None:
+    """Draws (height, width) of width / height = ratio, if the image has room for it."""
+    pixels = shape[0] * shape[1]
+    least, most = (pixels * percent / 100 for percent in area)
+    lowest, highest = (round(math.sqrt(bound / ratio)) for bound in (least, most))
+    if round(highest * ratio) > shape[1]:
+        highest = int((shape[1] + 0.5) / ratio)
+    highest = min(highest, shape[0])
+    height = min(lowest, highest)
+    height += int(rng.random() * (highest - height + 1))
+    # Rounding alone is no reason to fail.
+    if height * round(height * ratio) < least:
+        height += 1
+    if height * round(height * ratio) > most:
+        height -= 1
+    width = round(height * ratio)
+    fits = 0 < height <= shape[0] and 0 < width <= shape[1]
+    return (height, width) if fits and least <= height * width <= most else None
 
 
 def crops(
-    image: tf.Tensor, image_from_original: tf.Tensor, boxes: tf.Tensor, target: tuple[int, int]
+    image: Shaped[np.ndarray, "*images H W C"],
+    image_from_original: Float64[np.ndarray, "*images 3 3"],
+    boxes: Int[np.ndarray, "*views 4"],
+    target: tuple[int, int],
 ) -> Views:
     """Makes the views that show boxes of an image, resized.
 
     Args:
-      image: (H, W, C), or (2, H, W, C): one for each box.
-      image_from_original: (3, 3) or (2, 3, 3), the image's own matrix.
-      boxes: (4,) or (2, 4) int32: row, col, height, width.
+      image: The image, or one for each box.
+      image_from_original: The image's own matrix.
+      boxes: (row, col, height, width) of one view or two.
       target: (height, width) of the views.
     """
-    matrix = affine.crop_and_resize_matrix(boxes[..., :2], boxes[..., 2:], target)
-    return Views(image, image_from_original, matrix @ image_from_original, boxes, target)
+    matrices = [affine.crop_and_resize_matrix(box, target) for box in boxes.reshape(-1, 4).tolist()]
+    view_from_image = np.reshape(matrices, (*boxes.shape[:-1], 3, 3))
+    return Views(image, view_from_image @ image_from_original, view_from_image, boxes, target)
 
 
 def check_area(area: tuple[float, float]):
@@ -109,46 +125,14 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def decode() -> Op:
     """Makes (H, W, 3) uint8 of JPEG or PNG bytes or of an array, grayscale included."""
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         image = example["image"]
-        if image.dtype == tf.string:
-            image = tf.io.decode_image(image, channels=3, expand_animations=False)
-            image = tf.ensure_shape(image, (None, None, 3))
+        if isinstance(image, bytes):
+            image = decode_image(image)
         else:
-            if image.shape.rank == 2:
-                image = image[..., None]
-            if image.shape[-1] == 1:
-                image = tf.image.grayscale_to_rgb(image)
-        return {**example, "image": image, "view_from_image": tf.eye(3)}
-
-    return op
-
-
-@register
-def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
-    """Like `decode|inception_crop(...)`, but decodes no more of a JPEG than it needs."""
-    target, area = check_size(size), (area_min, area_max)
-    check_area(area)
-
-    def op(example: Example, seed: tf.Tensor) -> Example:
-        encoded = example["image"]
-
-        def partial() -> tuple[tf.Tensor, tf.Tensor]:
-            box = sample_crop(tf.io.extract_jpeg_shape(encoded), area, seed)
-            return tf.io.decode_and_crop_jpeg(encoded, box, channels=3), box
-
-        def whole() -> tuple[tf.Tensor, tf.Tensor]:
-            image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-            box = sample_crop(tf.shape(image), area, seed)
-            begin, end = box[:2], box[:2] + box[2:]
-            return tf.ensure_shape(image, (None, None, 3))[
-                begin[0] : end[0], begin[1] : end[1]
-            ], box
-
-        source, box = tf.cond(tf.io.is_jpeg(encoded), partial, whole)
-        source_from_image = affine.translation_matrix(*tf.unstack(-tf.cast(box[:2], tf.float32)))
-        all_of_it = tf.concat([[0, 0], box[2:]], axis=0)
-        return with_views(example, crops(source, source_from_image, all_of_it, target))
+            image = image[..., None] if image.ndim == 2 else image
+            image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+        return {**example, "image": image, "view_from_image": np.eye(3)}
 
     return op
 
@@ -159,15 +143,23 @@ def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     target, area = check_size(size), (area_min, area_max)
     check_area(area)
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
-        image, matrix = pixels_of(example), example["view_from_image"]
-        if image.shape.rank == 3:
-            boxes = sample_crop(tf.shape(image), area, seed)
-        else:
-            boxes = sample_two_crops(tf.shape(image)[1:], (area, area), seed)
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image, matrix = computed(example["image"]), example["view_from_image"]
+        boxes = [sample_crop(image.shape[-3:-1], area, rng) for _ in matrix.reshape(-1, 9)]
+        boxes = np.reshape(boxes, (*matrix.shape[:-2], 4))
         return with_views(example, crops(image, matrix, boxes, target))
 
     return op
+
+
+@register
+def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
+    """V-MoE's name for `decode|inception_crop(...)`.
+
+    To decode no more than the box would save nothing: all of a JPEG must be read to find it.
+    """
+    ops = decode(), inception_crop(size, area_min, area_max)
+    return lambda example, rng: ops[1](ops[0](example, rng), rng)
 
 
 @register
@@ -175,9 +167,8 @@ def resize(size: int | tuple[int, int]) -> Op:
     """Resizes to a square, or to (height, width), whatever the aspect ratio."""
     target = check_size(size)
 
-    def function(image, seed):
-        height, width = tf.unstack(tf.shape(image)[:2])
-        matrix = affine.crop_and_resize_matrix((0.0, 0.0), (height, width), target)
+    def function(image, rng):
+        matrix = affine.crop_and_resize_matrix((0, 0, *image.shape[:2]), target)
         return _resize(image, target), matrix
 
     return each_view(function)
@@ -188,12 +179,10 @@ def resize_small(size: int) -> Op:
     """Resizes so that the shorter side has `size` pixels, keeping the aspect ratio."""
     check_size(size)
 
-    def function(image, seed):
-        old = tf.shape(image)[:2]
-        scale = size / tf.reduce_min(old)
-        new = tf.cast(tf.round(tf.cast(old, tf.float64) * scale), tf.int32)
-        ratio = tf.unstack(tf.cast(new / old, tf.float32))
-        return _resize(image, new), affine.matrix([[ratio[0], 0, 0], [0, ratio[1], 0]])
+    def function(image, rng):
+        old = image.shape[:2]
+        new = tuple(round(side * (size / min(old))) for side in old)
+        return _resize(image, new), affine.crop_and_resize_matrix((0, 0, *old), new)
 
     return each_view(function)
 
@@ -202,7 +191,12 @@ def resize_small(size: int) -> Op:
 def central_crop(size: int | tuple[int, int]) -> Op:
     """Cuts out the middle; an image that is too small is an error."""
     target = check_size(size)
-    return each_view(lambda image, seed: _cut(image, (tf.shape(image)[:2] - target) // 2, target))
+
+    def function(image, rng):
+        rows, cols = _room(image, target)
+        return _cut(image, (rows // 2, cols // 2), target)
+
+    return each_view(function)
 
 
 @register
@@ -210,9 +204,9 @@ def random_crop(size: int | tuple[int, int]) -> Op:
     """Cuts out a box of this size at a random place."""
     target = check_size(size)
 
-    def function(image, seed):
-        room = tf.shape(image)[:2] - target + 1
-        begin = tf.random.stateless_uniform((2,), seed, 0, tf.int32.max, tf.int32) % room
+    def function(image, rng):
+        rows, cols = _room(image, target)
+        begin = int(rng.random() * (rows + 1)), int(rng.random() * (cols + 1))
         return _cut(image, begin, target)
 
     return each_view(function)
@@ -222,12 +216,12 @@ def random_crop(size: int | tuple[int, int]) -> Op:
 def flip_lr() -> Op:
     """Flips left and right with probability 1/2."""
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         views = views_of(example)
-        flips = views.draw(seed, (1, 1)) < 0.5
-        flip = affine.flip_matrix(tf.cast(views.size[1], tf.float32))
-        matrix = tf.where(flips, flip, tf.eye(3))
-        return with_views(example, views.moved(matrix))
+        flips = rng.random((*views.axes, 1, 1)) < 0.5
+        return with_views(
+            example, views.moved(np.where(flips, affine.flip_matrix(views.size[1]), np.eye(3)))
+        )
 
     return op
 
@@ -242,11 +236,11 @@ def value_range(low: float, high: float) -> Op:
     if not low < high:
         raise ValueError(f"low = {low} must be less than high = {high}")
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
-        if example["image"].dtype == tf.uint8:
-            return {**example, VALUE_RANGE: tf.constant([low, high], tf.float32)}
-        image = tf.cast(pixels_of(example), tf.float32) * ((high - low) / 255) + low
-        return {**example, "image": image}
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        if example["image"].dtype == np.uint8:
+            return {**example, VALUE_RANGE: np.array([low, high], np.float32)}
+        image = np.float32(computed(example["image"])) * np.float32((high - low) / 255)
+        return {**example, "image": image + np.float32(low)}
 
     return op
 
@@ -257,11 +251,10 @@ def onehot(num_classes: int, inkey: str = "label", outkey: str = "labels") -> Op
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes = {num_classes!r} must be a positive integer")
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         _check_keys(example, (inkey,))
-        labels = tf.one_hot(example[inkey], num_classes)
-        if labels.shape.rank > 1:
-            labels = tf.reduce_max(labels, axis=0)
+        labels, indices = np.zeros(num_classes, np.float32), np.asarray(example[inkey])
+        labels[indices[(indices >= 0) & (indices < num_classes)]] = 1
         return {**example, outkey: labels}
 
     return op
@@ -271,7 +264,7 @@ def onehot(num_classes: int, inkey: str = "label", outkey: str = "labels") -> Op
 def keep(*keys: str) -> Op:
     """Keeps these entries of the example, and what says which values the image has."""
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         _check_keys(example, keys)
         kept = {*keys, VALUE_RANGE} if "image" in keys else keys
         return {key: x for key, x in example.items() if key in kept}
@@ -283,30 +276,38 @@ def keep(*keys: str) -> Op:
 def copy(inkey: str, outkey: str) -> Op:
     """Copies an entry of the example."""
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         _check_keys(example, (inkey,))
         return {**example, outkey: example[inkey]}
 
     return op
 
 
-def _apply(function: ViewOp, image, view_from_image, seed):
-    image, matrix = function(image, seed)
+def _apply(function: ViewOp, image, view_from_image, rng):
+    image, matrix = function(image, rng)
     return image, view_from_image if matrix is None else matrix @ view_from_image
 
 
-def _resize(image: tf.Tensor, size) -> tf.Tensor:
-    resized = tf.image.resize(image, size)
-    return tf.cast(tf.round(resized), image.dtype)
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # In floats, as TensorFlow does: fixed-point weights would change every tenth value by one.
+    resized = cv2.resize(image.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.rint(resized, out=resized).astype(image.dtype).reshape(*size, image.shape[-1])
 
 
-def _cut(image, begin, size) -> tuple[tf.Tensor, tf.Tensor]:
-    with tf.control_dependencies(
-        [tf.debugging.assert_non_negative(tf.shape(image)[:2] - size, "image too small to crop")]
-    ):
-        cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
-    shift = tf.unstack(-tf.cast(begin, tf.float32))
-    return tf.ensure_shape(cut, (*size, 3)), affine.translation_matrix(*shift)
+def _room(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that an image has beyond a size."""
+    rows, cols = image.shape[0] - size[0], image.shape[1] - size[1]
+    if min(rows, cols) < 0:
+        raise BadExampleError(
+            f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small to "
+            f"crop {size[0]}x{size[1]} out of it"
+        )
+    return rows, cols
+
+
+def _cut(image: np.ndarray, begin: tuple[int, int], size: tuple[int, int]):
+    cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
+    return cut, affine.translation_matrix(-begin[0], -begin[1])
 
 
 def _check_keys(example: Example, keys: tuple[str, ...]):

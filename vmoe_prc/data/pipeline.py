@@ -11,6 +11,7 @@ takes its place, always the first good one of the split, with the randomness of 
 in evaluation its row is masked. All other rows are as they would have been.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,12 +22,14 @@ import tensorflow as tf
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pp
-from vmoe_prc.data.bad_examples import BadExamples, Preprocess
+from vmoe_prc.data.bad_examples import BadExamples
+from vmoe_prc.data.preprocess import Batch, Preprocess, Spec
 from vmoe_prc.data.source import Examples, examples, split_info, unreadable
 
-Batch = dict[str, np.ndarray]
 # Evaluation draws its views from a seed of its own: they stay the same for every run.
 EVALUATION_SEED = 0
+# Examples that one thread preprocesses in a row.
+CHUNK = 16
 
 
 def validate(
@@ -45,23 +48,17 @@ def validate(
         the preprocessing does not fit it, or the hosts do not divide the batch.
     """
     split_info(config, field)
-    spec = _example_spec(config, field)
+    spec = Preprocess(config, _unread(config, field), 0, field).spec
     process_field = f"{field}.process"
     for key in ("image", labels):
         if key not in spec:
             raise ConfigError(process_field, config.process, f"the result lacks {key!r}")
-    shape = spec["image"].shape
-    if shape.rank not in (3, 4) or not shape.is_fully_defined():
-        raise ConfigError(
-            process_field,
-            config.process,
-            f"images need a fixed size, not the shape {shape}",
-        )
-    if spec["image"].dtype != tf.float32 and pp.VALUE_RANGE not in spec:
+    image = spec["image"]
+    if image.dtype != np.float32 and pp.VALUE_RANGE not in spec:
         raise ConfigError(
             process_field, config.process, "images must be float: add value_range(-1, 1)"
         )
-    if shape.rank == 4 and "view_from_image" not in spec:
+    if len(image.shape) == 4 and "view_from_image" not in spec:
         raise ConfigError(process_field, config.process, "two views need 'view_from_image', too")
     if config.batch_size % jax.process_count():
         raise ConfigError(
@@ -71,7 +68,7 @@ def validate(
         )
 
 
-def batch_spec(config: ml_collections.ConfigDict, train: bool) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_spec(config: ml_collections.ConfigDict, train: bool) -> Spec:
     """Returns the shapes and dtypes of the global batches on devices, without reading any data.
 
     Args:
@@ -79,8 +76,8 @@ def batch_spec(config: ml_collections.ConfigDict, train: bool) -> dict[str, jax.
       train: Whether they are batches of training; those of evaluation have a `mask`.
     """
     spec = {
-        key: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype.as_numpy_dtype)
-        for key, x in _example_spec(config, "config.dataset").items()
+        key: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype)
+        for key, x in Preprocess(config, _unread(config), 0).spec.items()
     }
     if spec.pop(pp.VALUE_RANGE, None):
         spec["image"] = jax.ShapeDtypeStruct(spec["image"].shape, np.float32)
@@ -113,9 +110,11 @@ def train_batches(
     start = start_step * config.batch_size
     records = split.shuffled_from(start, seed, config.shuffle_buffer)
     rows = _rows(records, config.batch_size, start, process_index, process_count)
-    preprocess = _preprocess(config, split, seed)
+    preprocess = Preprocess(config, split, seed)
     bad = BadExamples(config, split, preprocess)
-    for batch, missing in _batches(config, split, preprocess, rows, process_count, bad):
+    for batch, missing in _batches(config, preprocess, rows, process_count, bad):
+        # TensorFlow's own memory is for reading.
+        batch = {key: x.copy() for key, x in batch.items()} if missing else batch
         for row, position in missing.items():
             for key, value in bad.stand_in(position).items():
                 batch[key][row] = value
@@ -140,12 +139,12 @@ def eval_batches(
     """
     split = examples(config)
     rows = _rows(split.in_order(), config.batch_size, 0, process_index, process_count)
-    preprocess = _preprocess(config, split, EVALUATION_SEED)
+    preprocess = Preprocess(config, split, EVALUATION_SEED)
     bad = BadExamples(config, split, preprocess)
     size = config.batch_size // process_count
-    batches = _batches(config, split, preprocess, rows, process_count, bad)
+    batches = _batches(config, preprocess, rows, process_count, bad)
     for _ in range(-(-split.num_examples // config.batch_size)):
-        batch, missing = next(batches, None) or (_no_rows(split, preprocess), {})
+        batch, missing = next(batches, None) or (preprocess.zeros(0), {})
         mask = np.arange(size) < len(batch["image"])
         mask[list(missing)] = False
         yield {**{key: _fill(x, size) for key, x in batch.items()}, "mask": mask}
@@ -168,20 +167,8 @@ def _rows(
     )
 
 
-def _preprocess(config: ml_collections.ConfigDict, split: Examples, seed: int) -> Preprocess:
-    process = pp.build(config.process, "config.dataset.process")
-
-    @tf.autograph.experimental.do_not_convert
-    def preprocess(position: tf.Tensor, record: tf.Tensor) -> dict[str, Any]:
-        example_seed = tf.stack([tf.cast(seed, tf.int64), position])
-        return process(split.parse(record), example_seed)
-
-    return preprocess
-
-
 def _batches(
     config: ml_collections.ConfigDict,
-    split: Examples,
     preprocess: Preprocess,
     rows: tf.data.Dataset,
     process_count: int,
@@ -192,33 +179,34 @@ def _batches(
     Yields:
       A batch whose missing rows are zeros, and the positions of these by their row.
     """
-    size = config.batch_size // process_count
-    empty = _no_rows(split, preprocess)
-
-    def batch(positions: tf.Tensor, numbers: tf.Tensor, records: tf.Tensor) -> tf.data.Dataset:
-        examples = tf.data.Dataset.from_tensor_slices(
-            (tf.range(size)[: len(records)], positions, records)
-        )
-        good = examples.map(
-            lambda row, position, record: (row, preprocess(position, record)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        ).ignore_errors()
-        # One element, also where no row is good.
-        none = tf.data.Dataset.from_tensors((tf.zeros((0,), tf.int32), empty))
-        whole = good.batch(size).concatenate(none).take(1)
-        return whole.map(lambda rows, batch: (positions, numbers, rows, batch))
-
-    # A batch is begun while the one before is still at work.
-    batches = rows.batch(size).interleave(
-        batch, cycle_length=2, block_length=1, num_parallel_calls=2, deterministic=True
-    )
+    chunk = functools.partial(_chunk, preprocess)
+    # A call into Python costs as much as half an example does.
+    chunks = rows.batch(CHUNK).map(chunk, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = chunks.rebatch(config.batch_size // process_count)
     for positions, numbers, good, batch in _read(_prefetch(batches, config), config):
-        missing = sorted(set(range(len(positions))) - set(good.tolist()))
-        if missing:
+        missing = np.flatnonzero(~good)
+        if missing.size:
             bad.add(numbers[missing].tolist(), positions[missing].tolist())
-            batch = {key: _spread(x, good, len(positions)) for key, x in batch.items()}
-        yield batch, {row: int(positions[row]) for row in missing}
+        yield batch, {int(row): int(positions[row]) for row in missing}
+
+
+def _chunk(
+    preprocess: Preprocess, positions: tf.Tensor, numbers: tf.Tensor, records: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """Returns `positions`, `numbers`, and what `Preprocess.rows` does."""
+    spec = {"": jax.ShapeDtypeStruct((), np.bool_), **preprocess.spec}
+
+    def rows(positions: np.ndarray, records: np.ndarray) -> list[np.ndarray]:
+        good, batch = preprocess.rows(positions.tolist(), records.tolist())
+        return [good, *batch.values()]
+
+    dtypes = [x.dtype for x in spec.values()]
+    tensors = tf.numpy_function(rows, (positions, records), dtypes, stateful=False)
+    good, *columns = (
+        tf.ensure_shape(tensor, (None, *x.shape))
+        for tensor, x in zip(tensors, spec.values(), strict=True)
+    )
+    return positions, numbers, good, dict(zip(preprocess.spec, columns, strict=True))
 
 
 def _read(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> Iterator[Any]:
@@ -233,36 +221,10 @@ def _prefetch(batches: tf.data.Dataset, config: ml_collections.ConfigDict) -> tf
     return batches.prefetch(tf.data.AUTOTUNE if autotune else config.prefetch)
 
 
-def _example_spec(config: ml_collections.ConfigDict, field: str) -> dict[str, tf.TensorSpec]:
-    """Traces the preprocessing of one example."""
-    process_field = f"{field}.process"
-    pp.build(config.process, process_field)
-    # The files do not matter for the shapes: small splits need not be loaded for them.
-    lazy = ml_collections.ConfigDict({**config, "cache": None})
-    split = examples(lazy, field)
-    preprocess = _preprocess(config, split, 0)
-    try:
-        return _spec(split, preprocess)
-    except (ValueError, TypeError, KeyError) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(process_field, config.process, message) from None
-
-
-def _spec(split: Examples, preprocess: Preprocess) -> dict[str, tf.TensorSpec]:
-    return split.in_order().map(preprocess).element_spec
-
-
-def _no_rows(split: Examples, preprocess: Preprocess) -> Batch:
-    spec = _spec(split, preprocess)
-    return {key: np.zeros((0, *x.shape), x.dtype.as_numpy_dtype) for key, x in spec.items()}
+def _unread(config: ml_collections.ConfigDict, field: str = "config.dataset") -> Examples:
+    """Opens a split for its shapes alone: small ones need not be loaded for them."""
+    return examples(ml_collections.ConfigDict({**config, "cache": None}), field)
 
 
 def _fill(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)])
-
-
-def _spread(x: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-    """Puts the rows that there are at their places."""
-    spread = np.zeros((size, *x.shape[1:]), x.dtype)
-    spread[rows] = x
-    return spread

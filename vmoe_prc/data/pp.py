@@ -1,9 +1,9 @@
 """Preprocessing written as a string: `decode|two_views(224)|flip_lr|value_range(-1, 1)`.
 
 An op is made by a factory, registered under its name, from the arguments in the string.
-It takes an example, a dict of tensors, and a seed, a (2,) int64 tensor, and returns the
-changed example. Randomness is a function of the seed alone, so that a run can be repeated
-whatever the number of threads.
+It takes an example, a dict of NumPy arrays, numbers and bytes, and a generator of random numbers,
+and returns the changed example. Each example has a generator of its own, so that a run can be
+repeated whatever the number of threads.
 """
 
 import abc
@@ -12,10 +12,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from vmoe_prc.config import ConfigError, nearest
 
 Example = dict[str, Any]
-Op = Callable[[Example, Any], Example]
+Op = Callable[[Example, np.random.Generator], Example]
 
 # Entry of (low, high): an image of bytes stands for values between them. See `feed`.
 VALUE_RANGE = "value_range"
@@ -23,12 +25,33 @@ VALUE_RANGE = "value_range"
 REGISTRY: dict[str, Callable[..., Op]] = {}
 
 
+class BadExampleError(ValueError):
+    """An example that cannot be read, decoded, or cropped as it should be."""
+
+
 class Lazy(abc.ABC):
-    """An entry that an op leaves to be computed by a later op, or at the end of the string."""
+    """An entry that an op leaves to be computed by a later op, or at the end of the string.
+
+    Attributes:
+      shape: That of the array to come.
+      dtype: That of the array to come.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
     @abc.abstractmethod
-    def tensor(self) -> Any:
+    def write(self, out: np.ndarray) -> None:
         """Computes the entry."""
+
+
+def computed(entry: Any) -> Any:
+    """Returns the array that an entry stands for; any but a lazy one stands for itself."""
+    if not isinstance(entry, Lazy):
+        return entry
+    out = np.empty(entry.shape, entry.dtype)
+    entry.write(out)
+    return out
 
 
 def register(factory: Callable[..., Op]) -> Callable[..., Op]:
@@ -57,8 +80,8 @@ def parse(process: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     return [_parse_op(node) for node in reversed([*nodes, tree])]
 
 
-def build(process: str, field: str) -> Op:
-    """Makes one op of a whole preprocessing string.
+def build(process: str, field: str) -> list[Op]:
+    """Makes the ops of a preprocessing string.
 
     Args:
       process: The string.
@@ -71,17 +94,7 @@ def build(process: str, field: str) -> Op:
         calls = parse(process)
     except ValueError as error:
         raise ConfigError(field, process, str(error)) from None
-    # Imported here: parsing alone needs no TensorFlow.
-    import tensorflow as tf
-
-    ops = [_make(name, args, kwargs, field) for name, args, kwargs in calls]
-
-    def apply(example: Example, seed: Any) -> Example:
-        for i, op in enumerate(ops):
-            example = op(example, tf.random.experimental.stateless_fold_in(seed, i))
-        return {k: x.tensor() if isinstance(x, Lazy) else x for k, x in example.items()}
-
-    return apply
+    return [_make(name, args, kwargs, field) for name, args, kwargs in calls]
 
 
 def _parse_op(node: ast.expr) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -11,29 +11,27 @@ sees pixels that later geometric ops have moved already, which makes next to no 
 one that looks at all of a view, its histogram or its mean, is shown the view as it was before.
 """
 
-import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow as tf
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float64, Int, UInt8
 
 from vmoe_prc.data import affine
 from vmoe_prc.data.photometric import GLOBAL, PHOTOMETRIC
 from vmoe_prc.data.pp import Example, Op, register
 from vmoe_prc.data.resample import square, uncovered
-from vmoe_prc.data.views import Resampled, views_of
+from vmoe_prc.data.views import Paint, Resampled, views_of
 
 GRAY = 128
 MAX_ROTATION = math.radians(30)
 MAX_SHEAR = 0.3
 
 # (level, height, width, pixels of a translation) -> new_from_old; the sign of level is random.
-GEOMETRIC: Mapping[str, Callable[..., tf.Tensor]] = {
+GEOMETRIC: Mapping[str, Callable[..., affine.Matrix]] = {
     "rotate": lambda level, h, w, _: affine.rotation_matrix(level * MAX_ROTATION, h, w),
     "shear_x": lambda level, h, w, _: affine.shear_matrix(0.0, level * MAX_SHEAR),
     "shear_y": lambda level, h, w, _: affine.shear_matrix(level * MAX_SHEAR, 0.0),
@@ -64,19 +62,25 @@ def randaug(
     level = magnitude / 10
     paint = functools.partial(paint_layers, level=level, cutout_half=int(level * cutout_const))
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
+    def op(example: Example, rng: np.random.Generator) -> Example:
         if not num_layers:
             return example
         views = views_of(example)
-        draws = views.draw(seed, (num_layers, 3))
-        choices = tf.cast(draws[..., 0] * len(OPS), tf.int32)
-        positive, positions = tf.cast(draws[..., 1] < 0.5, tf.int32), draws[..., 1:]
-        moves = _moves(views.size, level, translate_const)
-        moves = tf.gather_nd(moves, tf.stack([positive, choices], axis=-1))
-        view_from_canvas = _products(moves, num_layers)
+        draws = rng.random((*views.axes, num_layers, 3))
+        choices = (draws[..., 0] * len(OPS)).astype(int)
+        positive, positions = (draws[..., 1] < 0.5).astype(int), draws[..., 1:]
+        moves = _moves(OPS, views.size, level, translate_const)[positive, choices]
+        view_from_canvas = _products(moves)
+        layers = zip(
+            choices.reshape(-1, num_layers),
+            view_from_canvas.reshape(-1, num_layers, 3, 3),
+            positions.reshape(-1, num_layers, 2),
+            strict=True,
+        )
+        paints = [_of_layers(paint, *view) for view in layers]
         return {
             **example,
-            "image": views.painted(paint, choices, view_from_canvas, positions),
+            "image": dataclasses.replace(views, paints=paints),
             "view_from_image": view_from_canvas[..., 0, :, :] @ views.view_from_image,
         }
 
@@ -85,9 +89,9 @@ def randaug(
 
 def paint_layers(
     resampled: Resampled,
-    choices: Int32[np.ndarray, "layers"],
-    view_from_canvas: Float32[np.ndarray, "layers 3 3"],
-    positions: Float32[np.ndarray, "layers 2"],
+    choices: Int[np.ndarray, "layers"],
+    view_from_canvas: Float64[np.ndarray, "layers 3 3"],
+    positions: Float64[np.ndarray, "layers 2"],
     *,
     level: float,
     cutout_half: int,
@@ -132,26 +136,29 @@ def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
     return np.full(shape, value, np.uint8)
 
 
-def _moves(size: tuple[Any, Any], level: float, translate_const: float) -> tf.Tensor:
+def _of_layers(paint: Callable[..., np.ndarray], *layers: np.ndarray) -> Paint:
+    return lambda resampled: paint(resampled, *layers)
+
+
+@functools.cache
+def _moves(
+    ops: tuple[str, ...], size: tuple[int, int], level: float, translate_const: float
+) -> np.ndarray:
     """What each op does to pixel coordinates, (2, ops, 3, 3): at -level, and at level."""
-    static = all(isinstance(side, int) for side in size)
-    with tf.init_scope() if static else contextlib.nullcontext():
-        height, width = (tf.cast(side, tf.float32) for side in size)
-        moves = [
-            GEOMETRIC[name](signed, height, width, translate_const)
-            if name in GEOMETRIC
-            else tf.eye(3)
+    return np.array(
+        [
+            [
+                GEOMETRIC[name](signed, *size, translate_const) if name in GEOMETRIC else np.eye(3)
+                for name in ops
+            ]
             for signed in (-level, level)
-            for name in OPS
         ]
-        moves = tf.reshape(tf.stack(moves), (2, len(OPS), 3, 3))
-    # Made outside the graph it is a constant, and not made again for each image.
-    return tf.constant(moves.numpy()) if static else moves
+    )
 
 
-def _products(moves: tf.Tensor, num_layers: int) -> tf.Tensor:
+def _products(moves: np.ndarray) -> np.ndarray:
     """The product of each layer's matrix and those of all later layers, (..., layers, 3, 3)."""
-    products = [moves[..., num_layers - 1, :, :]]
-    for layer in reversed(range(num_layers - 1)):
-        products.insert(0, products[0] @ moves[..., layer, :, :])
-    return tf.stack(products, axis=-3)
+    products = moves.copy()
+    for layer in reversed(range(moves.shape[-3] - 1)):
+        products[..., layer, :, :] = products[..., layer + 1, :, :] @ moves[..., layer, :, :]
+    return products

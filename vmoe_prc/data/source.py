@@ -6,9 +6,11 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.datasets import OWN_BUILDERS
+from vmoe_prc.data.pp import BadExampleError, Example
 from vmoe_prc.data.tfrecords import openable, read_record
 from vmoe_prc.errors import RunError
 
@@ -131,6 +133,8 @@ class Examples:
 
     def __init__(self, features: tfds.features.FeaturesDict, source: Any, num_examples: int):
         self._features, self._source, self.num_examples = features, source, num_examples
+        images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        self._decoders = {key: tfds.decode.SkipDecoding() for key in images}
 
     def in_order(self) -> tf.data.Dataset:
         """All examples once, in the order of the files."""
@@ -156,11 +160,27 @@ class Examples:
 
         return epochs.flat_map(read).skip(skipped)
 
-    def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Parses a serialised example; images stay encoded."""
-        images = [k for k, f in self._features.items() if isinstance(f, tfds.features.Image)]
-        skip = {key: tfds.decode.SkipDecoding() for key in images}
-        return self._features.deserialize_example(record, decoders=skip)
+    def parse(self, record: bytes) -> Example:
+        """Parses a serialised example; images stay encoded.
+
+        Raises:
+          BadExampleError: If it is not one of this data set.
+        """
+        if not record:
+            raise BadExampleError("damaged")
+        try:
+            return self._features.deserialize_example_np(record, decoders=self._decoders)
+        except (DecodeError, KeyError, ValueError, AttributeError) as error:
+            raise BadExampleError(f"not an example of this data set: {error}") from None
+
+    def blank(self, height: int, width: int) -> Example:
+        """Makes an example of zeros, as `parse` would give it, whose image is decoded.
+
+        Args:
+          height: Of its image, if images differ in height.
+          width: Of its image, if images differ in width.
+        """
+        return {key: _blank(feature, height, width) for key, feature in self._features.items()}
 
     def record(self, number: int) -> bytes:
         """Reads one serialised example, slowly; empty if it is damaged."""
@@ -229,6 +249,21 @@ class _Memory:
 
     def place(self, number: int) -> tuple[str, int]:
         return self._files.place(number)
+
+
+def _blank(feature: tfds.features.FeatureConnector, height: int, width: int) -> Any:
+    is_image = isinstance(feature, tfds.features.Image)
+    return _zeros(feature.shape, feature.np_dtype, (height, width, 3) if is_image else None)
+
+
+def _zeros(shape: Any, dtype: Any, sides: tuple[int, ...] | None) -> Any:
+    """Makes zeros; `sides` are those that `shape` leaves open, None for 1."""
+    if isinstance(shape, dict):
+        return {key: _zeros(shape[key], dtype[key], sides) for key in shape}
+    if dtype is np.object_:
+        return b""
+    pairs = zip(shape, sides or (1,) * len(shape), strict=True)
+    return np.zeros([default if side is None else side for side, default in pairs], dtype)
 
 
 def _read_file(

@@ -1,10 +1,10 @@
 """Two random views of one image, which is decoded once."""
 
-import tensorflow as tf
+import numpy as np
 
-from vmoe_prc.data.image_ops import check_area, check_size, crops, sample_two_crops
-from vmoe_prc.data.pp import Example, Op, register
-from vmoe_prc.data.views import pixels_of, with_views
+from vmoe_prc.data.image_ops import check_area, check_size, crops, sample_crop
+from vmoe_prc.data.pp import Example, Op, computed, register
+from vmoe_prc.data.views import with_views
 
 
 @register
@@ -27,11 +27,13 @@ def two_views(
     check_area(area0)
     check_area(area1)
 
-    def op(example: Example, seed: tf.Tensor) -> Example:
-        image = pixels_of(example)
-        boxes = sample_two_crops(tf.shape(image), (area0, area1), seed)
-        areas = boxes[:, 2] * boxes[:, 3]
-        boxes = tf.where(areas[0] <= areas[1], boxes, boxes[::-1])
-        return with_views(example, crops(image, example["view_from_image"], boxes, target))
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image = computed(example["image"])
+        boxes = [sample_crop(image.shape[:2], area, rng) for area in (area0, area1)]
+        # Equal areas stay in the order in which they were drawn.
+        boxes.sort(key=lambda box: box[2] * box[3])
+        return with_views(
+            example, crops(image, example["view_from_image"], np.array(boxes), target)
+        )
 
     return op
