@@ -30,10 +30,8 @@ def centroid(image):
 
 
 def run(process, image, seed=0):
-    example, rng = {"image": image}, np.random.default_rng(seed)
-    for op in pp.build(process, "process"):
-        example = op(example, rng)
-    return pp.computed(example["image"]), example["view_from_image"]
+    example = pp.apply(pp.build(process, "process"), {"image": image}, seed)
+    return example["image"], example["view_from_image"]
 
 
 def moved(image, matrix):

@@ -22,10 +22,7 @@ SMOOTH = np.asarray(tf.image.resize(COLOR[:4, :5], (24, 30))).round().astype(np.
 
 
 def run(process, image, seed=0, **features):
-    example, rng = {"image": image, **features}, np.random.default_rng(seed)
-    for op in pp.build(process, "process"):
-        example = op(example, rng)
-    return {key: pp.computed(entry) for key, entry in example.items()}
+    return pp.apply(pp.build(process, "process"), {"image": image, **features}, seed)
 
 
 def png(image):
@@ -267,10 +264,10 @@ def at_once(image, names, positions):
             move = randaugment.GEOMETRIC[name](1.0, *size, 20.0)
         products.insert(0, products[0] @ move)
     return randaugment.paint_layers(
-        lambda moves: resample(image, (0, 0, *size), moves, size),
         np.array([randaugment.OPS.index(name) for name in names]),
         np.stack(products[:-1]),
         positions,
+        lambda moves: resample(image, (0, 0, *size), moves, size),
         level=1.0,
         cutout_half=8,
     )

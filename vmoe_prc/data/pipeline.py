@@ -28,7 +28,7 @@ from vmoe_prc.data.source import Examples, examples, split_info, unreadable
 
 # Evaluation draws its views from a seed of its own: they stay the same for every run.
 EVALUATION_SEED = 0
-# Examples that one thread preprocesses in a row.
+# Examples of one call into Python: a call for each would cost half as much as an example itself.
 CHUNK = 16
 
 
@@ -180,7 +180,6 @@ def _batches(
       A batch whose missing rows are zeros, and the positions of these by their row.
     """
     chunk = functools.partial(_chunk, preprocess)
-    # A call into Python costs as much as half an example does.
     chunks = rows.batch(CHUNK).map(chunk, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = chunks.rebatch(config.batch_size // process_count)
     for positions, numbers, good, batch in _read(_prefetch(batches, config), config):

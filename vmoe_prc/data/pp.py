@@ -9,7 +9,7 @@ repeated whatever the number of threads.
 import abc
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,23 @@ def build(process: str, field: str) -> list[Op]:
     except ValueError as error:
         raise ConfigError(field, process, str(error)) from None
     return [_make(name, args, kwargs, field) for name, args, kwargs in calls]
+
+
+def apply(ops: Sequence[Op], example: Example, seed: int = 0) -> Example:
+    """Tries ops on one example, such as `{"image": jpeg, "label": 3}`.
+
+    Args:
+      ops: Made by `build`.
+      example: Arrays, numbers and bytes.
+      seed: Seed of the randomness.
+
+    Returns:
+      The example that comes out, of computed entries.
+    """
+    rng = np.random.default_rng(seed)
+    for op in ops:
+        example = op(example, rng)
+    return {key: computed(entry) for key, entry in example.items()}
 
 
 def _parse_op(node: ast.expr) -> tuple[str, tuple[Any, ...], dict[str, Any]]:

@@ -24,7 +24,7 @@ from vmoe_prc.data import affine
 from vmoe_prc.data.photometric import GLOBAL, PHOTOMETRIC
 from vmoe_prc.data.pp import Example, Op, register
 from vmoe_prc.data.resample import square, uncovered
-from vmoe_prc.data.views import Paint, Resampled, views_of
+from vmoe_prc.data.views import Resampled, views_of
 
 GRAY = 128
 MAX_ROTATION = math.radians(30)
@@ -77,7 +77,7 @@ def randaug(
             positions.reshape(-1, num_layers, 2),
             strict=True,
         )
-        paints = [_of_layers(paint, *view) for view in layers]
+        paints = [functools.partial(paint, *view) for view in layers]
         return {
             **example,
             "image": dataclasses.replace(views, paints=paints),
@@ -88,10 +88,10 @@ def randaug(
 
 
 def paint_layers(
-    resampled: Resampled,
     choices: Int[np.ndarray, "layers"],
     view_from_canvas: Float64[np.ndarray, "layers 3 3"],
     positions: Float64[np.ndarray, "layers 2"],
+    resampled: Resampled,
     *,
     level: float,
     cutout_half: int,
@@ -99,11 +99,11 @@ def paint_layers(
     """Makes the pixels of a view.
 
     Args:
-      resampled: Moves the view by a matrix and resamples it.
       choices: Index in `OPS` of the op of each layer.
       view_from_canvas: What the geometric ops of a layer and those after it do to the canvas,
         the area that the view had before that layer.
       positions: (row, col) of the centre of a cutout, as a part of the canvas.
+      resampled: Moves the view by a matrix and resamples it.
       level: Strength of the ops, 1 at magnitude 10.
       cutout_half: Half the side, in pixels, of a cutout.
     """
@@ -117,7 +117,7 @@ def paint_layers(
                 # As it was before later ops moved parts of it out of sight.
                 moves = np.linalg.inv(view_from_canvas[layer]) @ view_from_canvas[:layer]
                 earlier = choices[:layer], moves, positions[:layer]
-                whole = paint_layers(resampled, *earlier, level=level, cutout_half=cutout_half)
+                whole = paint_layers(*earlier, resampled, level=level, cutout_half=cutout_half)
             view = PHOTOMETRIC[name](view, level, whole)
         elif name == CUTOUT:
             centre = (positions[layer] * size).astype(int).tolist()
@@ -134,10 +134,6 @@ def _gray_out(view: np.ndarray, marked: np.ndarray):
 @functools.cache
 def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
     return np.full(shape, value, np.uint8)
-
-
-def _of_layers(paint: Callable[..., np.ndarray], *layers: np.ndarray) -> Paint:
-    return lambda resampled: paint(resampled, *layers)
 
 
 @functools.cache

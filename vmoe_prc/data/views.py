@@ -66,12 +66,9 @@ class Views(Lazy):
 
     def write(self, out: Shaped[np.ndarray, "*views h w C"]) -> None:
         """Resamples."""
-        boxes, matrices = (
-            self.boxes.reshape(-1, 4).tolist(),
-            self.view_from_source.reshape(-1, 3, 3),
-        )
+        matrices = self.view_from_source.reshape(-1, 3, 3)
         outs = out.reshape(-1, *out.shape[-3:])
-        for i, box in enumerate(boxes):
+        for i, box in enumerate(self.boxes.reshape(-1, 4).tolist()):
             source = self.source[i] if self.source.ndim == 4 else self.source
             if self.paints is None:
                 resample(source, box, matrices[i], self.size, outs[i])
