@@ -84,19 +84,19 @@ def encode(image: np.ndarray) -> bytes:
 
 
 def decoded(config: ml_collections.ConfigDict) -> Iterator[np.ndarray]:
-    """Decodes images by TensorFlow, of which it yields the shapes, a batch at a time.
+    """Reads the same records and decodes them by TensorFlow; yields shapes, a batch at a time.
 
-    Pixels go no further, so that the baseline pays for nothing but decoding.
+    Pixels go no further, so that the baseline pays for nothing else.
     """
-    builder = source.load_builder(config)
-    encoded = builder.as_dataset(
-        split=config.split, decoders={"image": tfds.decode.SkipDecoding()}
-    ).map(lambda example: example["image"])
-    images = tf.data.Dataset.from_tensor_slices(list(encoded.as_numpy_iterator())).repeat()
-    shapes = images.map(
-        lambda image: tf.shape(tf.io.decode_image(image, channels=3, expand_animations=False)),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+    features = source.load_builder(config).info.features
+    skip = {"image": tfds.decode.SkipDecoding()}
+
+    def shape(number: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
+        encoded = features.deserialize_example(record, decoders=skip)["image"]
+        return tf.shape(tf.io.decode_image(encoded, channels=3, expand_animations=False))
+
+    records = source.examples(config).shuffled_from(0, 0, config.shuffle_buffer)
+    shapes = records.map(shape, num_parallel_calls=tf.data.AUTOTUNE)
     return shapes.batch(config.batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
