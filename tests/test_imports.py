@@ -49,6 +49,7 @@ LAYERS = [
     {
         "arrays",
         "compilation_cache",
+        "data.lifetime",
         "config",
         "device_peak",
         "errors",

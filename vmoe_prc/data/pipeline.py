@@ -23,6 +23,7 @@ import tensorflow as tf
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pp
 from vmoe_prc.data.bad_examples import BadExamples
+from vmoe_prc.data.lifetime import closed_at_exit
 from vmoe_prc.data.preprocess import Batch, Preprocess, Spec
 from vmoe_prc.data.source import Examples, examples, split_info, unreadable
 
@@ -86,6 +87,7 @@ def batch_spec(config: ml_collections.ConfigDict, train: bool) -> Spec:
     return spec
 
 
+@closed_at_exit
 def train_batches(
     config: ml_collections.ConfigDict,
     *,
@@ -121,6 +123,7 @@ def train_batches(
         yield batch
 
 
+@closed_at_exit
 def eval_batches(
     config: ml_collections.ConfigDict,
     *,

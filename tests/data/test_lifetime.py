@@ -1,0 +1,26 @@
+"""A program that still reads data comes to its end."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import json, sys
+import ml_collections
+from vmoe_prc import data
+
+section = ml_collections.ConfigDict(json.loads(sys.argv[1]))
+batches = data.train_batches(section, seed=0)
+for _ in range(5):
+    next(batches)
+"""
+
+
+def test_a_program_ends_while_its_threads_read(dataset):
+    # Without care about every third one hangs.
+    command = [sys.executable, "-c", SCRIPT, dataset(batch_size=64, cache="loaded").to_json()]
+    programs = [subprocess.Popen(command) for _ in range(6)]
+    try:
+        assert [program.wait(timeout=120) for program in programs] == [0] * 6
+    finally:
+        for program in programs:
+            program.kill()
