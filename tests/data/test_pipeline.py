@@ -144,6 +144,11 @@ def test_parts_of_splits(dataset):
         ({"process": "decode|value_range(-1, 1)|onehot(30)"}, "'image' needs a fixed size, not"),
         ({"process": "decode|resize(8)|onehot(30)"}, r"add value_range\(-1, 1\)"),
         ({"process": "decode|resize(8)|value_range(-1, 1)"}, "the result lacks 'labels'"),
+        ({"process": 'onehot(30)|keep("image", "labels")'}, "'image' is not made of numbers"),
+        (
+            {"process": 'decode|onehot(30)|copy("labels", "image")|keep("image", "labels")'},
+            r"images need 3 axes, or 4 for two views, not the shape \(30,\)",
+        ),
         (
             {"process": TWO_VIEWS.replace(', "view_from_image"', "")},
             "two views need 'view_from_image'",

@@ -55,6 +55,12 @@ def validate(
         if key not in spec:
             raise ConfigError(process_field, config.process, f"the result lacks {key!r}")
     image = spec["image"]
+    if len(image.shape) not in (3, 4):
+        raise ConfigError(
+            process_field,
+            config.process,
+            f"images need 3 axes, or 4 for two views, not the shape {image.shape}",
+        )
     if image.dtype != np.float32 and pp.VALUE_RANGE not in spec:
         raise ConfigError(
             process_field, config.process, "images must be float: add value_range(-1, 1)"

@@ -106,12 +106,9 @@ class Preprocess:
 
     def _find_spec(self) -> Spec:
         """Preprocesses blank examples of two sizes, to see what comes out."""
-        rng = np.random.default_rng(0)
         specs = []
         for height, width in BLANK_SIZES:
-            example = self._split.blank(height, width)
-            for op in self._ops:
-                example = op(example, rng)
+            example = pp.apply(self._ops, self._split.blank(height, width))
             specs.append({key: _struct(key, entry) for key, entry in example.items()})
         for key, first, second in ((key, x, specs[1][key]) for key, x in specs[0].items()):
             if first != second:
@@ -138,7 +135,7 @@ def _attempt(function: Callable[..., pp.Example], *args: Any) -> pp.Example | pp
 
 
 def _struct(key: str, entry: Any) -> jax.ShapeDtypeStruct:
-    array = entry if isinstance(entry, pp.Lazy) else np.asarray(entry)
+    array = np.asarray(entry)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{key!r} is not made of numbers: leave it out, with keep(...)")
     dtype = np.dtype(np.float32) if array.dtype == np.float64 else array.dtype

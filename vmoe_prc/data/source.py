@@ -1,9 +1,11 @@
 """Raw records of TFDS data sets, in an order that a seed and an epoch fix."""
 
+import functools
 from typing import Any
 
 import ml_collections
 import numpy as np
+import simplejpeg
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
@@ -174,7 +176,7 @@ class Examples:
             raise BadExampleError(f"not an example of this data set: {error}") from None
 
     def blank(self, height: int, width: int) -> Example:
-        """Makes an example of zeros, as `parse` would give it, whose image is decoded.
+        """Makes an example of zeros, as `parse` would give it.
 
         Args:
           height: Of its image, if images differ in height.
@@ -252,18 +254,23 @@ class _Memory:
 
 
 def _blank(feature: tfds.features.FeatureConnector, height: int, width: int) -> Any:
-    is_image = isinstance(feature, tfds.features.Image)
-    return _zeros(feature.shape, feature.np_dtype, (height, width, 3) if is_image else None)
+    if isinstance(feature, tfds.features.Image):
+        return _black_jpeg(feature.shape[0] or height, feature.shape[1] or width)
+    return _zeros(feature.shape, feature.np_dtype)
 
 
-def _zeros(shape: Any, dtype: Any, sides: tuple[int, ...] | None) -> Any:
-    """Makes zeros; `sides` are those that `shape` leaves open, None for 1."""
+@functools.cache
+def _black_jpeg(height: int, width: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.zeros((height, width, 3), np.uint8))
+
+
+def _zeros(shape: Any, dtype: Any) -> Any:
+    """Makes zeros; sides that `shape` leaves open are 1."""
     if isinstance(shape, dict):
-        return {key: _zeros(shape[key], dtype[key], sides) for key in shape}
+        return {key: _zeros(shape[key], dtype[key]) for key in shape}
     if dtype is np.object_:
         return b""
-    pairs = zip(shape, sides or (1,) * len(shape), strict=True)
-    return np.zeros([default if side is None else side for side, default in pairs], dtype)
+    return np.zeros([side or 1 for side in shape], dtype)
 
 
 def _read_file(

@@ -5,11 +5,12 @@ import os
 import pathlib
 from typing import ClassVar
 
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
 from vmoe_prc.class_folders import ClassFolders, scan_class_folders
+from vmoe_prc.data.decoding import decode_image
+from vmoe_prc.data.pp import BadExampleError
 
 SKIPPED_FILE = "skipped.json"
 
@@ -63,8 +64,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         for path, label in files:
             image = path.read_bytes()
             try:
-                tf.io.decode_image(image, channels=3, expand_animations=False)
-            except tf.errors.InvalidArgumentError:
+                decode_image(image)
+            except BadExampleError:
                 self._skipped.append(os.fspath(path))
                 continue
             name = os.fspath(path)
