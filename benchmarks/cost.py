@@ -6,7 +6,7 @@ An estimate, not a measurement: a step takes
 
     3 * FLOPs of a forward pass of an image * images a step / (utilisation * peak * devices)
 
-with the FLOPs of `vmoe_prc.models.flops`, the peak of `vmoe_prc.device_peak` in bfloat16, and a
+with the FLOPs of `vmoe_prc.models.flops`, the peak of `vmoe_prc.runtime.peaks` in bfloat16, and a
 utilisation that is assumed. Evaluation and checkpoints come on top, and the hosts may not be able
 to decode that many images a second. Device-hours do not depend on how many devices there are.
 """
@@ -23,8 +23,8 @@ import tensorflow_datasets as tfds
 
 from vmoe_prc.data.preprocess import Preprocess
 from vmoe_prc.data.source import Examples
-from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.models.flops import forward_flops_per_image
+from vmoe_prc.runtime.peaks import peak_flops
 
 RECIPES = {
     "ImageNet-1K": "imagenet_prc",

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation --batch-size=32
 
-The passes are those of `vmoe_prc.evaluate` with one view and with two (which compare the
+The passes are those of `vmoe_prc.evaluation.splits` with one view and with two (which compare the
 experts of matched patches), that of the routing analysis, and the attack FGSM (forward, and
 backward to the pixels).
 """
@@ -16,8 +16,8 @@ from benchmarks import timing
 from benchmarks.programs import compile_program, make_batch, make_state, model_config
 from vmoe_prc.analysis.attacks import make_attack
 from vmoe_prc.analysis.routing import make_routing_step
+from vmoe_prc.evaluation.step import make_eval_step
 from vmoe_prc.models import create_model
-from vmoe_prc.train_step import make_eval_step
 
 
 def main(argv: list[str] | None = None) -> None:

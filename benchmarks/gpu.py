@@ -20,8 +20,8 @@ from benchmarks import timing, trace
 from benchmarks.programs import Program, make_state, make_training, model_config
 from benchmarks.roofline import flash_calls, roofline
 from vmoe_prc.config import Config
-from vmoe_prc.device_peak import memory_bandwidth, peak_flops
 from vmoe_prc.models.flops import forward_flops_per_image
+from vmoe_prc.runtime.peaks import memory_bandwidth, peak_flops
 
 DTYPE = "bfloat16"
 BASELINE = "einsum"

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.programs import compile_program
-from vmoe_prc.models.grouped import grouped_product
+from vmoe_prc.models.grouped_matmul import grouped_product
 
 BATCHED = "batched"
 

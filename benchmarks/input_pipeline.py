@@ -21,8 +21,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_sample_images
 
 from benchmarks import timing
-from vmoe_prc import data
-from vmoe_prc.data import source
+from vmoe_prc.data import pipeline, source
 
 HEIGHT, WIDTH, JPEG_BYTES = 375, 500, 83_000
 NUM_PHOTOGRAPHS = 32
@@ -107,7 +106,7 @@ def measure(
     times = {name: timing.Times([], []) for name in sections}
     for _ in range(repetitions):
         for name, section in sections.items():
-            made = decoded(section) if name == DECODE else data.train_batches(section, seed=0)
+            made = decoded(section) if name == DECODE else pipeline.train_batches(section, seed=0)
             for _ in range(WARM_UP):
                 next(made)
             wall, cpu = time.perf_counter(), time.process_time()

@@ -10,14 +10,15 @@ import numpy as np
 import optax
 
 from vmoe_prc.config import Config
-from vmoe_prc.mesh import create_mesh
 from vmoe_prc.models import create_model
 from vmoe_prc.models.dispatch import DROPLESS, METHODS, compute_capacity
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import IMAGES_PER_GROUP, adam, router_losses, vmoe_model
-from vmoe_prc.train_state import abstract_train_state, create_train_state
-from vmoe_prc.train_step import Batch, make_train_step
+from vmoe_prc.runtime.mesh import create_mesh
+from vmoe_prc.steps.state import abstract_train_state, create_train_state
+from vmoe_prc.steps.train import make_train_step
+from vmoe_prc.steps.views import Batch
 
 NUM_CLASSES = 1000
 ALL_METHODS = [*METHODS, DROPLESS]

@@ -25,10 +25,10 @@ import jax
 import numpy as np
 
 from configs import digits_prc
-from vmoe_prc.checkpoints.orbax import restore_params
+from vmoe_prc.checkpoints.manager import restore_params
 from vmoe_prc.errors import PREEMPTED_STATUS
-from vmoe_prc.metrics import METRICS_FILE, read_metrics
-from vmoe_prc.workdir import CHECKPOINT_FOLDER
+from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
+from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 
 STEPS_PER_FAULT = 20
 SAVE_EVERY = 5

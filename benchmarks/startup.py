@@ -25,7 +25,7 @@ BASELINE = "import jax"
 IMPORTS = {
     BASELINE: "import jax",
     "import the core": "import jax, " + ", ".join(f"vmoe_prc.{module}" for module in CORE),
-    "import the loop": "import vmoe_prc.loop",
+    "import the loop": "import vmoe_prc.train.loop",
 }
 
 

@@ -14,12 +14,12 @@ import jax
 
 from benchmarks.timing import format_table
 from vmoe_prc.config import check_batch, complete
-from vmoe_prc.mesh import abstract_mesh
 from vmoe_prc.models import create_model
+from vmoe_prc.models.traffic import Traffic, step_traffic
 from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.runtime.mesh import abstract_mesh
+from vmoe_prc.steps.state import TrainState, abstract_train_state
 from vmoe_prc.study.plan import read_config_file
-from vmoe_prc.traffic import Traffic, step_traffic
-from vmoe_prc.train_state import TrainState, abstract_train_state
 
 MEGABYTE = 1e6
 # Longer than any warm-up; nothing here depends on it.

@@ -8,8 +8,8 @@ left out and named. Other arguments: `k=1` one expert a token, `prc=off` the V-M
 `seed=N`, `size=128` the side of the images in pixels.
 """
 
-from vmoe_prc.class_folders import scan_class_folders
 from vmoe_prc.config import ConfigError, complete, parse_arguments
+from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.recipes import fine_tune
 
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import tiny
 from hlo import collectives
 
-from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.models.traffic import step_traffic
 from vmoe_prc.optimizer import create_optimizer
-from vmoe_prc.traffic import step_traffic
-from vmoe_prc.train_state import abstract_train_state
-from vmoe_prc.train_step import make_train_step
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
+from vmoe_prc.steps.state import abstract_train_state
+from vmoe_prc.steps.train import make_train_step
 
 PAIRS_PER_DEVICE = 2
 OPTIMIZER = {**tiny.OPTIMIZER, "name": "adam"}

@@ -52,7 +52,7 @@ def finished(tmp_path_factory, digits_dir):
     """A run that was never interrupted, and what it printed."""
     from small_run import small_config
 
-    from vmoe_prc import loop
+    from vmoe_prc.train import loop
 
     workdir = tmp_path_factory.mktemp("finished")
     summary = loop.train_and_evaluate(small_config(digits_dir), workdir)

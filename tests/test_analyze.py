@@ -10,7 +10,7 @@ import pytest
 from vmoe_prc import analyze
 from vmoe_prc.analysis.opened_run import open_checkpoint, open_run
 from vmoe_prc.checkpoints import export
-from vmoe_prc.config_file import read_config_file
+from vmoe_prc.config.files import read_config_file
 
 BLOCK = "encoderblock_1"
 

@@ -42,9 +42,9 @@ def robustness(args: argparse.Namespace) -> None:
     """Perturbs and attacks the images: what changes of the routing, and of the accuracy."""
     import pandas as pd
 
-    from vmoe_prc.analysis.curves import robustness_figure
-    from vmoe_prc.analysis.panels import save_figure
+    from vmoe_prc.analysis.figures.robustness import robustness_figure
     from vmoe_prc.analysis.robustness import UNITS, robustness_table
+    from vmoe_prc.figures.panels import save_figure
 
     levels = _levels(args.perturbation or DEFAULT_PERTURBATIONS)
     parts = []
@@ -64,8 +64,8 @@ def robustness(args: argparse.Namespace) -> None:
 def specialisation(args: argparse.Namespace) -> None:
     """Says what each expert does: load, classes, how sure its router is, how alike they are."""
     from vmoe_prc.analysis.experts import measure_specialisation
-    from vmoe_prc.analysis.panels import save_figure
-    from vmoe_prc.analysis.specialisation_figure import specialisation_figure
+    from vmoe_prc.analysis.figures.specialisation import specialisation_figure
+    from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
     split = run.choose_split(args.split)
@@ -84,8 +84,8 @@ def specialisation(args: argparse.Namespace) -> None:
 
 def pictures(args: argparse.Namespace) -> None:
     """Draws which experts see which patches; two runs side by side on the same images."""
-    from vmoe_prc.analysis.panels import save_figure
-    from vmoe_prc.analysis.pictures import draw_pictures
+    from vmoe_prc.analysis.figures.pictures import draw_pictures
+    from vmoe_prc.figures.panels import save_figure
 
     folder = _output(args, "pictures")
     sequences = _levels(args.perturbation) if args.perturbation else None
@@ -126,7 +126,7 @@ def _levels(arguments: Sequence[str]) -> dict[str, tuple[float, ...]]:
 def _open(args: argparse.Namespace) -> "list[OpenedRun]":
     """Opens the runs and checkpoints, in this order."""
     from vmoe_prc.analysis.opened_run import name_apart, open_checkpoint, open_run
-    from vmoe_prc.config_file import read_config_file
+    from vmoe_prc.config.files import read_config_file
 
     if bool(args.checkpoint) != bool(args.config):
         given, missing = ("checkpoint", "config") if args.checkpoint else ("config", "checkpoint")
@@ -201,8 +201,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(argv)
     # Imported here so that --help need not wait for JAX and TensorFlow.
-    from vmoe_prc.checkpoints.orbax import CheckpointError
-    from vmoe_prc.compilation_cache import use_compilation_cache
+    from vmoe_prc.checkpoints.manager import CheckpointError
+    from vmoe_prc.runtime.compilation_cache import use_compilation_cache
 
     use_compilation_cache()
     try:

@@ -56,9 +56,10 @@ def main(argv: list[str]):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported here so that --help need not wait for JAX and TensorFlow.
-    from vmoe_prc import loop, processes
-    from vmoe_prc.checkpoints.orbax import CheckpointError
-    from vmoe_prc.compilation_cache import use_compilation_cache
+    from vmoe_prc.checkpoints.manager import CheckpointError
+    from vmoe_prc.runtime import processes
+    from vmoe_prc.runtime.compilation_cache import use_compilation_cache
+    from vmoe_prc.train import loop
 
     use_compilation_cache()
     processes.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

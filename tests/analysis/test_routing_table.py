@@ -6,9 +6,9 @@ import pytest
 from vmoe_prc import analyze
 from vmoe_prc.analysis.opened_run import open_run
 from vmoe_prc.analysis.routing_table import read_routing_table, routing_table
-from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.config import ConfigError
-from vmoe_prc.metrics import read_metrics
+from vmoe_prc.workdir.metrics import read_metrics
 
 BLOCK = "encoderblock_1"
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from vmoe_prc import analyze
+from vmoe_prc.analysis.figures.specialisation import specialisation_figure
 from vmoe_prc.analysis.opened_run import open_run
 from vmoe_prc.analysis.routing_table import (
     routing_table,
@@ -21,8 +22,7 @@ from vmoe_prc.analysis.similarity import (
     weight_similarity,
 )
 from vmoe_prc.analysis.specialisation import specialisation
-from vmoe_prc.analysis.specialisation_figure import specialisation_figure
-from vmoe_prc.metrics import read_metrics
+from vmoe_prc.workdir.metrics import read_metrics
 
 BLOCK = "encoderblock_1"
 

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks import cost
 from configs import cifar_prc, imagenet21k_vmoe, imagenet_prc
-from vmoe_prc.device_peak import peak_flops
 from vmoe_prc.models.flops import forward_flops_per_image
+from vmoe_prc.runtime.peaks import peak_flops
 
 
 def test_both_arms_cost_the_same_and_pairs_are_decoded_once():

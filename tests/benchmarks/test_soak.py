@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import soak
-from vmoe_prc.checkpoints.orbax import Checkpointer
+from vmoe_prc.checkpoints.manager import Checkpointer
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from vmoe_prc.checkpoints import safetensors as ours
 from vmoe_prc.checkpoints.export import main
-from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.params import read_params, write_params
 
 PARAMS = {

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vmoe_prc.checkpoints import vmoe_format
-from vmoe_prc.checkpoints.orbax import CheckpointError
-from vmoe_prc.mesh import create_mesh
+from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.runtime.mesh import create_mesh
 
 RELEASED = (
     pathlib.Path(__file__).parent.parent / "data" / "golden" / "vmoe_checkpoint" / "vmoe_tiny"

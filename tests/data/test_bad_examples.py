@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vmoe_prc import data
+from vmoe_prc.data import pipeline
 from vmoe_prc.errors import RunError
 
 NUM_TRAIN, BATCH_SIZE = 23, 4
@@ -58,7 +58,7 @@ def label(record: bytes) -> int:
 
 
 def take(config, count, **options):
-    return list(itertools.islice(data.train_batches(config, seed=3, **options), count))
+    return list(itertools.islice(pipeline.train_batches(config, seed=3, **options), count))
 
 
 @pytest.mark.parametrize("cache", [None, "loaded"])
@@ -94,7 +94,9 @@ def test_in_evaluation_its_row_is_masked(dataset, bad_data, process_count):
     seen = [
         i
         for process in range(process_count)
-        for batch in data.eval_batches(config, process_index=process, process_count=process_count)
+        for batch in pipeline.eval_batches(
+            config, process_index=process, process_count=process_count
+        )
         for i, counts in zip(ids(batch), batch["mask"], strict=True)
         if counts
     ]
@@ -104,7 +106,7 @@ def test_in_evaluation_its_row_is_masked(dataset, bad_data, process_count):
 def test_batches_of_nothing_else(dataset, bad_data):
     directory, bad = bad_data
     config = dataset(data_dir=directory, batch_size=1)
-    masks = [bool(batch["mask"][0]) for batch in data.eval_batches(config)]
+    masks = [bool(batch["mask"][0]) for batch in pipeline.eval_batches(config)]
     assert (len(masks), sum(masks)) == (NUM_TRAIN, NUM_TRAIN - len(bad))
 
 

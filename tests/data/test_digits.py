@@ -4,10 +4,10 @@ import jax
 import numpy as np
 from sklearn.datasets import load_digits
 
-from vmoe_prc import data
+from vmoe_prc.data import pipeline
 from vmoe_prc.data.datasets.digits import Digits
 from vmoe_prc.data.feed import device_batches
-from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 
 def test_digits(tmp_path, dataset):
@@ -18,9 +18,9 @@ def test_digits(tmp_path, dataset):
         process='decode|resize(8)|value_range(0, 16)|onehot(10)|keep("image", "labels")',
         batch_size=359,
     )
-    data.validate(config, "config.dataset.test")
+    pipeline.validate(config, "config.dataset.test")
     sharding = batch_sharding(create_mesh(1, jax.devices()[:1]))
-    [batch] = device_batches(data.eval_batches(config), sharding, 1)
+    [batch] = device_batches(pipeline.eval_batches(config), sharding, 1)
     digits = load_digits()
     np.testing.assert_array_equal(np.argmax(batch["labels"], -1), digits.target[4::5])
     np.testing.assert_allclose(batch["image"][..., 0], digits.images[4::5], atol=0.05)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from vmoe_prc.data.feed import device_batches
-from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 
 def host_batches(count, fail_at=None):

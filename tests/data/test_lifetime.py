@@ -6,10 +6,10 @@ import sys
 SCRIPT = """
 import json, sys
 import ml_collections
-from vmoe_prc import data
+from vmoe_prc.data import pipeline
 
 section = ml_collections.ConfigDict(json.loads(sys.argv[1]))
-batches = data.train_batches(section, seed=0)
+batches = pipeline.train_batches(section, seed=0)
 for _ in range(5):
     next(batches)
 """

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from vmoe_prc import data
 from vmoe_prc.config import ConfigError
+from vmoe_prc.data import pipeline, source
 from vmoe_prc.data.feed import device_batches
-from vmoe_prc.mesh import batch_sharding, create_mesh
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 NUM_TRAIN, NUM_TEST = 23, 7
 TWO_VIEWS = (
@@ -23,7 +23,7 @@ def ids(batch):
 
 
 def take(config, count, **options):
-    return list(itertools.islice(data.train_batches(config, **{"seed": 3, **options}), count))
+    return list(itertools.islice(pipeline.train_batches(config, **{"seed": 3, **options}), count))
 
 
 def assert_equal(batches, expected):
@@ -90,7 +90,7 @@ def test_processes_together_read_the_global_batch(dataset, process_count):
 def test_evaluation_reads_each_example_once(dataset, process_count, batch_size):
     config = dataset(split="test", batch_size=batch_size)
     parts = [
-        list(data.eval_batches(config, process_index=i, process_count=process_count))
+        list(pipeline.eval_batches(config, process_index=i, process_count=process_count))
         for i in range(process_count)
     ]
     assert {len(part) for part in parts} == {-(-NUM_TEST // batch_size)}
@@ -104,25 +104,25 @@ def test_evaluation_reads_each_example_once(dataset, process_count, batch_size):
 
 def test_evaluation_sees_the_same_views_every_time(dataset):
     config = dataset(split="test", process=TWO_VIEWS)
-    assert_equal(data.eval_batches(config), data.eval_batches(config))
+    assert_equal(pipeline.eval_batches(config), pipeline.eval_batches(config))
 
 
 def test_batch_spec_is_that_of_the_batches(dataset):
     config = dataset(process=TWO_VIEWS)
-    spec = data.batch_spec(config, train=True)
+    spec = pipeline.batch_spec(config, train=True)
     sharding = batch_sharding(create_mesh(1, jax.devices()[:1]))
     [batch] = device_batches(take(config, 1), sharding, 1)
     assert {k: (x.shape, x.dtype) for k, x in spec.items()} == {
         k: (x.shape, x.dtype) for k, x in batch.items()
     }
     assert spec["image"].shape == (4, 2, 8, 8, 3)
-    assert data.batch_spec(config, train=False)["mask"].shape == (4,)
+    assert pipeline.batch_spec(config, train=False)["mask"].shape == (4,)
 
 
 def test_parts_of_splits(dataset):
-    assert data.num_examples(dataset(split="train[:10]")) == 10
+    assert source.num_examples(dataset(split="train[:10]")) == 10
     config = dataset(split="train[10:]", batch_size=13)
-    [batch] = data.eval_batches(config)
+    [batch] = pipeline.eval_batches(config)
     assert ids(batch) == list(range(10, 23))
 
 
@@ -158,5 +158,5 @@ def test_parts_of_splits(dataset):
 )
 def test_errors(dataset, options, message):
     with pytest.raises(ConfigError, match=message) as error:
-        data.validate(dataset(**options), "x")
+        pipeline.validate(dataset(**options), "x")
     assert "\n" not in str(error.value)

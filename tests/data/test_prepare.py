@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from vmoe_prc import data
 from vmoe_prc.config import ConfigError
+from vmoe_prc.data import pipeline
 from vmoe_prc.data.prepare import prepare
 
 RNG = np.random.default_rng(0)
@@ -135,7 +135,7 @@ def test_official_files(tmp_path, dataset, name, write, sizes):
         '|keep("image", "labels")',
         batch_size=8,
     )
-    batch = next(iter(data.train_batches(config, seed=0)))
+    batch = next(iter(pipeline.train_batches(config, seed=0)))
     assert batch["image"].shape == (8, 16, 16, 3)
 
 

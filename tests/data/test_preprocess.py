@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.data import pp
+from vmoe_prc.data.ops import registry
 from vmoe_prc.data.preprocess import Preprocess
 from vmoe_prc.data.source import Examples
 
@@ -97,7 +97,7 @@ def test_a_crop_that_does_not_fit_is_a_bad_example():
     made = preprocess('decode|central_crop(22)|onehot(5)|keep("image", "labels")')
     good, _ = made.rows(range(2), [record(0), record(1, side=30)])
     assert good.tolist() == [False, True]
-    with pytest.raises(pp.BadExampleError, match="20x24 pixels is too small to crop 22x22"):
+    with pytest.raises(registry.BadExampleError, match="20x24 pixels is too small to crop 22x22"):
         made.one(0, record(0))
 
 

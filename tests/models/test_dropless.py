@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_prc.mesh import batch_sharding, create_mesh
 from vmoe_prc.models.moe import MlpMoeBlock
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 UNLIMITED = 4.0  # E: all tokens fit, should they all choose one expert.
 

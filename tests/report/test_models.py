@@ -9,11 +9,11 @@ from small_run import small_config
 from written_runs import write_arm, write_run
 
 from configs import digits_prc
-from vmoe_prc import loop
 from vmoe_prc.report.__main__ import main
 from vmoe_prc.report.experiments import group_runs
 from vmoe_prc.report.models import open_models, runs_by_seed, short_names
 from vmoe_prc.report.runs import find_runs
+from vmoe_prc.train import loop
 
 
 def with_seed(source, target, seed, ignore=()):

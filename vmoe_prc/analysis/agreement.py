@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import jax
 import pandas as pd
 
-from vmoe_prc.agreement import ALL_BLOCKS, agreement_intervals
 from vmoe_prc.analysis.opened_run import OpenedRun
-from vmoe_prc.evaluate import sum_batches
-from vmoe_prc.mesh import replicated
-from vmoe_prc.train_step import make_eval_step
+from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.evaluation.splits import sum_batches
+from vmoe_prc.evaluation.step import make_eval_step
+from vmoe_prc.runtime.mesh import replicated
 
 
 def agreement_table(

@@ -16,14 +16,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from vmoe_prc import data
-from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
-from vmoe_prc.device_data import eval_batches
-from vmoe_prc.mesh import create_mesh, tree_shardings
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.models import create_model
-from vmoe_prc.workdir import CONFIG_FILE
+from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
+from vmoe_prc.workdir.layout import CONFIG_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ class OpenedRun:
           ConfigError: If its data cannot be used on this machine.
         """
         dataset = self.config.dataset[split]
-        data.validate(dataset, f"config.dataset.{split}")
-        return data.batch_spec(dataset, train=False)
+        pipeline.validate(dataset, f"config.dataset.{split}")
+        return pipeline.batch_spec(dataset, train=False)
 
     def batches(self, split: str) -> Iterator[dict[str, jax.Array]]:
         """Reads every image of a split once; global batches on the devices, with `mask`."""

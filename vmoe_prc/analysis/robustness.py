@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from vmoe_prc.agreement import ALL_BLOCKS
 from vmoe_prc.analysis.attacks import EPSILONS, PGD_STEPS, make_attack
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
 from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 
 ATTACKS = {"fgsm": 1, "pgd": PGD_STEPS}
 KINDS = (*PERTURBATIONS, *ATTACKS)

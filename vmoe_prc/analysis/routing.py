@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
-from vmoe_prc.train_step import by_image
+from vmoe_prc.steps.views import by_image
 
 
 @flax.struct.dataclass

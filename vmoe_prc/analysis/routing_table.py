@@ -30,9 +30,9 @@ from etils import epath
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError
-from vmoe_prc.files import replacing
-from vmoe_prc.mesh import replicated
-from vmoe_prc.train_step import match_views, merge_views
+from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.views import match_views, merge_views
+from vmoe_prc.workdir.atomic import replacing
 
 
 def routing_table(

@@ -12,7 +12,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.specialisation import pair_rows
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.models.moe import MlpBlock
-from vmoe_prc.train_step import merge_views
+from vmoe_prc.steps.views import merge_views
 
 # Of each batch so many tokens, of each split so many batches.
 TOKENS, BATCHES = 512, 16

@@ -6,7 +6,7 @@ python -m vmoe_prc.checkpoints.export workdir/digits model.safetensors
 import argparse
 import sys
 
-from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.params import FORMATS, read_params, write_params
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 
 from vmoe_prc.checkpoints import safetensors, vmoe_format
-from vmoe_prc.checkpoints.orbax import CheckpointError, restore_params
-from vmoe_prc.workdir import CHECKPOINT_FOLDER
+from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
+from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 
 FORMATS = "a run's work directory, the prefix of a V-MoE checkpoint, or a .safetensors or .npz file"
 

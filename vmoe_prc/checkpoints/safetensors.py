@@ -11,8 +11,8 @@ import safetensors
 import safetensors.flax
 from etils import epath
 
-from vmoe_prc.checkpoints.orbax import CheckpointError
-from vmoe_prc.files import replacing
+from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.workdir.atomic import replacing
 
 # The library's own reader of bytes knows no bfloat16.
 _DTYPES = {

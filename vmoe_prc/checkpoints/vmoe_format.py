@@ -22,8 +22,8 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from vmoe_prc.checkpoints.orbax import CheckpointError
-from vmoe_prc.files import replacing
+from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.workdir.atomic import replacing
 
 VERSION = "20220622"
 _MARKER = "__msgpack_array_chunk_a87ca2__"

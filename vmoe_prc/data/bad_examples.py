@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import ml_collections
 from absl import logging
 
-from vmoe_prc.data.pp import BadExampleError
+from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.data.preprocess import Batch, Preprocess
 from vmoe_prc.data.source import Examples
 from vmoe_prc.errors import RunError

@@ -5,11 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float, UInt8
 
-from vmoe_prc.data.pp import VALUE_RANGE
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.ops.registry import VALUE_RANGE
+from vmoe_prc.runtime.mesh import batch_sharding
 
 
 def device_batches(
@@ -44,3 +47,24 @@ def in_range(
     """Maps bytes from [0, 255] to the (low, high) of each row, as float32."""
     low, high = ranges.T.reshape(2, -1, *(1,) * (images.ndim - 1))
     return images.astype(jnp.float32) * ((high - low) / 255) + low
+
+
+def eval_batches(dataset: ml_collections.ConfigDict, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Reads every image of a split once; each process reads its rows of the global batches.
+
+    Args:
+      dataset: A completed section of `config.dataset`.
+      mesh: The devices.
+
+    Yields:
+      Global batches with a `mask`, see `pipeline.eval_batches`.
+    """
+    return device_batches(
+        pipeline.eval_batches(
+            dataset,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        batch_sharding(mesh),
+        dataset.prefetch_device,
+    )

@@ -21,11 +21,14 @@ import numpy as np
 import tensorflow as tf
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.data import pp
 from vmoe_prc.data.bad_examples import BadExamples
 from vmoe_prc.data.lifetime import closed_at_exit
+from vmoe_prc.data.ops import registry
 from vmoe_prc.data.preprocess import Batch, Preprocess, Spec
 from vmoe_prc.data.source import Examples, examples, split_info, unreadable
+
+# TensorFlow would take the memory of the GPU that JAX trains on.
+tf.config.set_visible_devices([], "GPU")
 
 # Evaluation draws its views from a seed of its own: they stay the same for every run.
 EVALUATION_SEED = 0
@@ -61,7 +64,7 @@ def validate(
             config.process,
             f"images need 3 axes, or 4 for two views, not the shape {image.shape}",
         )
-    if image.dtype != np.float32 and pp.VALUE_RANGE not in spec:
+    if image.dtype != np.float32 and registry.VALUE_RANGE not in spec:
         raise ConfigError(
             process_field, config.process, "images must be float: add value_range(-1, 1)"
         )
@@ -86,7 +89,7 @@ def batch_spec(config: ml_collections.ConfigDict, train: bool) -> Spec:
         key: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype)
         for key, x in Preprocess(config, _unread(config), 0).spec.items()
     }
-    if spec.pop(pp.VALUE_RANGE, None):
+    if spec.pop(registry.VALUE_RANGE, None):
         spec["image"] = jax.ShapeDtypeStruct(spec["image"].shape, np.float32)
     if not train:
         spec["mask"] = jax.ShapeDtypeStruct((config.batch_size,), np.bool_)

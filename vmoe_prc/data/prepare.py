@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.datasets import OWN_BUILDERS
-from vmoe_prc.progress import show_logs
+from vmoe_prc.runtime.logs import show_logs
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")

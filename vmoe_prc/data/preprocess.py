@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.data import pp
+from vmoe_prc.data.ops import registry
 from vmoe_prc.data.source import Examples
 
 Batch = dict[str, np.ndarray]
@@ -44,7 +44,7 @@ class Preprocess:
         seed: int,
         field: str = "config.dataset",
     ):
-        self._ops = pp.build(config.process, f"{field}.process")
+        self._ops = registry.build(config.process, f"{field}.process")
         self._split, self._seed = split, seed
         try:
             self.spec: Spec = self._find_spec()
@@ -63,9 +63,12 @@ class Preprocess:
           BadExampleError: If it cannot be read, decoded or cropped.
         """
         [example] = self._examples([position], [record])
-        if isinstance(example, pp.BadExampleError):
+        if isinstance(example, registry.BadExampleError):
             raise example
-        return {key: np.asarray(pp.computed(example[key]), x.dtype) for key, x in self.spec.items()}
+        return {
+            key: np.asarray(registry.computed(example[key]), x.dtype)
+            for key, x in self.spec.items()
+        }
 
     def rows(self, positions: Sequence[int], records: Sequence[bytes]) -> tuple[np.ndarray, Batch]:
         """Makes the rows of a batch.
@@ -74,12 +77,12 @@ class Preprocess:
           Which rows are good, (B,) bool, and the batch; rows that are not are zeros.
         """
         examples = self._examples(positions, records)
-        good = np.array([not isinstance(x, pp.BadExampleError) for x in examples], np.bool_)
+        good = np.array([not isinstance(x, registry.BadExampleError) for x in examples], np.bool_)
         batch = {key: _aligned((len(examples), *x.shape), x.dtype) for key, x in self.spec.items()}
         for key, column in batch.items():
             for row, example in enumerate(examples):
                 entry = example[key] if good[row] else 0
-                if isinstance(entry, pp.Lazy):
+                if isinstance(entry, registry.Lazy):
                     entry.write(column[row])
                 else:
                     column[row] = entry
@@ -91,7 +94,7 @@ class Preprocess:
 
     def _examples(
         self, positions: Sequence[int], records: Sequence[bytes]
-    ) -> list[pp.Example | pp.BadExampleError]:
+    ) -> list[registry.Example | registry.BadExampleError]:
         # A key for each example: its numbers are the same in whatever order, on whatever thread.
         keys = [np.array([self._seed % 2**64, position], np.uint64) for position in positions]
         rngs = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
@@ -99,7 +102,9 @@ class Preprocess:
         # Op by op, so that the code of each stays in the caches: decoding an image empties them.
         for op in self._ops:
             examples = [
-                example if isinstance(example, pp.BadExampleError) else _attempt(op, example, rng)
+                example
+                if isinstance(example, registry.BadExampleError)
+                else _attempt(op, example, rng)
                 for example, rng in zip(examples, rngs, strict=True)
             ]
         return examples
@@ -108,7 +113,7 @@ class Preprocess:
         """Preprocesses blank examples of two sizes, to see what comes out."""
         specs = []
         for height, width in BLANK_SIZES:
-            example = pp.apply(self._ops, self._split.blank(height, width))
+            example = registry.apply(self._ops, self._split.blank(height, width))
             specs.append({key: _struct(key, entry) for key, entry in example.items()})
         for key, first, second in ((key, x, specs[1][key]) for key, x in specs[0].items()):
             if first != second:
@@ -127,10 +132,12 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
-def _attempt(function: Callable[..., pp.Example], *args: Any) -> pp.Example | pp.BadExampleError:
+def _attempt(
+    function: Callable[..., registry.Example], *args: Any
+) -> registry.Example | registry.BadExampleError:
     try:
         return function(*args)
-    except pp.BadExampleError as error:
+    except registry.BadExampleError as error:
         return error
 
 

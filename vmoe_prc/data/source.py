@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.datasets import OWN_BUILDERS
-from vmoe_prc.data.pp import BadExampleError, Example
+from vmoe_prc.data.ops.registry import BadExampleError, Example
 from vmoe_prc.data.tfrecords import openable, read_record
 from vmoe_prc.errors import RunError
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
-from vmoe_prc.mesh import BATCH, on_each_device
+from vmoe_prc.runtime.mesh import BATCH, on_each_device
 
 
 def importance_loss(gates: Float[Array, "G S E"]) -> Float[Array, " G"]:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float, Int, Leaf
-from vmoe_prc.mesh import BATCH, EXPERT_BUFFERS, all_to_all, on_each_device
-from vmoe_prc.models.rows import RowMap, collect, spread
+from vmoe_prc.models.permutation import RowMap, collect, spread
+from vmoe_prc.runtime.mesh import BATCH, EXPERT_BUFFERS, all_to_all, on_each_device
 
 DROPLESS = "dropless"
 

@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Int
-from vmoe_prc.mesh import (
+from vmoe_prc.models.dispatch import Dispatcher
+from vmoe_prc.models.grouped_matmul import grouped_product
+from vmoe_prc.models.permutation import RowMap, collect, spread
+from vmoe_prc.runtime.mesh import (
     BATCH,
     EXPERTS,
     REPLICATED,
@@ -26,9 +29,6 @@ from vmoe_prc.mesh import (
     sum_scatter,
     vary_over_data,
 )
-from vmoe_prc.models.dispatch import Dispatcher
-from vmoe_prc.models.grouped import grouped_product
-from vmoe_prc.models.rows import RowMap, collect, spread
 
 
 def apply_experts(

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
 from vmoe_prc.config import Config
-from vmoe_prc.mesh import BATCH, on_each_device
 from vmoe_prc.models import dispatch
 from vmoe_prc.models.dispatch import Dispatcher
+from vmoe_prc.runtime.mesh import BATCH, on_each_device
 
 DotGeneral = Callable[..., jax.Array] | None
 

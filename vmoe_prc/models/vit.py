@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import Config
-from vmoe_prc.models import sharded
+from vmoe_prc.models import fsdp as sharded
 from vmoe_prc.models.attention import attention
 from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
 from vmoe_prc.models.routing import Routing

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from vmoe_prc.analysis.palette import expert_colors
+from vmoe_prc.figures.palette import expert_colors
 from vmoe_prc.report.experiments import Experiment
 
 # What is drawn of a run, if it has it: its title, and the factor from its unit to the title's.

@@ -4,12 +4,12 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from vmoe_prc.files import replacing
 from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.page import Section, make_page
-from vmoe_prc.report.routing import routing_sections
+from vmoe_prc.report.page_routing import routing_sections
 from vmoe_prc.report.runs import ReportError
 from vmoe_prc.report.saved import saved_section
+from vmoe_prc.workdir.atomic import replacing
 
 
 def write_page(

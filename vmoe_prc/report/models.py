@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from vmoe_prc.analysis.opened_run import OpenedRun, open_run
-from vmoe_prc.checkpoints.orbax import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.config import ConfigError
 from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.runs import Run

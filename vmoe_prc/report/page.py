@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import jinja2
 
+from vmoe_prc.report.config_diff import config_differences
 from vmoe_prc.report.curves import CURVES, Style, available_curves, learning_curve, line_styles
-from vmoe_prc.report.differences import config_differences
 from vmoe_prc.report.embedding import Picture, drawing
 from vmoe_prc.report.experiments import METHODS, Experiment
 from vmoe_prc.report.formats import table_cells

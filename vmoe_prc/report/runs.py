@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vmoe_prc.metrics import METRICS_FILE, read_metrics
-from vmoe_prc.workdir import CONFIG_FILE, SUMMARY_FILE
+from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
+from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 
 
 class ReportError(ValueError):

@@ -79,7 +79,7 @@ def _find(study: Study, name: str) -> PlannedRun:
 
 def _execute(study: Study, run: PlannedRun) -> int:
     # Imported here, as the study itself needs no JAX.
-    from vmoe_prc.checkpoints.orbax import CheckpointError
+    from vmoe_prc.checkpoints.manager import CheckpointError
 
     try:
         execute(study, run)

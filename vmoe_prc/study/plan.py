@@ -20,9 +20,9 @@ from vmoe_prc.config import (
     override,
     plain,
 )
-from vmoe_prc.config_file import read_config_file
+from vmoe_prc.config.files import read_config_file
 from vmoe_prc.report.experiments import experiment_fields
-from vmoe_prc.workdir import CONFIG_FILE, SUMMARY_FILE
+from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 
 LOG_FILE = "log.txt"
 # What went wrong when the run was tried last.

@@ -3,13 +3,13 @@
 import csv
 from collections.abc import Mapping, Sequence
 
-from vmoe_prc.files import replacing
 from vmoe_prc.report.experiments import Experiment, name_experiment
 from vmoe_prc.report.formats import differences_to_csv, to_csv, to_markdown
 from vmoe_prc.report.paired import DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import read_run
 from vmoe_prc.report.tables import figures_of, make_tables
 from vmoe_prc.study.plan import PlannedRun, Study, robustness_path
+from vmoe_prc.workdir.atomic import replacing
 
 Experiments = Mapping[str, Experiment]  # by the name of the arm
 
@@ -87,8 +87,8 @@ def _write_runs(study: Study, experiments: Experiments) -> None:
 
 def _draw_differences(study: Study, differences: DifferenceTable) -> None:
     # Imported here: listing a study needs no Matplotlib.
-    from vmoe_prc.analysis.differences import differences_figure
-    from vmoe_prc.analysis.panels import save_figure
+    from vmoe_prc.figures.panels import save_figure
+    from vmoe_prc.report.differences import differences_figure
 
     save_figure(differences_figure(differences), study.workdir / "differences.png", dpi=110)
 
@@ -96,9 +96,9 @@ def _draw_differences(study: Study, differences: DifferenceTable) -> None:
 def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Experiments) -> None:
     import pandas as pd
 
-    from vmoe_prc.analysis.curves import robustness_figure
-    from vmoe_prc.analysis.panels import save_figure
+    from vmoe_prc.analysis.figures.robustness import robustness_figure
     from vmoe_prc.analysis.robustness import UNITS
+    from vmoe_prc.figures.panels import save_figure
 
     parts = [
         pd.read_csv(robustness_path(run)).assign(run=experiments[run.arm].label, seed=run.seed)

@@ -15,7 +15,7 @@ from vmoe_prc.study.plan import (
     Study,
     robustness_path,
 )
-from vmoe_prc.workdir import SUMMARY_FILE
+from vmoe_prc.workdir.layout import SUMMARY_FILE
 
 Say = Callable[[str], None]
 
@@ -54,7 +54,7 @@ def execute(study: Study, run: PlannedRun) -> None:
       ConfigError: If the configuration cannot be used.
       CheckpointError: If the work directory has a checkpoint that does not fit.
     """
-    from vmoe_prc import loop
+    from vmoe_prc.train import loop
 
     if not (run.workdir / SUMMARY_FILE).exists():
         print(loop.train_and_evaluate(run.config, run.workdir))
@@ -65,7 +65,7 @@ def execute(study: Study, run: PlannedRun) -> None:
 def _measure_robustness(study: Study, run: PlannedRun) -> None:
     from vmoe_prc.analysis.opened_run import open_run
     from vmoe_prc.analysis.robustness import robustness_table
-    from vmoe_prc.files import replacing
+    from vmoe_prc.workdir.atomic import replacing
 
     options = study.options["robustness"]
     opened = open_run(run.workdir)

@@ -8,9 +8,9 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from absl import logging
 
-from vmoe_prc.class_folders import ClassFolders, scan_class_folders
-from vmoe_prc.data.decoding import decode_image
-from vmoe_prc.data.pp import BadExampleError
+from vmoe_prc.data.class_folders import ClassFolders, scan_class_folders
+from vmoe_prc.data.ops.decoding import decode_image
+from vmoe_prc.data.ops.registry import BadExampleError
 
 SKIPPED_FILE = "skipped.json"
 

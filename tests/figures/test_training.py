@@ -1,0 +1,63 @@
+"""The picture of a run: of two views, of one, and in TensorBoard."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from vmoe_prc.analysis.opened_run import open_run
+from vmoe_prc.figures.training import make_training_picture
+from vmoe_prc.workdir.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return open_run(finished[0])
+
+
+def draw(run, split, **changes):
+    with jax.set_mesh(run.mesh):
+        batch = next(run.batches(split)) | changes
+        return make_training_picture(run.model)(run.params, batch)()
+
+
+def test_two_views_are_joined(run):
+    figure = draw(run, "test_pairs")
+    assert len(figure.axes) == 3 * 4
+    assert "matched patch pairs" in figure.texts[-1].get_text()
+
+
+def test_one_view_is_a_map(run):
+    figure = draw(run, "test")
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["image", "encoderblock_1"]
+
+
+def test_only_images_are_drawn(run):
+    mask = np.zeros(64, bool)
+    mask[[5, 9]] = True
+    batch = next(run.batches("test"))
+    classes = np.asarray(batch["labels"]).argmax(-1)[[5, 9]]
+    figure = draw(run, "test", mask=jax.device_put(mask, batch["mask"].sharding))
+    assert [axis.get_title() for axis in figure.axes[:2]] == [f"class {c}" for c in classes]
+
+
+def test_a_model_without_experts_has_none(run):
+    encoder = {**run.model.encoder, "moe": {**run.model.encoder["moe"], "layers": ()}}
+    dense = dataclasses.replace(run.model, encoder=encoder)
+    batch = next(run.batches("test"))
+    params = dense.init(jax.random.key(0), batch["image"])["params"]
+    with jax.set_mesh(run.mesh):
+        assert make_training_picture(dense)(params, batch) is None
+
+
+def test_evaluations_are_drawn_in_tensorboard(finished):
+    workdir, _ = finished
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    drawn = events.Tensors("routing/test_pairs")
+    evaluated = [m["step"] for m in read_metrics(workdir / "metrics.jsonl") if "test/loss" in m]
+    assert [event.step for event in drawn] == evaluated == [4, 6]
+    for event in drawn:
+        width, _, png = event.tensor_proto.string_val
+        assert int(width) > 500 and png.startswith(b"\x89PNG")

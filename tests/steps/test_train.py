@@ -1,0 +1,301 @@
+"""Training and evaluation steps: meshes, accumulation, averages, masks."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from vmoe_prc.evaluation.splits import evaluate
+from vmoe_prc.evaluation.step import make_eval_step
+from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.runtime import mesh as mesh_lib
+from vmoe_prc.steps.state import abstract_train_state, create_train_state
+from vmoe_prc.steps.train import make_train_step
+
+PRC = {"name": "prc", "pair_class_tokens": True}
+SOFTMAX = {"name": "softmax_xent"}
+
+
+def setup(mesh=None, model=None, use_ema=False, **options):
+    model = model or tiny.tiny_model()
+    mesh = mesh or mesh_lib.create_mesh(1, jax.devices()[:1])
+    optimizer = create_optimizer(total_steps=10, **tiny.OPTIMIZER)
+    shape = (16, 32, 32, 3)
+    with jax.set_mesh(mesh):
+        abstract = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES, use_ema)
+        state = create_train_state(model, optimizer, shape, 0, abstract)
+        step = make_train_step(model, optimizer, **{"loss": SOFTMAX, **options})
+    return mesh, state, jax.jit(step)
+
+
+def run(batches, **options):
+    mesh, state, step = setup(**options)
+    history = []
+    with jax.set_mesh(mesh):
+        for batch in batches:
+            batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+            state, metrics = step(state, batch)
+            history.append(metrics)
+    return jax.device_get((state, history))
+
+
+@functools.cache
+def reference(kind):
+    return run([tiny.two_view_batch(seed=i) for i in range(3)], **options(kind))
+
+
+def options(kind, dispatcher="gather"):
+    if kind == "prc":
+        return {"model": tiny.tiny_model(dispatcher=dispatcher), "consistency": PRC}
+    router = {"num_selected_experts": 1, "dispatcher": {"name": dispatcher, "batch_priority": True}}
+    return {
+        "model": tiny.tiny_model(num_experts=8, router=router),
+        "auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "dispatcher", "mesh_shape", "shard_kernels"),
+    [
+        ("prc", "gather", (8, 1), False),
+        ("prc", "einsum", (4, 2), False),
+        ("prc", "gather", (2, 4), True),
+        ("v-moe", "gather", (4, 2), False),
+        ("v-moe", "einsum", (1, 8), False),
+    ],
+)
+def test_eight_devices_equal_one(kind, dispatcher, mesh_shape, shard_kernels):
+    expected_state, expected = reference(kind)
+    mesh = mesh_lib.create_mesh(mesh_shape[1])
+    assert tuple(mesh.shape.items()) == (("data", mesh_shape[0]), ("expert", mesh_shape[1]))
+    batches = [tiny.two_view_batch(seed=i) for i in range(3)]
+    arguments = options(kind, dispatcher)
+    arguments["model"] = arguments["model"].clone(shard_kernels=shard_kernels)
+    state, history = run(batches, mesh=mesh, **arguments)
+    assert history[0].keys() == expected[0].keys()
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, history, expected)
+    # The moments hold the gradients of all steps.
+    jax.tree.map(close, state.opt_state, expected_state.opt_state)
+    jax.tree.map(close, state.params, expected_state.params)
+
+
+def test_expert_weights_moments_and_averages_are_split_over_the_expert_axis():
+    _, state, _ = setup(mesh=mesh_lib.create_mesh(2), use_ema=True)
+    split = {name for name, x in named_leaves(state) if not x.is_fully_replicated}
+    assert len(split) == 3 * 4  # of two dense layers
+    assert all("encoderblock_1/Moe/Mlp/Dense_" in name for name in split)
+
+
+def test_kernels_moments_and_averages_are_split_over_all_devices_on_request():
+    model = tiny.tiny_model().clone(shard_kernels=True)
+    _, state, _ = setup(mesh=mesh_lib.create_mesh(2), model=model, use_ema=True)
+    parts = {
+        name: x.size // x.addressable_shards[0].data.size
+        for name, x in named_leaves(state)
+        if "Moe/Mlp/" not in name
+    }
+    assert {name for name, n in parts.items() if n > 1} == {n for n in parts if "kernel" in n}
+    assert set(parts.values()) == {1, 8}
+
+
+def named_leaves(tree):
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def test_prc_metrics_and_gradient():
+    state, history = reference("prc")
+    metrics = history[0]
+    assert metrics["encoderblock_1/num_pairs"] > 20
+    total = metrics["main_loss"] + metrics["auxiliary_loss"]
+    np.testing.assert_allclose(metrics["total_loss"], total, rtol=1e-6)
+    prc = 5e-3 * metrics["encoderblock_1/diagonal"] + 5e-2 * metrics["encoderblock_1/off_diagonal"]
+    np.testing.assert_allclose(metrics["auxiliary_loss"], prc, rtol=1e-5)
+    assert state.step == 3
+
+
+def test_order_of_the_images_does_not_matter_without_capacity_limits():
+    model = tiny.tiny_model(
+        dropout_rate=0.0,
+        router={
+            "num_selected_experts": 2,
+            "noise_std": 0.0,
+            "dispatcher": {"name": "gather", "capacity_factor": 4.0},
+        },
+    )
+    batch = tiny.two_view_batch()
+    order = np.random.default_rng(0).permutation(8)
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    _, [a] = run([batch], model=model, consistency=PRC)
+    _, [b] = run([shuffled], model=model, consistency=PRC)
+    for name in ("main_loss", "encoderblock_1/diagonal", "global_norm/grads"):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_microsteps_average_the_gradients_of_the_parts():
+    model = tiny.tiny_model(
+        dropout_rate=0.0, router={"noise_std": 0.0, "dispatcher": {"capacity_factor": 9.0}}
+    )
+    batch = tiny.one_view_batch()
+    whole_state, [whole] = run([batch], model=model)
+    parts_state, [parts] = run([batch], model=model, microsteps=4)
+    np.testing.assert_allclose(parts["main_loss"], whole["main_loss"], rtol=1e-5)
+    np.testing.assert_allclose(parts["global_norm/grads"], whole["global_norm/grads"], rtol=1e-4)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-5),
+        parts_state.opt_state,
+        whole_state.opt_state,
+    )
+
+
+def test_average_of_the_parameters():
+    mesh, state, step = setup(use_ema=True, ema_decay=0.9)
+    start = jax.device_get(state.params)
+    with jax.set_mesh(mesh):
+        state, _ = step(state, tiny.one_view_batch())
+    expected = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, start, state.params)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
+        state.eval_params,
+        expected,
+    )
+
+
+def test_same_seed_same_steps_and_another_seed_another():
+    batches = [tiny.one_view_batch()]
+    _, [a] = run(batches, seed=1)
+    _, [b] = run(batches, seed=1)
+    _, [c] = run(batches, seed=2)
+    assert a == b
+    assert a["encoderblock_1/load_loss"] != c["encoderblock_1/load_loss"]
+
+
+def test_random_pairs_are_drawn_anew_each_step_and_number_as_many():
+    batch = tiny.two_view_batch()
+    _, matched = reference("prc")
+    _, history = run([batch, batch], consistency=PRC | {"pairs": "random"})
+    block = "encoderblock_1"
+    assert history[0][f"{block}/num_pairs"] == matched[0][f"{block}/num_pairs"]
+    assert history[0][f"{block}/diagonal"] != matched[0][f"{block}/diagonal"]
+    _, again = run([batch], consistency=PRC | {"pairs": "random"})
+    assert again[0] == history[0]
+
+
+def test_mixup_mixes_labels():
+    options = {"concentration": 10.0, "size": 2, "granularity": "batch"}
+    _, [metrics] = run([tiny.one_view_batch()], mixup_options=options)
+    _, [plain] = run([tiny.one_view_batch()])
+    assert metrics["main_loss"] == pytest.approx(plain["main_loss"], rel=1e-5)  # zero head
+    assert metrics["global_norm/grads"] != plain["global_norm/grads"]
+
+
+def trained_params():
+    state, _ = reference("prc")
+    return state.params
+
+
+def test_evaluation_counts_each_image_once_whatever_the_batches():
+    # One image a group: what else is in the batch cannot matter.
+    model = tiny.tiny_model(deterministic=True, group_size=17)
+    eval_step = jax.jit(make_eval_step(model, SOFTMAX))
+    data = tiny.two_view_batch(12)
+    params = trained_params()
+
+    def batch(start, size):
+        count = min(size, 12 - start)
+
+        def fill(x):
+            rows = x[start : start + count]
+            return jnp.concatenate([rows, jnp.ones((size - count, *x.shape[1:]), x.dtype)])
+
+        return {**jax.tree.map(fill, data), "mask": jnp.arange(size) < count}
+
+    def batches(size):
+        return [batch(start, size) for start in range(0, 12, size)]
+
+    whole = evaluate(eval_step, params, batches(12))
+    assert whole["images"] == 24
+    for size in (5, 8):
+        parts = evaluate(eval_step, params, batches(size))
+        assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_evaluation_metrics_against_the_model_itself():
+    model = tiny.tiny_model(deterministic=True)
+    params, data = trained_params(), tiny.two_view_batch(8)
+    step = jax.jit(make_eval_step(model, SOFTMAX))
+    metrics = evaluate(step, params, [{**data, "mask": jnp.ones(8, bool)}])
+    logits, routings = model.apply({"params": params}, data["image"].reshape(-1, 32, 32, 3))
+    labels = jnp.repeat(data["labels"], 2, axis=0)
+    loss = optax.softmax_cross_entropy(logits, labels).mean()
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    routing = routings["encoderblock_1"]
+    assert metrics["encoderblock_1/dropped"] == pytest.approx(1 - routing.kept.mean())
+    kept = np.asarray(routing.experts)[np.asarray(routing.kept)]
+    load = [metrics[f"encoderblock_1/load/{e}"] for e in range(4)]
+    np.testing.assert_allclose(load, np.bincount(kept, minlength=4) / len(kept), rtol=1e-6)
+    assert metrics["top1"] == metrics["encoderblock_1/top1"]
+    assert 0 < metrics["top2"] <= metrics["top2_unordered"] <= metrics["overlap"] <= 1
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(make_eval_step(tiny.tiny_model(True), SOFTMAX), {}, [])
+
+
+def overflowing(batch):
+    return batch | {"image": batch["image"].at[3].set(jnp.nan)}
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+    """CPUs and accelerators run programs of their own; here both run on the CPU."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cpu, default: default(x))
+
+
+@pytest.mark.usefixtures("platform")
+def test_a_step_that_is_not_finite_changes_only_the_counters():
+    """Updates, their learning rate and the average are as if its batch were not there."""
+    good = [tiny.one_view_batch(seed=i) for i in range(3)]
+    state, history = run([good[0], overflowing(good[1])], use_ema=True, ema_decay=0.9)
+    before, _ = run([good[0]], use_ema=True, ema_decay=0.9)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (2, 1, 1)
+    assert np.isnan(history[1]["total_loss"]) and history[1]["skipped_steps"] == 1
+    for part in ("params", "opt_state", "ema_params"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
+    state, history = run([good[0], overflowing(good[1]), good[2]], use_ema=True, ema_decay=0.9)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (3, 1, 0)
+    assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
+
+
+@pytest.mark.usefixtures("platform")
+def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
+    good = tiny.one_view_batch()
+    bad = overflowing(good)
+    state, _ = run([good, bad, good, bad, bad, good, bad], max_skipped_steps=2)
+    before, _ = run([good, bad, good], max_skipped_steps=2)
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (5, 3, 2)
+    jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "tpu"])
+def test_no_step_on_an_accelerator_branches(accelerator):
+    """A branch on a GPU waits until the host has read its condition."""
+    _, state, step = setup()
+    traced = step.trace(state, tiny.one_view_batch())
+    # Other cases have constant indices, and vanish.
+    branch = re.compile(
+        r"(%\d+) = stablehlo\.convert .* : \(tensor<i1>\) -> tensor<i32>\n"
+        r'.* = "stablehlo\.case"\(\1\)'
+    )
+    assert branch.search(traced.lower().as_text())
+    assert not branch.search(traced.lower(lowering_platforms=(accelerator,)).as_text())

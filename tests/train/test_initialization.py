@@ -1,0 +1,156 @@
+"""Runs that start from the parameters of another run or file."""
+
+import pathlib
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from vmoe_prc.checkpoints.manager import Checkpointer
+from vmoe_prc.checkpoints.params import read_params, write_params
+from vmoe_prc.config import ConfigError
+from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.recipes import FINE_TUNE_RULES, upcycling_rules
+from vmoe_prc.runtime.mesh import create_mesh
+from vmoe_prc.steps.state import abstract_train_state, create_train_state
+from vmoe_prc.steps.train import make_train_step
+from vmoe_prc.train.initialization import initialize
+
+RELEASED = pathlib.Path(__file__).parents[1] / "data" / "golden" / "vmoe_checkpoint" / "vmoe_tiny"
+KERNEL = "params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"
+OPTIONS = {
+    "rules": [("^(.*)$", r"\1")],
+    "raise_if_source_unmatched": True,
+    "raise_if_target_unmatched": True,
+}
+
+
+def new_state(seed, image_size=32, experts=2, use_ema=False):
+    tokens = (image_size // 8) ** 2 + 1
+    model = tiny.tiny_model(group_size=2 * tokens)
+    optimizer = create_optimizer(total_steps=10, **tiny.OPTIMIZER)
+    shape = (16, image_size, image_size, 3)
+    abstract = abstract_train_state(
+        model, optimizer, shape, create_mesh(experts), tiny.RULES, use_ema=use_ema
+    )
+    return create_train_state(model, optimizer, shape, seed, abstract)
+
+
+def save(state, workdir):
+    with Checkpointer(workdir / "checkpoints") as checkpointer:
+        checkpointer.save(7, state)
+        checkpointer.wait()
+    return workdir
+
+
+def flat(params):
+    return flax.traverse_util.flatten_dict({"params": jax.device_get(params)}, sep="/")
+
+
+def test_starts_from_a_run_on_another_mesh(tmp_path):
+    workdir = save(new_state(1, experts=4), tmp_path)
+    before = new_state(2)
+    state, table = initialize(before, {**OPTIONS, "prefix": str(workdir)})
+    for name, x in flat(new_state(1).params).items():
+        np.testing.assert_array_equal(flat(state.params)[name], x)
+    assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, before)
+    assert int(state.step) == 0
+    assert table.splitlines()[-1] == f"{len(flat(before.params))} loaded"
+
+
+def test_the_average_is_what_another_run_starts_from(tmp_path):
+    saved = new_state(1, use_ema=True)
+    saved = saved.replace(ema_params=jax.tree.map(lambda x: x + 1, saved.params))
+    state, _ = initialize(
+        new_state(2, use_ema=True), {**OPTIONS, "prefix": str(save(saved, tmp_path))}
+    )
+    for tree in (state.params, state.ema_params):
+        for name, x in flat(saved.ema_params).items():
+            np.testing.assert_array_equal(flat(tree)[name], x)
+
+
+def test_fine_tunes_at_another_resolution_with_a_new_head(tmp_path):
+    workdir = save(new_state(1), tmp_path)
+    before = new_state(2, image_size=64)
+    options = {**OPTIONS, "rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False}
+    state, table = initialize(before, {**options, "prefix": str(workdir)})
+    source, old, new = flat(new_state(1).params), flat(before.params), flat(state.params)
+    kernel = "params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"
+    np.testing.assert_array_equal(new[kernel], source[kernel])
+    np.testing.assert_array_equal(new["params/head/kernel"], old["params/head/kernel"])
+    embedding = "params/Encoder/posembed_input/pos_embedding"
+    assert new[embedding].shape == (1, 65, 32)
+    np.testing.assert_array_equal(new[embedding][:, 0], source[embedding][:, 0])
+    assert "1 vit_zoom" in table and "2 new" in table and "2 unused" in table
+
+
+def deep_model(image_size, **moe):
+    """A model like that of the released checkpoint."""
+    model = tiny.tiny_model(group_size=2 * ((image_size // 8) ** 2 + 1), **moe)
+    return model.clone(
+        representation_size=32,
+        encoder={**model.encoder, "num_layers": 4, "moe": {**model.encoder["moe"], **moe}},
+    )
+
+
+def state_of(model, image_size, seed=0):
+    optimizer = create_optimizer(total_steps=10, **tiny.OPTIMIZER)
+    shape = (16, image_size, image_size, 3)
+    rules = tiny.RULES if model.encoder["moe"]["layers"] else ()
+    abstract = abstract_train_state(model, optimizer, shape, create_mesh(2), rules)
+    return optimizer, create_train_state(model, optimizer, shape, seed, abstract)
+
+
+def test_fine_tunes_a_released_checkpoint_at_another_resolution():
+    model = deep_model(64, layers=(1, 3))
+    optimizer, state = state_of(model, 64)
+    options = {**OPTIONS, "rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False}
+    state, _ = initialize(state, {**options, "prefix": str(RELEASED)})
+    source, before = read_params(RELEASED), flat(state.params)
+    np.testing.assert_array_equal(before[KERNEL], source[KERNEL])
+    step = jax.jit(make_train_step(model, optimizer, loss={"name": "softmax_xent"}))
+    batch = tiny.one_view_batch()
+    batch["image"] = jax.image.resize(batch["image"], (16, 64, 64, 3), "bilinear")
+    losses = []
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["total_loss"]))
+    assert losses[-1] < losses[0]
+    assert np.abs(flat(state.params)[KERNEL] - before[KERNEL]).max() > 0
+
+
+def test_an_upcycled_model_computes_what_the_dense_one_does(tmp_path):
+    """With all experts selected, the copies of an MLP add up to the MLP."""
+    dense = deep_model(32, layers=())
+    _, dense_state = state_of(dense, 32, seed=1)
+    write_params(tmp_path / "dense.safetensors", flat(dense_state.params))
+    router = {
+        "num_selected_experts": 4,
+        "dispatcher": {"name": "gather", "capacity_factor": 4.0},
+    }
+    sparse = deep_model(32, layers=(1, 3), router=router)
+    _, state = state_of(sparse, 32)
+    options = {
+        **OPTIONS,
+        "rules": (("^(params/pre_logits/.*)$", r"\1"), *upcycling_rules((1, 3), 4)),
+        "raise_if_target_unmatched": False,
+        "prefix": str(tmp_path / "dense.safetensors"),
+    }
+    state, table = initialize(state, options)
+    assert "8 expand_tile" in table
+    images = tiny.one_view_batch()["image"]
+    outputs = [
+        model.clone(num_classes=None, deterministic=True).apply({"params": s.params}, images)[0]
+        for model, s in ((dense, dense_state), (sparse, state))
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_that_cannot_be_used(tmp_path):
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    (tmp_path / "empty").mkdir()
+    for name in ("missing", "empty", "missing.npz", "broken.npz", "missing.safetensors"):
+        with pytest.raises(ConfigError, match=rf"config.initialization.prefix = .*{name}"):
+            initialize(new_state(0), {**OPTIONS, "prefix": str(tmp_path / name)})

@@ -1,0 +1,251 @@
+"""Saves the state of a run with Orbax, and brings it back, on the same devices or others."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from vmoe_prc.checkpoints.checksum import changed_arrays, checksums
+from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.processes import together
+
+_CHECKSUMS = "checksums"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; its text names the directory and what is wrong."""
+
+
+class Checkpointer:
+    """The checkpoints of one run; a context manager, which waits for the last to be written.
+
+    Args:
+      directory: Directory of the checkpoints, made if missing. Each is a directory named by
+        its step, which appears only once it is complete.
+      keep_last: How many of the newest to keep.
+      keep_best: How many of the best to keep besides.
+      best_metric: Name of the metric that is higher for better checkpoints.
+
+    Raises:
+      CheckpointError: If the directory cannot be made.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep_last: int = 1,
+        keep_best: int = 0,
+        best_metric: str | None = None,
+    ):
+        self._directory = epath.Path(directory).absolute()
+        policies = [checkpoint_managers.LatestN(keep_last)]
+        if keep_best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+            enable_async_checkpointing=True,
+            # What a killed run was writing.
+            cleanup_tmp_directories=True,
+        )
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=options,
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
+        except OSError as error:
+            raise CheckpointError(f"{self._directory}: cannot be written: {error}") from None
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: Any, *unused: Any) -> None:
+        if kind is None:
+            self.wait()
+        elif jax.process_count() > 1:
+            return  # The other processes may not be there to close it with.
+        with contextlib.suppress(Exception):  # Known already.
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the best complete checkpoint by `best_metric`."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a state while the program goes on; `state` may be donated at once.
+
+        Args:
+          step: Number of the step, above those of all checkpoints.
+          state: Tree of arrays.
+          metrics: Metrics of the state; without them it can never be a best one.
+
+        Raises:
+          RunError: If it cannot be written, or the one before could not be.
+        """
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                metrics=None if metrics is None else dict(metrics),
+                custom_metadata={_CHECKSUMS: checksums(state)},
+            )
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> Any:
+        """Reads a state onto devices.
+
+        Args:
+          abstract_state: Tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
+          step: Which checkpoint; by default the newest one that is not damaged. Those that
+            are, and come after it, are deleted.
+
+        Raises:
+          CheckpointError: If there is none, all are damaged, or its arrays have other names
+            or shapes.
+        """
+        damaged = {}
+        for candidate in [step] if step is not None else self.steps()[::-1]:
+            try:
+                # What one process finds damaged none may use.
+                with together():
+                    state = self._restore(candidate, abstract_state)
+            except CheckpointError:
+                raise
+            except Exception as error:  # What a damaged file raises depends on where it is.
+                damaged[candidate] = _damaged(self._directory, candidate, error)
+                logging.warning("%s", damaged[candidate])
+            else:
+                for later in damaged:
+                    # Orbax saves nothing that comes before the newest.
+                    self._manager.delete(later)
+                return state
+        raise CheckpointError("; ".join(damaged.values()) or f"{self._directory}: no checkpoint")
+
+    def wait(self) -> None:
+        """Waits until all checkpoints are written.
+
+        Raises:
+          RunError: If one of them could not be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def _restore(self, step: int, abstract_state: Any) -> Any:
+        self._check_shapes(step, abstract_state)
+        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        if changed := changed_arrays(state, _written_checksums(self._manager, step)):
+            raise ValueError(f"{', '.join(changed)}: not what was written")
+        return state
+
+    def _cannot_write(self, error: Exception) -> RunError:
+        """Names the directory, the cause and what is left."""
+        reason = next(filter(None, str(error).splitlines()), repr(error))
+        # Its manager forgets what it will delete once the new one is there.
+        steps = sorted(ocp.utils.checkpoint_steps(self._directory))
+        kept = ", ".join(map(str, steps)) or "none"
+        return RunError(
+            f"{self._directory}: a checkpoint cannot be written: {reason} (complete are: {kept})"
+        )
+
+    def _check_shapes(self, step: int, abstract_state: Any) -> None:
+        saved = _shapes(self._manager.item_metadata(step))
+        wanted = _shapes(abstract_state)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise CheckpointError(
+                    f"{self._directory / str(step)} does not fit the configuration: {name} "
+                    f"is {_describe(saved.get(name))} there, and here {_describe(wanted.get(name))}"
+                )
+
+
+def restore_params(
+    directory: str | os.PathLike[str], step: int | None = None, name: str = "params"
+) -> Any:
+    """Reads a part of a state alone, by default its parameters, to the host.
+
+    Args:
+      directory: Directory of the checkpoints of a run.
+      step: Which one; the newest by default.
+      name: Which part of the state, such as 'params' or 'ema_params'.
+
+    Returns:
+      A tree of NumPy arrays, nested dicts for parameters.
+
+    Raises:
+      CheckpointError: If there is no such checkpoint, no such part in it, or not what was
+        written.
+    """
+    directory = epath.Path(directory).absolute()
+    if not directory.exists():
+        raise CheckpointError(f"{directory}: no such directory")
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(directory, item_handlers=handler) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise CheckpointError(f"{directory}: no checkpoint of step {step}")
+        tree = manager.item_metadata(step)
+        if name not in tree or tree[name] is None:
+            raise CheckpointError(f"{directory / str(step)} holds no {name!r}")
+        abstract = {
+            key: jax.tree.map(lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part)
+            for key, part in tree.items()
+        }
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
+        try:
+            restored = manager.restore(step, args=args)
+        except Exception as error:  # What a damaged file raises depends on where it is.
+            raise CheckpointError(_damaged(directory, step, error)) from error
+        written = _written_checksums(manager, step)
+    part = {name: restored[name]}
+    if changed := changed_arrays(part, written):
+        raise CheckpointError(_damaged(directory, step, ", ".join(changed)))
+    return restored[name]
+
+
+def _damaged(directory: epath.Path, step: int, cause: Exception | str) -> str:
+    """Says in one line which checkpoint is damaged, and how that shows."""
+    return f"{directory / str(step)} is damaged: {' '.join(str(cause).split())}"
+
+
+def _written_checksums(manager: ocp.CheckpointManager, step: int) -> dict[str, int]:
+    return (manager.metadata(step).custom_metadata or {}).get(_CHECKSUMS, {})
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _describe(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"of shape {shape}"

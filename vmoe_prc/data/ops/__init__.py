@@ -1,0 +1,1 @@
+"""Preprocessing of one example: `op|op(args)`."""

@@ -1,0 +1,160 @@
+"""RandAugment (arXiv 1909.13719) that knows where each pixel went.
+
+The ops and their strengths are those of V-MoE's `randaug(num_layers, magnitude)`: every
+layer picks one of 16 ops at random and applies it at the same magnitude, of which 10 is
+the unit.
+
+Geometric ops are not applied one by one. Those of all layers become one map, and the view is
+resampled once. Then come, in the order of the layers, the photometric ops, and gray for what a
+geometric op uncovers or a cutout takes: later ops change that gray, too. A photometric op thus
+sees pixels that later geometric ops have moved already, which makes next to no difference; but
+one that looks at all of a view, its histogram or its mean, is shown the view as it was before.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import cv2
+import numpy as np
+from jaxtyping import Float64, Int, UInt8
+
+from vmoe_prc.data.ops import affine
+from vmoe_prc.data.ops.photometric import GLOBAL, PHOTOMETRIC
+from vmoe_prc.data.ops.registry import Example, Op, register
+from vmoe_prc.data.ops.resample import square, uncovered
+from vmoe_prc.data.ops.views import Resampled, views_of
+
+GRAY = 128
+MAX_ROTATION = math.radians(30)
+MAX_SHEAR = 0.3
+
+# (level, height, width, pixels of a translation) -> new_from_old; the sign of level is random.
+GEOMETRIC: Mapping[str, Callable[..., affine.Matrix]] = {
+    "rotate": lambda level, h, w, _: affine.rotation_matrix(level * MAX_ROTATION, h, w),
+    "shear_x": lambda level, h, w, _: affine.shear_matrix(0.0, level * MAX_SHEAR),
+    "shear_y": lambda level, h, w, _: affine.shear_matrix(level * MAX_SHEAR, 0.0),
+    "translate_x": lambda level, h, w, most: affine.translation_matrix(0.0, level * most),
+    "translate_y": lambda level, h, w, most: affine.translation_matrix(level * most, 0.0),
+}
+CUTOUT = "cutout"
+OPS = (*GEOMETRIC, *PHOTOMETRIC, CUTOUT)
+
+
+@register
+def randaug(
+    num_layers: int = 2,
+    magnitude: float = 10,
+    translate_const: float = 100,
+    cutout_const: float = 40,
+) -> Op:
+    """Applies RandAugment to each view.
+
+    Args:
+      num_layers: How many ops in a row.
+      magnitude: Strength of all ops, usually from 0 to 30.
+      translate_const: Pixels that a translation of magnitude 10 moves.
+      cutout_const: Half the side, in pixels, of the square of a cutout of magnitude 10.
+    """
+    if num_layers < 0 or magnitude < 0:
+        raise ValueError(f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0")
+    level = magnitude / 10
+    paint = functools.partial(paint_layers, level=level, cutout_half=int(level * cutout_const))
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        if not num_layers:
+            return example
+        views = views_of(example)
+        draws = rng.random((*views.axes, num_layers, 3))
+        choices = (draws[..., 0] * len(OPS)).astype(int)
+        positive, positions = (draws[..., 1] < 0.5).astype(int), draws[..., 1:]
+        moves = _moves(OPS, views.size, level, translate_const)[positive, choices]
+        view_from_canvas = _products(moves)
+        layers = zip(
+            choices.reshape(-1, num_layers),
+            view_from_canvas.reshape(-1, num_layers, 3, 3),
+            positions.reshape(-1, num_layers, 2),
+            strict=True,
+        )
+        paints = [functools.partial(paint, *view) for view in layers]
+        return {
+            **example,
+            "image": dataclasses.replace(views, paints=paints),
+            "view_from_image": view_from_canvas[..., 0, :, :] @ views.view_from_image,
+        }
+
+    return op
+
+
+def paint_layers(
+    choices: Int[np.ndarray, "layers"],
+    view_from_canvas: Float64[np.ndarray, "layers 3 3"],
+    positions: Float64[np.ndarray, "layers 2"],
+    resampled: Resampled,
+    *,
+    level: float,
+    cutout_half: int,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Makes the pixels of a view.
+
+    Args:
+      choices: Index in `OPS` of the op of each layer.
+      view_from_canvas: What the geometric ops of a layer and those after it do to the canvas,
+        the area that the view had before that layer.
+      positions: (row, col) of the centre of a cutout, as a part of the canvas.
+      resampled: Moves the view by a matrix and resamples it.
+      level: Strength of the ops, 1 at magnitude 10.
+      cutout_half: Half the side, in pixels, of a cutout.
+    """
+    view = resampled(view_from_canvas[0] if len(choices) else np.eye(3))
+    size = view.shape[:2]
+    names = [OPS[choice] for choice in choices]
+    for layer, name in enumerate(names):
+        if name in PHOTOMETRIC:
+            whole = view
+            if name in GLOBAL and not GEOMETRIC.keys().isdisjoint(names[layer:]):
+                # As it was before later ops moved parts of it out of sight.
+                moves = np.linalg.inv(view_from_canvas[layer]) @ view_from_canvas[:layer]
+                earlier = choices[:layer], moves, positions[:layer]
+                whole = paint_layers(*earlier, resampled, level=level, cutout_half=cutout_half)
+            view = PHOTOMETRIC[name](view, level, whole)
+        elif name == CUTOUT:
+            centre = (positions[layer] * size).astype(int).tolist()
+            _gray_out(view, square(view_from_canvas[layer], size, centre, cutout_half))
+        else:
+            _gray_out(view, uncovered(view_from_canvas[layer], size))
+    return view
+
+
+def _gray_out(view: np.ndarray, marked: np.ndarray):
+    cv2.copyTo(_constant(view.shape, GRAY), marked, view)
+
+
+@functools.cache
+def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
+    return np.full(shape, value, np.uint8)
+
+
+@functools.cache
+def _moves(
+    ops: tuple[str, ...], size: tuple[int, int], level: float, translate_const: float
+) -> np.ndarray:
+    """What each op does to pixel coordinates, (2, ops, 3, 3): at -level, and at level."""
+    return np.array(
+        [
+            [
+                GEOMETRIC[name](signed, *size, translate_const) if name in GEOMETRIC else np.eye(3)
+                for name in ops
+            ]
+            for signed in (-level, level)
+        ]
+    )
+
+
+def _products(moves: np.ndarray) -> np.ndarray:
+    """The product of each layer's matrix and those of all later layers, (..., layers, 3, 3)."""
+    products = moves.copy()
+    for layer in reversed(range(moves.shape[-3] - 1)):
+        products[..., layer, :, :] = products[..., layer + 1, :, :] @ moves[..., layer, :, :]
+    return products

@@ -1,0 +1,1 @@
+"""Metrics of a split: accuracy, agreement, few-shot accuracy."""

@@ -1,0 +1,110 @@
+"""Few-shot linear evaluation of frozen representations, as in V-MoE (arXiv 2106.05974).
+
+A ridge regression from the representations of a few images a class to their classes; the
+strength of its regularisation is chosen on a validation split.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.steps.views import Batch
+
+RepresentationStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
+# Representations and classes of a split.
+Examples = tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]
+
+
+def make_representation_step(model: nn.Module) -> RepresentationStep:
+    """Builds the function (params, batch) -> (representations, classes, mask) to be jitted.
+
+    Args:
+      model: The model, with `deterministic=True`; what its head would see is the
+        representation, (B, D) float32.
+    """
+    headless = model.clone(num_classes=None)
+
+    def step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+        representations, _ = headless.apply({"params": params}, batch["image"])
+        return representations.astype(jnp.float32), batch["label"], batch["mask"]
+
+    return step
+
+
+def represent(step: RepresentationStep, params: Any, batches: Iterable[Batch]) -> Examples:
+    """Computes the representations of a split.
+
+    Args:
+      step: Jitted function of `make_representation_step`, whose results every process has.
+      params: Parameters of the model.
+      batches: Global batches with `image`, `label` (B,) and `mask` (B,).
+
+    Returns:
+      (N, D) float32 and (N,) integers, on the host.
+    """
+    parts = []
+    for batch in batches:
+        representations, labels, mask = jax.device_get(step(params, batch))
+        parts.append((representations[mask], labels[mask]))
+    features, labels = zip(*parts, strict=True)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def fewshot_accuracies(
+    examples: Mapping[str, Examples],
+    shots: Sequence[int],
+    l2_regs: Sequence[float],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Fits and tests a ridge regression for each number of shots.
+
+    Representations are standardised by the training examples; the targets are 1 for the
+    class of an image and -1 for the others.
+
+    Args:
+      examples: Representations and classes of the splits 'train', 'val' and 'test'.
+      shots: Numbers of training images a class; all images of a class that has fewer.
+      l2_regs: Strengths of the regularisation to choose from; the one of highest
+        validation accuracy is used, the strongest of equal ones.
+      seed: Seed of the choice of images.
+
+    Returns:
+      Per number n of shots: `{n}shot`, the test accuracy in [0, 1], and `{n}shot_l2`, the
+      strength used.
+    """
+    features, labels = examples["train"]
+    rng = np.random.default_rng(seed)
+    by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    strongest_first = sorted(l2_regs, reverse=True)
+    results = {}
+    for shot in shots:
+        chosen = np.concatenate([indices[:shot] for indices in by_class])
+        fits = [_fit(features[chosen], labels[chosen], l2) for l2 in strongest_first]
+        validation = [_accuracy(fit, examples["val"]) for fit in fits]
+        best = int(np.argmax(validation))
+        results[f"{shot}shot"] = _accuracy(fits[best], examples["test"])
+        results[f"{shot}shot_l2"] = float(strongest_first[best])
+    return results
+
+
+def _fit(features: Array, labels: Array, l2: float) -> Callable[[Array], np.ndarray]:
+    """Returns the fitted function from representations to classes."""
+    classes, indices = np.unique(labels, return_inverse=True)
+    scaler = StandardScaler().fit(features.astype(np.float64))
+    targets = 2.0 * np.eye(len(classes))[indices] - 1.0
+    ridge = Ridge(alpha=l2).fit(scaler.transform(features.astype(np.float64)), targets)
+    return lambda x: classes[
+        np.argmax(ridge.predict(scaler.transform(x.astype(np.float64))), axis=-1)
+    ]
+
+
+def _accuracy(predict: Callable[[Array], np.ndarray], examples: Examples) -> float:
+    features, labels = examples
+    return float(np.mean(predict(features) == labels))

@@ -1,0 +1,104 @@
+"""Evaluation of whole splits: every image counts once."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.steps.views import Batch, Metrics
+
+# By block and metric, sums over the pairs of each image; see `agreement_per_image`.
+PairSums = dict[str, dict[str, Float[np.ndarray, " N"]]]
+
+
+def evaluate(
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
+    params: Any,
+    batches: Iterable[Batch],
+) -> dict[str, float]:
+    """Runs the jitted evaluation step over all batches and forms the metrics.
+
+    Args:
+      eval_step: Jitted function of `train_step.make_eval_step`, whose results every
+        process has.
+      params: Parameters of the model.
+      batches: Global batches with a `mask`.
+
+    Returns:
+      Metrics as `finish_metrics` names them.
+
+    Raises:
+      ValueError: If there is no image at all.
+    """
+    return finish_metrics(*sum_batches(eval_step, params, batches))
+
+
+def sum_batches(
+    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
+    params: Any,
+    batches: Iterable[Batch],
+) -> tuple[dict[str, np.ndarray], PairSums]:
+    """Runs the jitted evaluation step over all batches, for `finish_metrics`.
+
+    Returns:
+      Sums over the split, and with two views the agreement of each of its N images.
+
+    Raises:
+      ValueError: If there is no image at all.
+    """
+    total, parts = None, []
+    for batch in batches:
+        sums, per_image = eval_step(params, batch)
+        # Added on the device: the host stays free to prepare the next batch.
+        total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        parts.append(per_image)
+    if total is None:
+        raise ValueError("the split to evaluate has no images")
+    per_image = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
+    pair_sums: PairSums = {}
+    for key, values in per_image.items():
+        if key != "mask":
+            block, name = key.rsplit("/", 1)
+            pair_sums.setdefault(block, {})[name] = values[per_image["mask"]]
+    return jax.device_get(total), pair_sums
+
+
+def finish_metrics(sums: Mapping[str, Array], pair_sums: PairSums) -> dict[str, float]:
+    """Turns sums over a split into metrics.
+
+    Args:
+      sums: Sums of `make_eval_step`'s function over the batches.
+      pair_sums: Agreement of each image, empty with one view.
+
+    Returns:
+      `accuracy`, `loss` and `images`; per block `{block}/dropped`, the share of choices
+      that found their expert full, `{block}/load/{e}`, the share of the kept choices that
+      went to expert e, and with two views the agreement metrics (spec: top1, top2,
+      top2_unordered, overlap). These are also given over all blocks without a prefix,
+      with the bounds of a 95% interval over images: `top1_low`, `top1_high`.
+    """
+    images = float(sums["images"])
+    metrics = {
+        "images": images,
+        "accuracy": float(sums["accuracy"]) / images,
+        "loss": float(sums["loss"]) / images,
+    }
+    for block in (key.removesuffix("/choices") for key in sums if key.endswith("/choices")):
+        load = np.asarray(sums[f"{block}/load"], np.float64)
+        metrics[f"{block}/dropped"] = float(sums[f"{block}/dropped"] / sums[f"{block}/choices"])
+        for expert, share in enumerate(load / max(load.sum(), 1)):
+            metrics[f"{block}/load/{expert}"] = float(share)
+    for block, intervals in (agreement_intervals(pair_sums) if pair_sums else {}).items():
+        for name, interval in intervals.items():
+            if block != ALL_BLOCKS:
+                metrics[f"{block}/{name}"] = interval.value
+            else:
+                metrics |= {
+                    name: interval.value,
+                    f"{name}_low": interval.low,
+                    f"{name}_high": interval.high,
+                }
+    return metrics

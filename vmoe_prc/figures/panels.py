@@ -1,0 +1,258 @@
+"""What routing pictures are put together from: panels of images, tinted patches, legends.
+
+Sizes are in inches, so that panels and letters keep theirs as rows are added.
+"""
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.workdir.atomic import replacing
+
+_TINT, _PALE_TINT = 0.68, 0.20
+_LEGEND_ROW, _LEGEND_COLUMN = 0.205, 0.93
+# Share of the side of a patch that its second choice takes.
+_INSET = 0.46
+SMALL, MEDIUM, LARGE = 8.5, 9.0, 13.0
+DIFFERENT_COLOR = "#C1121F"
+
+
+class Margins(NamedTuple):
+    """Room around panels, in inches."""
+
+    top: float
+    bottom: float
+    left: float
+    right: float
+
+
+def place_panels(
+    left: Sequence[float], down: Sequence[float], panel: tuple[float, float], margins: Margins
+) -> tuple[Figure, list[list[Axes]]]:
+    """Makes a figure of rows of panels.
+
+    Args:
+      left: Distance of each panel of a row from the left margin, in inches.
+      down: Distance of each row from the top margin.
+      panel: Width and height of a panel.
+      margins: The room around them.
+
+    Returns:
+      The figure, bound to no window and not known to pyplot, and its panels by row.
+    """
+    width = margins.left + left[-1] + panel[0] + margins.right
+    height = margins.top + down[-1] + panel[1] + margins.bottom
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def add(x, y):
+        bottom = height - margins.top - y - panel[1]
+        box = ((margins.left + x) / width, bottom / height, panel[0] / width, panel[1] / height)
+        return figure.add_axes(box)
+
+    return figure, [[add(x, y) for x in left] for y in down]
+
+
+def headline(figure: Figure, left: float, title: str, text: str) -> None:
+    """Writes a title and a line below it at the top, `left` inches from the left."""
+    width, height = figure.get_size_inches()
+    figure.text(left / width, 1 - 0.2 / height, title, fontsize=LARGE, weight="bold", va="top")
+    figure.text(left / width, 1 - 0.47 / height, text, fontsize=10.5, color="0.25", va="top")
+
+
+def show_image(axes: Axes, image: Float[np.ndarray, "H W C"]) -> None:
+    """Shows an image of [-1, 1], C = 3 or 1."""
+    height, width, _ = image.shape
+    rgb = np.broadcast_to(image, (height, width, 3))
+    axes.imshow(
+        np.clip((rgb.astype(np.float32) + 1) / 2, 0, 1),
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+    )
+    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.6, color="0.6")
+
+
+def show_routing(
+    axes: Axes,
+    image: Float[np.ndarray, "H W C"],
+    experts: Int[Array, "rows cols"],
+    vivid: Bool[Array, "rows cols"],
+    colors: Float[Array, "E 3"],
+) -> None:
+    """Shows an image in gray, each patch tinted by its expert.
+
+    Args:
+      axes: Where to.
+      image: (H, W, C) in [-1, 1].
+      experts: (rows, cols) expert of each patch.
+      vivid: Which patches to show so; the others are pale and hatched.
+      colors: (E, 3) sRGB by expert.
+    """
+    height, width, _ = image.shape
+    gray = (image.astype(np.float32).mean(axis=-1, keepdims=True) + 1) / 2
+    gray = 0.25 + 0.7 * np.clip(gray, 0, 1)  # black would hide its tint
+    patch_height, patch_width = _patch_size(image, experts)
+
+    def per_pixel(values):  # (rows, cols, ...) -> (H, W, ...)
+        values = values.reshape(*experts.shape, -1)
+        return values.repeat(patch_height, axis=0).repeat(patch_width, axis=1)
+
+    tint = per_pixel(colors[experts])
+    bright = (1 - _TINT) * gray + _TINT * tint
+    pale = 0.55 + 0.45 * ((1 - _PALE_TINT) * gray + _PALE_TINT * tint)
+    show_image(axes, 2 * np.where(per_pixel(vivid), bright, pale) - 1)
+
+    rows, cols = np.arange(0, height, patch_height), np.arange(0, width, patch_width)
+    grid = [((0, y), (width, y)) for y in rows[1:]] + [((x, 0), (x, height)) for x in cols[1:]]
+    axes.add_collection(LineCollection(grid, colors="white", linewidths=0.5))
+    y, x = (corner[~vivid] for corner in np.meshgrid(rows, cols, indexing="ij"))
+    hatch = np.stack([x, y + patch_height, x + patch_width, y], axis=-1).reshape(-1, 2, 2)
+    axes.add_collection(LineCollection(hatch, colors="0.62", linewidths=0.6))
+
+
+def show_second_choices(
+    axes: Axes,
+    image: Float[np.ndarray, "H W C"],
+    experts: Int[Array, "rows cols"],
+    shown: Bool[Array, "rows cols"],
+    colors: Float[Array, "E 3"],
+) -> None:
+    """Puts a square of the second expert's colour into each patch that is `shown`."""
+    patch_height, patch_width = _patch_size(image, experts)
+    row, col = np.nonzero(shown)
+    squares = [
+        Rectangle(
+            ((c + (1 - _INSET) / 2) * patch_width, (r + (1 - _INSET) / 2) * patch_height),
+            _INSET * patch_width,
+            _INSET * patch_height,
+        )
+        for r, c in zip(row, col, strict=True)
+    ]
+    axes.add_collection(
+        PatchCollection(
+            squares, facecolors=colors[experts[row, col]], edgecolors="white", linewidths=0.6
+        )
+    )
+
+
+def mark_patches(
+    axes: Axes, image: Float[np.ndarray, "H W C"], marked: Bool[Array, "rows cols"]
+) -> None:
+    """Puts a red cross on each patch that is `marked`."""
+    patch_height, patch_width = _patch_size(image, marked)
+    row, col = np.nonzero(marked)
+    # Inches of a patch, of which the cross takes a third.
+    side = axes.get_position().width * axes.figure.get_size_inches()[0] / marked.shape[1]
+    axes.scatter(
+        (col + 0.5) * patch_width,
+        (row + 0.5) * patch_height,
+        s=(72 * min(side / 3, 0.1)) ** 2,
+        marker="X",
+        color=DIFFERENT_COLOR,
+        edgecolors="white",
+        linewidths=0.5,
+        zorder=3,
+    )
+
+
+def expert_legend(
+    figure: Figure,
+    colors: Float[Array, "E 3"],
+    left: float,
+    top: float,
+    *,
+    title: str,
+    shares: Float[Array, " E"] | None = None,
+) -> None:
+    """Names the experts, and if given the share of each.
+
+    Args:
+      figure: The figure.
+      colors: (E, 3) sRGB by expert.
+      left: Inches from the left.
+      top: Inches from the bottom to the top of the legend, see `legend_height`.
+      title: Its title.
+      shares: (E,) in [0, 1].
+    """
+    width, height = figure.get_size_inches()
+    texts = [str(e) if shares is None else f"{e}: {shares[e]:.1%}" for e in range(len(colors))]
+    entries = [Patch(color=color, label=text) for color, text in zip(colors, texts, strict=True)]
+    columns = _legend_columns(width)
+    figure.legend(
+        # A legend fills columns first; this order makes it read by rows.
+        handles=[h for c in range(columns) for h in entries[c::columns]],
+        loc="upper left",
+        bbox_to_anchor=(left / width, top / height),
+        ncols=min(columns, len(entries)),
+        title=title,
+        title_fontsize=SMALL,
+        alignment="left",
+        handlelength=1,
+        **_LEGEND_STYLE,
+    )
+
+
+def mark_legend(
+    figure: Figure, entries: Sequence[Artist], right: float, top: float, handle_length: float = 1
+) -> None:
+    """Explains marks in one row at the right, in line with the title of `expert_legend`.
+
+    Args:
+      figure: The figure.
+      entries: Labelled artists.
+      right: Inches from the right.
+      top: As in `expert_legend`.
+      handle_length: Length of a sample of each, in letters.
+    """
+    width, height = figure.get_size_inches()
+    figure.legend(
+        handles=entries,
+        loc="upper right",
+        bbox_to_anchor=(1 - right / width, top / height),
+        ncols=max(len(entries), 1),
+        handlelength=handle_length,
+        **_LEGEND_STYLE,
+    )
+
+
+def legend_height(num_experts: int, width: float) -> float:
+    """Returns the inches that the legends take of a figure `width` wide."""
+    return _LEGEND_ROW * (1 + math.ceil(num_experts / _legend_columns(width)))
+
+
+_LEGEND_STYLE = {"frameon": False, "fontsize": SMALL, "borderpad": 0, "borderaxespad": 0}
+NO_MATCH_STYLE = {"facecolor": "0.9", "edgecolor": "0.62", "hatch": "///", "lw": 0}
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 160) -> None:
+    """Writes a figure as PNG, whole or not at all; folders are created."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        figure.savefig(file, format="png", dpi=dpi)
+
+
+def figure_pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """Draws a figure; returns its pixels, (H, W, 3) uint8."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _legend_columns(width: float) -> int:
+    return max(1, min(8, int((width - 0.5) / _LEGEND_COLUMN)))
+
+
+def _patch_size(image, grid) -> tuple[int, int]:
+    return image.shape[0] // grid.shape[0], image.shape[1] // grid.shape[1]

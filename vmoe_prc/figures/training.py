@@ -1,0 +1,101 @@
+"""The picture that a run draws of itself at each evaluation, and ends with."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from matplotlib.figure import Figure
+
+from vmoe_prc.arrays import Array
+from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
+from vmoe_prc.figures.view_pairs import routing_pairs_figure
+from vmoe_prc.steps.views import by_image, match_views, merge_views
+
+TrainingPicture = Callable[[Any, Mapping[str, Array]], Callable[[], Figure] | None]
+
+
+def make_training_picture(model: nn.Module, num_images: int = 3) -> TrainingPicture:
+    """Builds the function (params, batch) that routes the first images of a batch.
+
+    With two views the last MoE block is shown, with one view all of them.
+
+    Args:
+      model: The model, with `deterministic=True`.
+      num_images: How many images to draw.
+
+    Returns:
+      A function of the parameters and a batch: `image` (B, 2, H, W, 3) or (B, H, W, 3),
+      `labels` (B, classes), `mask` (B,) and with two views `view_from_image` (B, 2, 3, 3).
+      With several processes all of them call it, with a global batch. It returns what
+      draws the figure, for one of them to call, or None if the model has no experts.
+    """
+
+    def route(params, batch):
+        images, _ = merge_views(batch["image"], batch["labels"])
+        _, routings = model.apply({"params": params}, images)
+        # Sorting is stable: the first rows that are images.
+        shown = jnp.argsort(~batch["mask"])[:num_images]
+        drawn = {"image": batch["image"], "label": batch["labels"].argmax(-1)}
+        if batch["image"].ndim == 5:
+            drawn["pairs"] = match_views(model, batch)
+
+        def of_images(values):  # (G, S, K) -> (B, 2, T, K) or (B, T, K)
+            tokens = by_image(values, len(images))
+            return tokens.reshape(*batch["image"].shape[:-3], *tokens.shape[1:])
+
+        drawn |= {
+            block: {"experts": of_images(r.experts), "kept": of_images(r.kept)}
+            for block, r in routings.items()
+        }
+        drawn = jax.tree.map(lambda x: x[shown], drawn)
+        return drawn | {"mask": batch["mask"][shown]}
+
+    inside_mesh = not jax.sharding.get_abstract_mesh().empty
+    route = jax.jit(route, **({"out_shardings": PartitionSpec()} if inside_mesh else {}))
+
+    def picture(params, batch):
+        drawn = jax.device_get(route(params, dict(batch)))
+        mask = drawn.pop("mask")
+        drawn = jax.tree.map(lambda x: x[mask], drawn)
+        blocks = {name: drawn[name] for name in drawn if name.startswith("encoderblock_")}
+        draw = _draw_pairs if "pairs" in drawn else _draw_map
+        return (lambda: draw(model, drawn, blocks)) if blocks else None
+
+    return picture
+
+
+def _draw_pairs(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, Any]) -> Figure:
+    block, routing = list(blocks.items())[-1]
+    return routing_pairs_figure(
+        drawn["image"],
+        routing["experts"][..., 0],
+        drawn["pairs"],
+        tuple(model.patch_size),
+        num_experts=model.encoder["moe"]["num_experts"],
+        class_token=model.classifier == "token",
+        block=block,
+        labels=_class_names(drawn),
+    )
+
+
+def _draw_map(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, Any]) -> Figure:
+    size = zip(drawn["image"].shape[1:3], model.patch_size, strict=True)
+    grid = tuple(side // patch for side, patch in size)
+    routings = {
+        block: PatchRouting.of_tokens(
+            routing["experts"],
+            routing["kept"],
+            grid,
+            num_experts=model.encoder["moe"]["num_experts"],
+        )
+        for block, routing in blocks.items()
+    }
+    return routing_map_figure(drawn["image"], routings, labels=_class_names(drawn))
+
+
+def _class_names(drawn: Mapping[str, Any]) -> list[str]:
+    return [f"class {label}" for label in np.asarray(drawn["label"])]

@@ -1,0 +1,144 @@
+"""What the devices send each other in a training step: the formula of docs/PARALLELISM.md."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+
+from vmoe_prc.models import VisionTransformerMoe
+from vmoe_prc.models.dispatch import DROPLESS, compute_capacity
+from vmoe_prc.runtime.mesh import AXES
+
+FLOAT32_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind and purpose.
+
+    Attributes:
+      what: What is sent.
+      collective: Operation of XLA, such as 'all-to-all'.
+      axes: Mesh axes whose devices take part.
+      arrays: Number of arrays; the compiler may put several into one operation.
+      bytes: Their size together, on one device: what an all-to-all exchanges, an
+        all-reduce or reduce-scatter sums, or an all-gather results in.
+      devices: Devices that take part in each collective, along `axes`.
+    """
+
+    what: str
+    collective: str
+    axes: tuple[str, ...]
+    arrays: int
+    bytes: int
+    devices: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that leave a device, with ring algorithms."""
+        rounds = 2 if self.collective == "all-reduce" else 1
+        return rounds * self.bytes * (self.devices - 1) / self.devices
+
+
+def step_traffic(
+    model: VisionTransformerMoe,
+    params: Any,
+    mesh: Mesh | AbstractMesh,
+    image_shape: tuple[int, int, int, int],
+    consistency: str | None = None,
+) -> list[Traffic]:
+    """Lists what a step of training in float32 sends, scalars aside.
+
+    Scalars are losses, metrics and norms: some bytes for each block and parameter array.
+    Evaluation sends half of the tokens' traffic, with dropless dispatch all of the choices,
+    and of the rest the kernels alone.
+
+    Args:
+      model: The model.
+      params: Its parameters, or their shapes, with shardings of `mesh.tree_shardings`.
+      mesh: The device mesh.
+      image_shape: (N, H, W, 3) of the images of a step, over all devices.
+      consistency: 'prc' if the S matrix (E, E) is summed; None or another name otherwise.
+    """
+    experts, kernels, others = _by_place(params)
+    moe = model.encoder.get("moe") or {}
+    num_matrices = len(moe.get("layers", ())) if consistency == "prc" else 0
+    matrix = (moe.get("num_experts", 0),) * 2
+    whole = [_bytes(x.shape) for x in kernels]
+    parts = [_bytes(x.sharding.shard_shape(x.shape)) for x in experts]
+    rows = [
+        *_between_experts(model, mesh, image_shape),
+        ("gradients of experts", "all-reduce", ("data",), parts),
+        ("other gradients", "all-reduce", AXES, [_bytes(x.shape) for x in others]),
+        ("kernels", "all-gather", AXES, whole),
+        ("gradients of kernels", "reduce-scatter", AXES, whole),
+        ("S of PRC", "all-reduce", AXES, [_bytes(matrix)] * num_matrices),
+    ]
+    sizes = dict(mesh.shape)
+    traffic = [
+        Traffic(what, collective, axes, len(arrays), sum(arrays), math.prod(map(sizes.get, axes)))
+        for what, collective, axes, arrays in rows
+    ]
+    return [row for row in traffic if row.bytes and row.devices > 1]
+
+
+def _by_place(params: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Sorts parameters: split over `expert` alone, split over all devices, whole."""
+    experts, kernels, others = [], [], []
+    for leaf in jax.tree.leaves(params):
+        axes = set(_flatten(leaf.sharding.spec))
+        place = experts if axes == {"expert"} else kernels if axes else others
+        place.append(leaf)
+    return experts, kernels, others
+
+
+def _flatten(spec: Iterable[Any]) -> list[str]:
+    return [
+        name
+        for axes in spec
+        if axes is not None
+        for name in ((axes,) if isinstance(axes, str) else axes)
+    ]
+
+
+def _between_experts(
+    model: VisionTransformerMoe, mesh: Mesh | AbstractMesh, image_shape: tuple[int, int, int, int]
+) -> list[tuple[str, str, tuple[str, ...], list[int]]]:
+    """Lists what goes to the experts and back, forward and backward."""
+    moe = model.encoder.get("moe") or {}
+    num_blocks = len(moe.get("layers", ()))
+    if not num_blocks:
+        return []
+    num_images, *image_size, _ = image_shape
+    patches = math.prod(side // p for side, p in zip(image_size, model.patch_size, strict=True))
+    num_tokens = num_images * (patches + (model.classifier == "token"))
+    num_groups = num_tokens // moe["group_size"] // mesh.size
+    router = moe.get("router") or {}
+    dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
+    dtype = jnp.bfloat16 if dispatcher.get("bfloat16") else model.dtype or jnp.float32
+    token = model.hidden_size * jnp.dtype(dtype).itemsize
+    if dispatcher.get("name") == DROPLESS:
+        in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
+        # Of a choice: expert and slot, int32, and weight, float32.
+        tokens, choices = in_row * token, _bytes((in_row, k))
+        return [
+            ("tokens", "all-gather", ("expert",), [tokens] * 2 * num_blocks),
+            ("choices", "all-gather", ("expert",), [choices] * 3 * num_blocks),
+            ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
+            ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
+        ]
+    capacity = compute_capacity(
+        moe["group_size"] * k, moe["num_experts"], dispatcher.get("capacity_factor", 1.05)
+    )
+    if router.get("name") == "NoisyTopItemsPerExpertRouter":
+        capacity = min(capacity, moe["group_size"])
+    buffers = num_groups * moe["num_experts"] * capacity * token
+    return [("tokens", "all-to-all", ("expert",), [buffers] * 4 * num_blocks)]
+
+
+def _bytes(shape: Iterable[int]) -> int:
+    return FLOAT32_BYTES * math.prod(shape)

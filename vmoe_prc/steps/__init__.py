@@ -1,0 +1,1 @@
+"""Pure functions over the training state, which are jitted."""

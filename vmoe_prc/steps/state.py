@@ -1,0 +1,114 @@
+"""What training changes: parameters, optimiser state, step; and its random keys."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from vmoe_prc.arrays import Leaf
+from vmoe_prc.runtime.mesh import AxisRules, tree_shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State of the training after `step` batches.
+
+    Attributes:
+      step: int32 scalar.
+      params: Parameters, float32.
+      opt_state: State of the optimiser; its own count is that of the updates.
+      ema_params: Exponential moving average of the parameters, or None.
+      skipped_steps: int32 scalar, the steps that made no update, as loss or gradients
+        were not finite.
+      skipped_in_a_row: int32 scalar, how many of them have come last.
+    """
+
+    step: Leaf
+    params: Any
+    opt_state: Any
+    ema_params: Any
+    skipped_steps: Leaf
+    skipped_in_a_row: Leaf
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate: the average, if there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def abstract_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int, int],
+    mesh: Mesh | AbstractMesh,
+    rules: AxisRules = (),
+    use_ema: bool = False,
+) -> TrainState:
+    """Describes the state without making it: shapes, dtypes and shardings.
+
+    Args:
+      model: The model; its `shard_kernels` says where its kernels live.
+      optimizer: The optimiser.
+      image_shape: (N, H, W, 3) of the images of a step.
+      mesh: The device mesh.
+      rules: Which mesh axes the arrays are split over, by their names.
+      use_ema: Whether to keep an average of the parameters.
+
+    Raises:
+      ConfigError: If a rule does not fit the state.
+    """
+    shapes = jax.eval_shape(lambda: _initialize(model, optimizer, image_shape, 0, use_ema))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, rules, mesh, model.shard_kernels),
+    )
+
+
+def create_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int, int],
+    seed: int,
+    abstract_state: TrainState,
+) -> TrainState:
+    """Initialises the state, each array on its devices from the start.
+
+    Args:
+      model: The model.
+      optimizer: The optimiser.
+      image_shape: (N, H, W, 3) of the images of a step.
+      seed: Seed of the parameters.
+      abstract_state: What `abstract_train_state` returned for the same arguments.
+    """
+    use_ema = abstract_state.ema_params is not None
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    return jax.jit(
+        lambda: _initialize(model, optimizer, image_shape, seed, use_ema),
+        out_shardings=shardings,
+    )()
+
+
+def step_keys(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
+    """Random keys of one training step, by what they are for; the same after a resume."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    names = ("dropout", "gating", "mixup", "pairs")
+    return {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+
+
+def _initialize(model, optimizer, image_shape, seed, use_ema) -> TrainState:
+    # Only the parameters' values survive compilation: the forward pass is never run.
+    keys = {"params": jax.random.key(seed), **step_keys(seed, 0)}
+    params = model.init(keys, jnp.zeros(image_shape))["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if use_ema else None,
+        skipped_steps=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )

@@ -1,0 +1,202 @@
+"""One step of training, as a pure function to be jitted."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe_prc.alignment import shuffle_partners
+from vmoe_prc.losses import auxiliary_loss, classification_loss
+from vmoe_prc.models.routing import Routing
+from vmoe_prc.steps.mixup import mixup
+from vmoe_prc.steps.state import TrainState, step_keys
+from vmoe_prc.steps.views import Batch, Metrics, match_views, merge_views
+
+# (params, batch, step) -> (gradients, metrics)
+Gradients = Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_gradients(
+    model: nn.Module,
+    *,
+    loss: Mapping[str, Any],
+    auxiliary_loss_weights: Mapping[str, float] | None = None,
+    consistency: Mapping[str, Any] | None = None,
+    mixup_options: Mapping[str, Any] | None = None,
+    microsteps: int = 1,
+    seed: int = 0,
+) -> Gradients:
+    """Builds the function (params, batch, step) -> (gradients, metrics) of one step.
+
+    A batch has `image` (B, H, W, 3) or, for two views, (B, 2, H, W, 3), `labels`
+    (B, classes), and for two views `view_from_image` (B, 2, 3, 3). Metrics are float32
+    scalars over the whole batch, whatever devices it is on. `step` counts the steps
+    before this one; the randomness is a function of it and of the seed.
+
+    Args:
+      model: The model, with `deterministic=False`.
+      loss: Options of `losses.classification_loss`.
+      auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
+      consistency: `name` and options of the consistency loss, see `losses.auxiliary_loss`;
+        with `pair_class_tokens` the class tokens are a pair, too, and with `pairs` =
+        'random' matched patches are paired at random. None for no such loss.
+      mixup_options: Options of `mixup.mixup`; None for no mixup.
+      microsteps: Parts of the batch whose gradients are averaged one after the other, to
+        save memory. The consistency loss is then that of each part.
+      seed: Seed of dropout, routing noise and mixup.
+    """
+    consistency = dict(consistency or {})
+    pair_class_tokens = consistency.pop("pair_class_tokens", False)
+    random_pairs = consistency.pop("pairs", "matched") == "random"
+
+    def objective(params, batch, keys):
+        images, labels = merge_views(batch["image"], batch["labels"])
+        if mixup_options:
+            images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
+        logits, routings = model.apply({"params": params}, images, rngs=keys)
+        pairs = match_views(model, batch, pair_class_tokens) if consistency else None
+        if random_pairs:
+            pairs = shuffle_partners(keys["pairs"], pairs, class_pair=pair_class_tokens)
+        main = jnp.mean(classification_loss(logits, labels, **loss))
+        auxiliary, metrics = auxiliary_loss(
+            routings,
+            **(auxiliary_loss_weights or {}),
+            pairs=pairs,
+            consistency_options=consistency or None,
+        )
+        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
+        metrics |= {
+            "main_loss": main,
+            "total_loss": main + auxiliary,
+            "accuracy": jnp.mean(correct.astype(jnp.float32)),
+            **_dropped_choices(routings),
+        }
+        return main + auxiliary, metrics
+
+    gradients = _accumulate(jax.grad(objective, has_aux=True), microsteps)
+    return lambda params, batch, step: gradients(params, batch, step_keys(seed, step))
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float | None = None,
+    max_skipped_steps: int = 10,
+    **options: Any,
+) -> TrainStep:
+    """Builds the function (state, batch) -> (state, metrics) of one update.
+
+    Where the loss or the norm of the gradients is not finite, only the counters change:
+    parameters, their average and the state of the optimiser, with its learning rate, stay
+    as they were. After `max_skipped_steps` such steps in a row nothing changes any more,
+    not even the step, so that a loop which looks later finds the state of that step.
+
+    Args:
+      model: The model, with `deterministic=False`.
+      optimizer: The optimiser.
+      ema_decay: Decay of the average of the parameters; None for no average.
+      max_skipped_steps: Steps in a row without an update after which the state stops.
+      **options: Options of `make_gradients`, which also says what a batch is.
+    """
+    gradients = make_gradients(model, **options)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = gradients(state.params, batch, state.step)
+        norm = optax.tree.norm(grads)
+        running = state.skipped_in_a_row < max_skipped_steps
+        finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
+
+        def update(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.params, grad_norm=norm
+            )
+            params = optax.apply_updates(state.params, updates)
+            ema_params = None
+            if ema_decay is not None:
+                ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+            return state.replace(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                ema_params=ema_params,
+                skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
+            )
+
+        def skip(state: TrainState) -> TrainState:
+            skipped = running.astype(jnp.int32)
+            return state.replace(
+                step=state.step + skipped,
+                skipped_steps=state.skipped_steps + skipped,
+                skipped_in_a_row=state.skipped_in_a_row + skipped,
+            )
+
+        with jax.named_scope("update"):
+            state = _choose(running & finite, update, skip, state)
+        metrics |= {
+            "global_norm/grads": norm,
+            "global_norm/params": optax.tree.norm(state.params),
+            "skipped_steps": state.skipped_steps.astype(jnp.float32),
+        }
+        return state, metrics
+
+    return train_step
+
+
+def _choose(
+    condition: jax.Array,
+    if_true: Callable[[TrainState], TrainState],
+    if_false: Callable[[TrainState], TrainState],
+    state: TrainState,
+) -> TrainState:
+    """Like `jax.lax.cond`, in place on every platform, and without the host."""
+
+    def branch(state):
+        return jax.lax.cond(condition, if_true, if_false, state)
+
+    def select(state):
+        return jax.tree.map(
+            functools.partial(jnp.where, condition), if_true(state), if_false(state)
+        )
+
+    # For a selection XLA on CPU would save the old arrays first; a branch on GPU asks the host.
+    return jax.lax.platform_dependent(state, cpu=branch, default=select)
+
+
+def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
+    metrics = {}
+    for block, routing in routings.items():
+        kept = jnp.mean(routing.kept.astype(jnp.float32))
+        metrics[f"{block}/dropped"] = 1 - kept
+    return metrics
+
+
+def _accumulate(gradients: Callable, microsteps: int) -> Callable:
+    """Averages the gradients and metrics of parts of the batch."""
+    if microsteps == 1:
+        return gradients
+
+    def averaged(params, batch, keys):
+        # Part i takes every `microsteps`-th row from i on: each device keeps its rows.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, microsteps, *x.shape[1:]), 0, 1), batch
+        )
+
+        def add(total, part):
+            i, batch = part
+            part_keys = {name: jax.random.fold_in(key, i) for name, key in keys.items()}
+            return jax.tree.map(jnp.add, total, gradients(params, batch, part_keys)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradients, params, first, keys)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (jnp.arange(microsteps), parts))
+        return jax.tree.map(lambda x: x / microsteps, total)
+
+    return averaged

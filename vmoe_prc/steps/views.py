@@ -1,0 +1,40 @@
+"""Batches of one or two views: merged for the model, and their patches matched."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.alignment import match_patches, view1_from_view0
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Makes 2B images of B pairs of views, the views of an image adjacent.
+
+    Args:
+      images: (B, H, W, 3), which is returned as it is, or (B, 2, H, W, 3).
+      labels: (B, classes).
+    """
+    if images.ndim == 4:
+        return images, labels
+    return images.reshape(-1, *images.shape[2:]), jnp.repeat(labels, 2, axis=0)
+
+
+def by_image(values: jax.Array, num_images: int) -> jax.Array:
+    """Turns what a router says of groups of tokens, (G, S, ...), into (images, T, ...)."""
+    return values.reshape(num_images, -1, *values.shape[2:])
+
+
+def match_views(model: nn.Module, batch: Batch, pair_class_tokens: bool = False) -> jax.Array:
+    """Pairs the tokens of the two views of a batch, (B, X, 2); see `match_patches`."""
+    return match_patches(
+        view1_from_view0(batch["view_from_image"]),
+        batch["image"].shape[2:4],
+        tuple(model.patch_size),
+        class_token=model.classifier == "token",
+        pair_class_tokens=pair_class_tokens,
+    )

@@ -1,0 +1,1 @@
+"""Training: builds a program from a configuration and runs its steps."""

@@ -1,0 +1,58 @@
+"""Starts a run from the parameters of another one, whatever program wrote them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.checkpoints.params import read_params
+from vmoe_prc.checkpoints.transfer import format_table, transfer
+from vmoe_prc.config import ConfigError
+from vmoe_prc.steps.state import TrainState
+
+FIELD = "config.initialization"
+
+
+def initialize(state: TrainState, options: Mapping[str, Any]) -> tuple[TrainState, str]:
+    """Replaces the parameters of a new state by those of a checkpoint.
+
+    Step and optimiser state stay new; an average of the parameters begins with them.
+
+    Args:
+      state: The initial state, on its devices.
+      options: `config.initialization`, with a `prefix`.
+
+    Returns:
+      The state, sharded as before, and a table of what was loaded, changed, left new and
+      left unused.
+
+    Raises:
+      ConfigError: If the checkpoint cannot be read, or does not fit the model.
+    """
+    try:
+        source = read_params(options["prefix"])
+    except CheckpointError as error:
+        raise ConfigError(f"{FIELD}.prefix", options["prefix"], str(error)) from None
+    old = flax.traverse_util.flatten_dict({"params": state.params}, sep="/")
+    arrays, moved = transfer(
+        source,
+        {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in old.items()},
+        options["rules"],
+        raise_if_source_unmatched=options["raise_if_source_unmatched"],
+        raise_if_target_unmatched=options["raise_if_target_unmatched"],
+        field=FIELD,
+    )
+    new = {
+        name: _place(arrays[name], x.sharding) if name in arrays else x for name, x in old.items()
+    }
+    params = flax.traverse_util.unflatten_dict(new, sep="/")["params"]
+    average = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
+    return state.replace(params=params, ema_params=average), format_table(moved)
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Each process sends its own devices' parts of an array that all have read."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -1,0 +1,88 @@
+"""What is kept of a run that stops because loss or gradients are not finite."""
+
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.feed import device_batches
+from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.mesh import batch_sharding, replicated
+from vmoe_prc.runtime.processes import is_first
+from vmoe_prc.steps.state import TrainState
+from vmoe_prc.train.program import Program
+from vmoe_prc.workdir.atomic import replacing
+
+NON_FINITE_FOLDER = "non_finite"
+
+
+def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> None:
+    """Ends the run if its state has stopped, see `make_train_step`; waits for the state.
+
+    Saves `non_finite/step_{n}/report.json` with the step, the metrics of its batch and the
+    parameters whose gradients are not finite, and the rows of the batch that each process
+    reads as `batch_{process}.npz`.
+
+    Args:
+      program: The program.
+      state: The state after any step.
+      workdir: Directory of the run.
+
+    Raises:
+      RunError: If too many steps in a row were not finite.
+    """
+    if int(state.skipped_in_a_row) < program.config.max_skipped_steps:
+        return
+    step = int(state.step)
+    folder = workdir / NON_FINITE_FOLDER / f"step_{step}"
+    # The batch is a function of the step, so it can be read again.
+    rows = next(pipeline.train_batches(**program.train_data(step - 1)))
+    with replacing(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
+        np.savez(file, **rows)
+    batch = next(device_batches([rows], batch_sharding(program.mesh), 1))
+    names, metrics = _diagnose(program, state, batch)
+    if is_first():
+        report = {
+            "step": step,
+            "metrics": {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()},
+            "parameters": names,
+        }
+        with replacing(folder / "report.json") as path:
+            path.write_text(json.dumps(report, indent=2))
+    raise RunError(
+        f"{program.config.max_skipped_steps} steps in a row, up to step {step}, had a loss or "
+        f"gradients that are not finite ({_list(names)}); batch and names are in {folder}"
+    )
+
+
+def _diagnose(
+    program: Program, state: TrainState, batch: dict[str, jax.Array]
+) -> tuple[list[str], dict[str, float]]:
+    """Returns which parameters' gradients are not finite, and the metrics of the step."""
+
+    def diagnose(params: Any, batch: dict[str, jax.Array], step: jax.Array):
+        grads, metrics = program.gradients(params, batch, step)
+        finite = jax.tree.map(lambda x: jnp.isfinite(optax.tree.norm(x)), grads)
+        return finite, metrics
+
+    compiled = jax.jit(diagnose, out_shardings=replicated(program.mesh))
+    finite, metrics = jax.device_get(compiled(state.params, batch, state.step - 1))
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, is_finite in jax.tree_util.tree_leaves_with_path(finite)
+        if not is_finite
+    ]
+    return names, {name: float(value) for name, value in metrics.items()}
+
+
+def _list(names: list[str], most: int = 3) -> str:
+    if not names:
+        return "those of no parameter by itself"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"those of {', '.join(names[:most])}{more}"

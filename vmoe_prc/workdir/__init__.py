@@ -1,0 +1,1 @@
+"""What lies in a work directory, and how it is written."""

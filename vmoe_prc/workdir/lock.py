@@ -1,0 +1,145 @@
+"""A work directory belongs to one run at a time."""
+
+import contextlib
+import fcntl
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+import jax
+from absl import logging
+from etils import epath
+
+from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.processes import is_first, together
+
+LOCK_FILE = ".lock"
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.Path) -> Iterator[None]:
+    """Holds the work directory for all processes of this run: process 0 locks it.
+
+    Args:
+      workdir: Directory of the run.
+
+    Raises:
+      ConfigError: If another run holds it, it cannot be written, or it is not the same
+        directory for all processes.
+    """
+    with contextlib.ExitStack() as stack:
+        with together():
+            if is_first():
+                stack.enter_context(lock(workdir))
+        with together():
+            if not (workdir / LOCK_FILE).exists():
+                expected = f"process {jax.process_index()} does not see the files of process 0"
+                raise ConfigError("--workdir", str(workdir), expected)
+        yield
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds the work directory for this process; it is made if missing.
+
+    Args:
+      workdir: Directory of the run, on a file system or in an object store such as `gs://`.
+
+    Raises:
+      ConfigError: If another run holds it, or it cannot be written.
+    """
+    path = workdir / LOCK_FILE
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            remote = "://" in os.fspath(workdir)
+            stack.enter_context(renewed_lock(path) if remote else kernel_lock(path))
+        except OSError as error:
+            raise ConfigError("--workdir", str(workdir), f"cannot be written: {error}") from None
+        yield
+
+
+@contextlib.contextmanager
+def kernel_lock(path: epath.Path) -> Iterator[None]:
+    """Locks a file by the kernel, which frees it when the process ends, however it does.
+
+    Raises:
+      ConfigError: If another process holds it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _in_use(path, file.read()) from None
+        file.truncate(0)
+        file.write(_owner())
+        file.flush()
+        # The file stays: who removed it might remove another run's.
+        yield
+
+
+@contextlib.contextmanager
+def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
+    """Writes a file again and again, where no kernel sees to it.
+
+    One that is not renewed any more was left behind by a run that was killed, and is taken
+    over after a wait.
+
+    Args:
+      path: The file.
+      renew_seconds: How often it is written.
+
+    Raises:
+      ConfigError: If another process renews it.
+    """
+    _wait_until_abandoned(path, renew_seconds)
+    name, stopped = f"{_owner()} {uuid.uuid4()}", threading.Event()
+    path.write_text(name)
+    # Of two that come at once the one who wrote last has it.
+    time.sleep(renew_seconds / 2)
+    if not path.read_text().startswith(name):
+        raise _in_use(path, path.read_text())
+
+    def renew():
+        count = 0
+        while not stopped.wait(renew_seconds):
+            count += 1
+            try:
+                path.write_text(f"{name} {count}")
+            except OSError as error:
+                logging.warning("%s cannot be renewed: %s", path, error)
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _wait_until_abandoned(path: epath.Path, renew_seconds: float) -> None:
+    if not path.exists():
+        return
+    before, deadline = path.read_text(), time.monotonic() + 3 * renew_seconds
+    logging.info("%s is there; waiting whether a run renews it", path)
+    while time.monotonic() < deadline:
+        time.sleep(renew_seconds / 4)
+        if not path.exists():
+            return
+        if (now := path.read_text()) != before:
+            raise _in_use(path, now)
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _in_use(path: epath.Path, owner: str) -> ConfigError:
+    words = " ".join(owner.split()[:4])
+    return ConfigError("--workdir", str(path.parent), f"is in use by another run ({words})")
