@@ -1,0 +1,94 @@
+"""Registries: what a configuration may name, each with a factory and its options.
+
+A new router, loss, evaluator, op or data set is one file that registers itself:
+
+    @ROUTERS.register(options=MyRouterOptions)
+    class MyRouter(nn.Module): ...
+
+The files of this package are imported when a registry is first looked into; a file elsewhere
+registers when a configuration imports it.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, Any]):
+    """Factories of one kind by name.
+
+    Args:
+      kind: The kind in words, for errors, such as 'router'.
+      packages: Modules and packages of ours that register entries; they are imported, with
+        their submodules, when the registry is first looked into.
+    """
+
+    def __init__(self, kind: str, packages: Sequence[str] = ()):
+        self.kind = kind
+        self._packages, self._loaded = tuple(packages), False
+        self._factories: dict[str, Any] = {}
+        self._options: dict[str, type | None] = {}
+
+    def register(self, name: str | None = None, *, options: type | None = None) -> Callable[[T], T]:
+        """Returns a decorator that registers a factory.
+
+        Args:
+          name: Name in configurations; the factory's own name if None.
+          options: Dataclass of its options, see `config.options`; None if it has none.
+
+        Raises:
+          ValueError: If another factory has the name.
+        """
+
+        def decorate(factory: T) -> T:
+            key = name or factory.__name__
+            known = self._factories.get(key)
+            same = known is not None and known.__module__ == factory.__module__
+            if known is not None and not same:  # a module that is imported again may register again
+                raise ValueError(f"{self.kind} {key!r} is registered by {known.__module__}, too")
+            self._factories[key], self._options[key] = factory, options
+            return factory
+
+        return decorate
+
+    def options(self, name: str) -> type | None:
+        """Returns the dataclass of the options of an entry, None if it has none."""
+        self[name]
+        return self._options[name]
+
+    def __getitem__(self, name: str) -> Any:
+        self._load()
+        return self._factories[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(sorted(self._factories))
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._factories)
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for package in self._packages:
+            module = importlib.import_module(package)
+            for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                importlib.import_module(f"{package}.{found.name}")
+
+
+ROUTERS = Registry("router", ["vmoe_prc.models.routing"])
+DISPATCHERS = Registry("dispatcher", ["vmoe_prc.models.dispatch"])
+MODELS = Registry("model", ["vmoe_prc.models"])
+CLASSIFICATION_LOSSES = Registry("classification loss", ["vmoe_prc.losses.classification"])
+BALANCE_LOSSES = Registry("balance loss", ["vmoe_prc.losses.balance"])
+CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency"])
+SCHEDULES = Registry("schedule", ["vmoe_prc.schedule"])
+OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer"])
+EVALUATORS = Registry("evaluator", ["vmoe_prc.evaluation"])
+OPS = Registry("preprocessing op", ["vmoe_prc.data.ops"])
+DATASETS = Registry("data set", ["vmoe_prc.data.datasets"])
