@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from configs import digits_prc
-from vmoe_prc.checkpoints.manager import restore_params
+from vmoe_prc.checkpoints.manager import restore_part
 from vmoe_prc.errors import PREEMPTED_STATUS
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
@@ -229,9 +229,7 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
     for part in ("params", "opt_state", "ema_params"):
         first, second = (
             dict(
-                jax.tree_util.tree_leaves_with_path(
-                    restore_params(w / CHECKPOINT_FOLDER, name=part)
-                )
+                jax.tree_util.tree_leaves_with_path(restore_part(w / CHECKPOINT_FOLDER, name=part))
             )
             for w in (a, b)
         )

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
+from vmoe_prc.workdir.text_tables import aligned_lines
+
 
 class Times(NamedTuple):
     """Seconds of each repetition of one function.
@@ -154,9 +156,7 @@ def report(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], **more: 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lines up rows under their column names; numbers get four digits."""
     cells = [list(rows[0]), *([_format(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join(lines)
+    return "\n".join(aligned_lines(cells, str.rjust))
 
 
 def _finish(result: Any) -> None:

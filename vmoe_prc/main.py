@@ -66,14 +66,14 @@ def main(argv: list[str]):
     workdir = _WORKDIR.value
     if workdir is None:
         chosen = new_workdir(flags.FLAGS["config"].config_filename)
-        workdir = processes.from_first(str(chosen))
-        if processes.is_first():
+        workdir = processes.broadcast_from_process_zero(str(chosen))
+        if processes.is_main_process():
             print(f"Work directory: {workdir}", flush=True)
     try:
         summary = loop.train_and_evaluate(_CONFIG.value, workdir)
     except CheckpointError as error:
         raise ConfigError("--workdir", str(workdir), str(error)) from None
-    if processes.is_first():
+    if processes.is_main_process():
         print(summary)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe_prc.config import Config
+from vmoe_prc.runtime.trees import map_named, named_leaves
 from vmoe_prc.schedule import create_learning_rate_schedule
 
 Patterns = str | Sequence[str]
@@ -62,13 +63,11 @@ def create_optimizer(
 
 def parameter_names(params: Any) -> list[str]:
     """Returns names such as `Encoder/encoderblock_0/Mlp/Dense_0/kernel`, in tree order."""
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    return list(named_leaves(params))
 
 
 def _map_names(function: Callable[[str], Any], params: Any) -> Any:
-    values = [function(name) for name in parameter_names(params)]
-    return jax.tree.unflatten(jax.tree.structure(params), values)
+    return map_named(lambda name, _: function(name), params)
 
 
 def _sgd(momentum: float | None = None, nesterov: bool = False) -> optax.GradientTransformation:

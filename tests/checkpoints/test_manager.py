@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vmoe_prc.checkpoints.manager import Checkpointer, CheckpointError, restore_params
+from vmoe_prc.checkpoints.manager import Checkpointer, CheckpointError, restore_part
 from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.mesh import create_mesh
 
@@ -125,7 +125,7 @@ def test_nothing_to_restore(tmp_path):
     ):
         checkpointer.restore(abstract(make_state(0)))
     with pytest.raises(CheckpointError, match="no checkpoint of step None"):
-        restore_params(tmp_path)
+        restore_part(tmp_path)
 
 
 def test_a_file_in_the_way_is_a_clear_error(tmp_path):
@@ -138,11 +138,11 @@ def test_parameters_alone(tmp_path):
     state = make_state(3)
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(3, state)
-    params = restore_params(tmp_path)
+    params = restore_part(tmp_path)
     assert_equal(params, jax.device_get(state.params))
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(params))
     with pytest.raises(CheckpointError, match="holds no 'ema_params'"):
-        restore_params(tmp_path, name="ema_params")
+        restore_part(tmp_path, name="ema_params")
 
 
 def test_the_state_may_be_donated_while_it_is_written(tmp_path):
@@ -170,7 +170,7 @@ def test_flipped_bits_are_found(first, tmp_path, caplog):
         content[i] ^= 1
     largest.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{tmp_path / '2'} is damaged: "):
-        restore_params(tmp_path)
+        restore_part(tmp_path)
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
         assert checkpointer.restore(abstract(state)).step == 1
     assert f"{tmp_path / '2'} is damaged" in caplog.text

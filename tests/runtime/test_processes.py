@@ -10,7 +10,7 @@ import pytest
 from several_processes import ended, start_processes
 from small_run import small_config
 
-from vmoe_prc.checkpoints.manager import restore_params
+from vmoe_prc.checkpoints.manager import restore_part
 from vmoe_prc.errors import PREEMPTED_STATUS
 from vmoe_prc.train import loop
 from vmoe_prc.workdir.metrics import read_metrics
@@ -38,7 +38,7 @@ def assert_same_run(workdir, finished):
         for name, value in metrics.items():
             if name != "time" and not name.startswith("speed/"):
                 assert actual[step][name] == pytest.approx(value, rel=2e-3, abs=1e-4), (step, name)
-    params = [restore_params(w / "checkpoints") for w in (finished, workdir)]
+    params = [restore_part(w / "checkpoints") for w in (finished, workdir)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *params)
 
 

@@ -9,7 +9,7 @@ import pytest
 from small_run import STEPS, small_config
 
 from configs import imagenet_prc
-from vmoe_prc.checkpoints.manager import restore_params
+from vmoe_prc.checkpoints.manager import restore_part
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
 from vmoe_prc.errors import RunError
@@ -56,8 +56,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, digits_
     resumed = loop.train_and_evaluate(small_config(digits_dir), tmp_path)
     assert resumed.replace(str(tmp_path), str(workdir)) == summary
     for name in ("params", "opt_state"):
-        expected = restore_params(workdir / "checkpoints", name=name)
-        actual = restore_params(tmp_path / "checkpoints", name=name)
+        expected = restore_part(workdir / "checkpoints", name=name)
+        actual = restore_part(tmp_path / "checkpoints", name=name)
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
     timeless = [
         {k: v for k, v in m.items() if k != "time" and not k.startswith("speed/")}
@@ -213,4 +213,4 @@ def test_steps_that_are_not_finite_end_the_run_with_batch_and_names(digits_dir, 
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert (last["step"], last["train/skipped_steps"]) == (2, 0)
     # What is saved is what it was before.
-    assert np.isfinite(restore_params(tmp_path / "checkpoints")["head"]["kernel"]).all()
+    assert np.isfinite(restore_part(tmp_path / "checkpoints")["head"]["kernel"]).all()

@@ -20,8 +20,8 @@ from absl import app, logging
 from vmoe_prc.train import progress
 
 def main(_):
-    progress.show_logs()
-    progress.show_logs()
+    progress.setup_logging()
+    progress.setup_logging()
     with progress.progress(40, 10) as bar:
         for step in range(11, 41):
             time.sleep(0.005)

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.workdir.lock import LOCK_FILE, hold, lock, renewed_lock
+from vmoe_prc.workdir.lock import LOCK_FILE, lock, lock_workdir, renewed_lock
 
 HOLDER = """
 import sys, time
@@ -36,13 +36,13 @@ def another_process(name, path, **options):
 def test_the_second_is_refused_and_told_who_holds_it(tmp_path):
     workdir = epath.Path(tmp_path / "new" / "run")
     with another_process("lock", workdir) as process:
-        with pytest.raises(ConfigError) as error, hold(workdir):
+        with pytest.raises(ConfigError) as error, lock_workdir(workdir):
             pass
         assert f"is in use by another run (process {process.pid} on" in str(error.value)
     # SIGKILL leaves the file, but not the lock; and it can be taken again and again.
     assert (workdir / LOCK_FILE).exists()
     for _ in range(2):
-        with hold(workdir):
+        with lock_workdir(workdir):
             pass
 
 

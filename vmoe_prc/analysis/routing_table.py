@@ -32,7 +32,7 @@ from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import match_views, merge_views
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 
 def routing_table(
@@ -101,7 +101,7 @@ def write_routing_table(
     if jax.process_index() != 0:
         return sum(map(len, frames))
     count = 0
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         first = pa.Table.from_pandas(next(frames), preserve_index=False)
         with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
             writer.write_table(first)

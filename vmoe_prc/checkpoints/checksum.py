@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.runtime.trees import named_leaves
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
@@ -23,7 +24,7 @@ def checksums(tree: Any) -> dict[str, int]:
     Args:
       tree: Arrays of JAX or NumPy.
     """
-    arrays = _named_arrays(tree)
+    arrays = named_leaves(tree)
     meshes = {x.sharding.mesh for x in arrays.values() if _is_on_mesh(x)}
     sums = _compiled(replicated(meshes.pop()) if meshes else None)(arrays)
     return {name: int(value) for name, value in jax.device_get(sums).items()}
@@ -37,11 +38,6 @@ def changed_arrays(tree: Any, written: Mapping[str, int]) -> list[str]:
       written: Result of `checksums`; arrays that are not in it are not looked at.
     """
     return [name for name, value in checksums(tree).items() if written.get(name, value) != value]
-
-
-def _named_arrays(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def _is_on_mesh(x: Any) -> bool:

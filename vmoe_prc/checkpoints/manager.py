@@ -14,7 +14,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from vmoe_prc.checkpoints.checksum import changed_arrays, checksums
 from vmoe_prc.errors import RunError
-from vmoe_prc.runtime.processes import together
+from vmoe_prc.runtime.processes import raise_everywhere
+from vmoe_prc.runtime.trees import named_leaves
 
 _CHECKSUMS = "checksums"
 
@@ -131,7 +132,7 @@ class Checkpointer:
         for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
                 # What one process finds damaged none may use.
-                with together():
+                with raise_everywhere():
                     state = self._restore(candidate, abstract_state)
             except CheckpointError:
                 raise
@@ -184,7 +185,7 @@ class Checkpointer:
                 )
 
 
-def restore_params(
+def restore_part(
     directory: str | os.PathLike[str], step: int | None = None, name: str = "params"
 ) -> Any:
     """Reads a part of a state alone, by default its parameters, to the host.
@@ -239,12 +240,8 @@ def _written_checksums(manager: ocp.CheckpointManager, step: int) -> dict[str, i
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
+    leaves = named_leaves(tree)
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items() if hasattr(leaf, "shape")}
 
 
 def _describe(shape: tuple[int, ...] | None) -> str:

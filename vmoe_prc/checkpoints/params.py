@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from vmoe_prc.checkpoints import safetensors, vmoe_format
-from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
+from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 
 FORMATS = "a run's work directory, the prefix of a V-MoE checkpoint, or a .safetensors or .npz file"
@@ -63,9 +63,9 @@ def write_params(path: str | os.PathLike[str], params: Mapping[str, np.ndarray])
 
 def _read_run(directory: epath.Path) -> Any:
     try:
-        return restore_params(directory, name="ema_params")
+        return restore_part(directory, name="ema_params")
     except CheckpointError:
-        return restore_params(directory)
+        return restore_part(directory)
 
 
 def _read_npz(path: epath.Path) -> dict[str, Any]:

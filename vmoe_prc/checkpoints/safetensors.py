@@ -12,7 +12,7 @@ import safetensors.flax
 from etils import epath
 
 from vmoe_prc.checkpoints.manager import CheckpointError
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 # The library's own reader of bytes knows no bfloat16.
 _DTYPES = {
@@ -38,7 +38,7 @@ def save(path: str | os.PathLike[str], params: Mapping[str, Any]) -> None:
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     content = safetensors.flax.save({name: jnp.asarray(x) for name, x in flat.items()})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import scipy.ndimage
 
 from vmoe_prc.config import ConfigError, check_regex, nearest
+from vmoe_prc.workdir.text_tables import aligned_lines
 
 Shape = tuple[int, ...]
 
@@ -134,8 +135,7 @@ def format_table(moved: Sequence[Moved]) -> str:
                 " -> ".join(dict.fromkeys(shapes)),
             )
         )
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows)]
+    lines = aligned_lines([header, *rows])
     counts = {a: sum(m.action == a for m in moved) for a in dict.fromkeys(m.action for m in moved)}
     return "\n".join([*lines, ", ".join(f"{n} {action}" for action, n in counts.items())])
 

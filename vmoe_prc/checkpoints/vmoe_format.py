@@ -9,10 +9,9 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -23,7 +22,8 @@ import numpy as np
 from etils import epath
 
 from vmoe_prc.checkpoints.manager import CheckpointError
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.runtime.trees import map_named, named_leaves
+from vmoe_prc.workdir.atomic import atomic_write
 
 VERSION = "20220622"
 _MARKER = "__msgpack_array_chunk_a87ca2__"
@@ -72,20 +72,20 @@ def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, 
         `shardings` is not in the checkpoint.
     """
     index, shard_count = read_index(prefix)
-    entries = _by_name(index)
+    entries = named_leaves(index)
     if shardings is None:
         buffers = {n: {_whole(e.shape): np.empty(e.shape, e.dtype)} for n, e in entries.items()}
     else:
-        targets = _by_name(shardings)
+        targets = named_leaves(shardings)
         if unknown := sorted(targets.keys() - entries.keys()):
             raise CheckpointError(f"{os.fspath(prefix)}.index: no array {unknown[0]!r}")
         entries = {name: entries[name] for name in targets}
         buffers = {n: _device_buffers(e, targets[n]) for n, e in entries.items()}
     _fill(prefix, shard_count, entries, buffers)
     if shardings is None:
-        return _map_names(lambda name: buffers[name][_whole(entries[name].shape)], index)
-    return _map_names(
-        lambda name: _on_devices(entries[name], targets[name], buffers[name]), shardings
+        return map_named(lambda name, _: buffers[name][_whole(entries[name].shape)], index)
+    return map_named(
+        lambda name, _: _on_devices(entries[name], targets[name], buffers[name]), shardings
     )
 
 
@@ -140,9 +140,9 @@ def save(prefix: str | os.PathLike[str], tree: Any, num_shards: int = 1) -> None
     }
     with contextlib.ExitStack() as stack:
         # Entered first, the index takes its place last.
-        stack.enter_context(replacing(f"{prefix}.index")).write_bytes(msgpack.packb(index))
+        stack.enter_context(atomic_write(f"{prefix}.index")).write_bytes(msgpack.packb(index))
         for shard in range(num_shards):
-            temporary = stack.enter_context(replacing(_data_path(prefix, shard, num_shards)))
+            temporary = stack.enter_context(atomic_write(_data_path(prefix, shard, num_shards)))
             with temporary.open("wb") as file:
                 for block in _pack_shard(arrays, pieces, shard):
                     file.write(block)
@@ -337,17 +337,6 @@ def _within(box: Box, outer: Box) -> tuple[slice, ...]:
         slice(start - first, stop - first)
         for (start, stop), (first, _) in zip(box, outer, strict=True)
     )
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    return {_join(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-_join = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-
-
-def _map_names(function: Callable[[str], Any], tree: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: function(_join(path)), tree)
 
 
 def _data_path(prefix: str | os.PathLike[str], shard: int, shard_count: int) -> epath.Path:

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.datasets import OWN_BUILDERS
-from vmoe_prc.runtime.logs import show_logs
+from vmoe_prc.runtime.logs import setup_logging
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     """Prepares the data sets that are named."""
     if len(argv) < 2:
         raise app.UsageError("name a data set, such as cifar10")
-    show_logs()
+    setup_logging()
     for name in argv[1:]:
         builder = prepare(name, _FROM.value, _DATA_DIR.value)
         for split, info in builder.info.splits.items():

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
+from vmoe_prc.workdir.text_tables import aligned_lines
+
 _LOADS_PER_ROW = 8
 _BLOCK = re.compile(r"(?P<block>[^/]*?(?P<number>\d+))/")
 _FEWSHOT = re.compile(r"fewshot/(?P<name>.*)/(?P<shots>\d+)shot$")
@@ -140,9 +142,5 @@ def _rule(title: str) -> str:
 
 def _table(title: str, header: list[str], rows: list[list[str]]) -> str:
     """Aligns cells: the first column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-        for row in (header, *rows)
-    ]
-    return "\n".join([title, _rule(title), *map(str.rstrip, lines)])
+    lines = aligned_lines([header, *rows], str.rjust, first=str.ljust)
+    return "\n".join([title, _rule(title), *(f"  {line}" for line in lines)])

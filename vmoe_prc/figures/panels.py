@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 _TINT, _PALE_TINT = 0.68, 0.20
 _LEGEND_ROW, _LEGEND_COLUMN = 0.205, 0.93
@@ -238,7 +238,7 @@ NO_MATCH_STYLE = {"facecolor": "0.9", "edgecolor": "0.62", "hatch": "///", "lw":
 
 def save_figure(figure: Figure, path: str | PathLike[str], dpi: int = 160) -> None:
     """Writes a figure as PNG, whole or not at all; folders are created."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         figure.savefig(file, format="png", dpi=dpi)
 
 

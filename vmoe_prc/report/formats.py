@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from vmoe_prc.report.paired import Comparison, Difference, DifferenceTable
 from vmoe_prc.report.tables import Figure, Row, Table
+from vmoe_prc.workdir.text_tables import aligned_lines
 
 
 def to_text(tables: Sequence[Table | DifferenceTable]) -> str:
@@ -94,9 +95,7 @@ def _figure(figure: Figure | None) -> str:
 
 def _text_table(table: Table | DifferenceTable) -> str:
     cells = table_cells(table)
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([table.title, "-" * len(table.title), *lines])
+    return "\n".join([table.title, "-" * len(table.title), *aligned_lines(cells)])
 
 
 def _markdown_table(table: Table | DifferenceTable) -> str:

@@ -9,7 +9,7 @@ from vmoe_prc.report.page import Section, make_page
 from vmoe_prc.report.page_routing import routing_sections
 from vmoe_prc.report.runs import ReportError
 from vmoe_prc.report.saved import saved_section
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 
 def write_page(
@@ -32,7 +32,7 @@ def write_page(
     path = pathlib.Path(path)
     if path.is_dir():
         raise ReportError(f"{path}: is a directory; expected a file to write")
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch()  # a place that cannot be written to is found at once
         sections, further = _sections(experiments)
         warnings = [*warnings, *further]

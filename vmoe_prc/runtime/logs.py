@@ -8,7 +8,7 @@ from absl import logging
 _PACKAGE = str(Path(__file__).parents[1])
 
 
-def show_logs(quiet: bool = False) -> None:
+def setup_logging(quiet: bool = False) -> None:
     """Makes our log lines appear on stderr from INFO on, and the libraries' warnings.
 
     Args:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.trees import map_named
 
 AxisRules = Sequence[tuple[str, Sequence[Any]]]
 
@@ -107,8 +108,7 @@ def tree_shardings(
     compiled = [(re.compile(regex), tuple(axes)) for regex, axes in rules]
     used = set()
 
-    def sharding(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def sharding(name, leaf):
         for i, (regex, axes) in enumerate(compiled):
             if regex.search(name):
                 used.add(i)
@@ -117,7 +117,7 @@ def tree_shardings(
         is_kernel = shard_kernels and name.endswith("/kernel")
         return NamedSharding(mesh, kernel_spec(leaf.shape, mesh.size) if is_kernel else REPLICATED)
 
-    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+    shardings = map_named(sharding, tree)
     for i, (regex, _) in enumerate(rules):
         if i not in used:
             raise ConfigError(f"config.params_axis_resources[{i}]", regex, "matches no parameter")

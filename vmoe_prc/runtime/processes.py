@@ -53,13 +53,13 @@ def connect(
         raise RunError(f"the processes of this run do not find each other: {error}") from None
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is process 0, which writes what is to be written once."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def raise_everywhere() -> Iterator[None]:
     """If one process leaves the block by an exception, all do.
 
     Raises:
@@ -80,18 +80,18 @@ def together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
+def process_zero_first() -> Iterator[None]:
     """Process 0 runs the block before the others do, whatever happens in it."""
-    if not is_first():
+    if not is_main_process():
         multihost_utils.sync_global_devices("first alone")
     try:
         yield
     finally:
-        if is_first() and jax.process_count() > 1:
+        if is_main_process() and jax.process_count() > 1:
             multihost_utils.sync_global_devices("first alone")
 
 
-def from_first(text: str) -> str:
+def broadcast_from_process_zero(text: str) -> str:
     """Gives every process the text of process 0."""
     return text if jax.process_count() == 1 else _gather(text)[0]
 

@@ -9,7 +9,7 @@ from vmoe_prc.report.paired import DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import read_run
 from vmoe_prc.report.tables import figures_of, make_tables
 from vmoe_prc.study.plan import PlannedRun, Study, robustness_path
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 Experiments = Mapping[str, Experiment]  # by the name of the arm
 
@@ -37,7 +37,7 @@ def write_results(study: Study) -> str:
         "differences.csv": differences_to_csv(differences) + "\n",
     }
     for name, text in texts.items():
-        with replacing(study.workdir / name) as path:
+        with atomic_write(study.workdir / name) as path:
             path.write_text(text)
     _write_runs(study, experiments)
     if differences.rows:
@@ -78,7 +78,7 @@ def _write_runs(study: Study, experiments: Experiments) -> None:
         for run in experiment.runs
     ]
     columns = list(dict.fromkeys(column for _, _, own in figures for column in own))
-    with replacing(study.workdir / "runs.csv") as path, path.open("w") as file:
+    with atomic_write(study.workdir / "runs.csv") as path, path.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", *columns])
         for name, seed, own in figures:
@@ -105,6 +105,6 @@ def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Exp
         for run in done
     ]
     table = pd.concat(parts, ignore_index=True)
-    with replacing(study.workdir / "robustness.csv") as path:
+    with atomic_write(study.workdir / "robustness.csv") as path:
         table.to_csv(path, index=False)
     save_figure(robustness_figure(table, UNITS), study.workdir / "robustness.png", dpi=110)

@@ -65,7 +65,7 @@ def execute(study: Study, run: PlannedRun) -> None:
 def _measure_robustness(study: Study, run: PlannedRun) -> None:
     from vmoe_prc.analysis.opened_run import open_run
     from vmoe_prc.analysis.robustness import robustness_table
-    from vmoe_prc.workdir.atomic import replacing
+    from vmoe_prc.workdir.atomic import atomic_write
 
     options = study.options["robustness"]
     opened = open_run(run.workdir)
@@ -73,7 +73,7 @@ def _measure_robustness(study: Study, run: PlannedRun) -> None:
         with opened.config.unlocked():
             opened.config.dataset[options["split"]].split = options["examples"]
     table = robustness_table(opened, options["split"], options["perturbations"])
-    with replacing(robustness_path(run)) as path:
+    with atomic_write(robustness_path(run)) as path:
         table.to_csv(path, index=False)
 
 

@@ -18,10 +18,10 @@ from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.evaluation.summary import format_summary
 from vmoe_prc.figures.panels import figure_pixels, save_figure
 from vmoe_prc.figures.training import TrainingPicture, make_training_picture
-from vmoe_prc.runtime.logs import show_logs
+from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.runtime.mesh import batch_sharding
 from vmoe_prc.runtime.preemption import preemption_notice
-from vmoe_prc.runtime.processes import first_alone, is_first, together
+from vmoe_prc.runtime.processes import is_main_process, process_zero_first, raise_everywhere
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.train.evaluators import evaluate_fewshot, evaluate_splits
 from vmoe_prc.train.initialization import initialize
@@ -29,7 +29,7 @@ from vmoe_prc.train.non_finite import check_finite
 from vmoe_prc.train.profiling import profiler
 from vmoe_prc.train.program import Program, build_program
 from vmoe_prc.train.progress import StepTimer, progress
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 from vmoe_prc.workdir.layout import (
     CHECKPOINT_FOLDER,
     PICTURE_FILE,
@@ -37,7 +37,7 @@ from vmoe_prc.workdir.layout import (
     TENSORBOARD_FOLDER,
     save_config,
 )
-from vmoe_prc.workdir.lock import hold
+from vmoe_prc.workdir.lock import lock_workdir
 from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.workdir.writers import WRITE_ERRORS, create_writer
 
@@ -73,12 +73,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
       RunError: If the run cannot go on: for a full disk, or because loss or gradients are
         not finite.
     """
-    show_logs(quiet=not is_first())
+    setup_logging(quiet=not is_main_process())
     with preemption_notice() as preempted:
-        with together(), first_alone():
+        with raise_everywhere(), process_zero_first():
             program = build_program(config)
         workdir = epath.Path(workdir)
-        with hold(workdir), _errors_in_one_line(workdir), jax.set_mesh(program.mesh):
+        with lock_workdir(workdir), _errors_in_one_line(workdir), jax.set_mesh(program.mesh):
             return _run(program, workdir, preempted)
 
 
@@ -91,7 +91,7 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
         best_metric=checkpoint.best_metric,
     ) as checkpointer:
         state = _restore_or_create(program, checkpointer)
-        if is_first():
+        if is_main_process():
             save_config(program.config, workdir)
             truncate_metrics(workdir / METRICS_FILE, int(state.step))
             (workdir / SUMMARY_FILE).unlink(missing_ok=True)
@@ -111,8 +111,8 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
         if (workdir / PICTURE_FILE).exists():
             paths["picture"] = workdir / PICTURE_FILE
         summary = format_summary(results, paths)
-        if is_first():
-            with replacing(workdir / SUMMARY_FILE) as path:
+        if is_main_process():
+            with atomic_write(workdir / SUMMARY_FILE) as path:
                 path.write_text(summary + "\n")
         return summary
 
@@ -142,7 +142,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     results: dict[str, float] = {}
     metrics: dict[str, jax.Array] = {}
     with (
-        progress(total_steps, start, visible=is_first()) as bar,
+        progress(total_steps, start, visible=is_main_process()) as bar,
         profiler(config, run.workdir) as profile,
     ):
         for step in range(start + 1, total_steps + 1):
@@ -226,7 +226,7 @@ def _draw(run: _Run, state: TrainState, step: int) -> None:
         return
     batch = next(eval_batches(program.config.dataset[splits[0]], program.mesh))
     draw = run.picture(state.eval_params, batch)
-    if draw and is_first():
+    if draw and is_main_process():
         figure = draw()
         save_figure(figure, run.workdir / PICTURE_FILE)
         run.writer.write_images(step, {f"routing/{splits[0]}": figure_pixels(figure)[None]})

@@ -14,10 +14,11 @@ from vmoe_prc.data import pipeline
 from vmoe_prc.data.feed import device_batches
 from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.mesh import batch_sharding, replicated
-from vmoe_prc.runtime.processes import is_first
+from vmoe_prc.runtime.processes import is_main_process
+from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.train.program import Program
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 NON_FINITE_FOLDER = "non_finite"
 
@@ -43,17 +44,17 @@ def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> No
     folder = workdir / NON_FINITE_FOLDER / f"step_{step}"
     # The batch is a function of the step, so it can be read again.
     rows = next(pipeline.train_batches(**program.train_data(step - 1)))
-    with replacing(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
+    with atomic_write(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
         np.savez(file, **rows)
     batch = next(device_batches([rows], batch_sharding(program.mesh), 1))
     names, metrics = _diagnose(program, state, batch)
-    if is_first():
+    if is_main_process():
         report = {
             "step": step,
             "metrics": {k: v if math.isfinite(v) else str(v) for k, v in metrics.items()},
             "parameters": names,
         }
-        with replacing(folder / "report.json") as path:
+        with atomic_write(folder / "report.json") as path:
             path.write_text(json.dumps(report, indent=2))
     raise RunError(
         f"{program.config.max_skipped_steps} steps in a row, up to step {step}, had a loss or "
@@ -73,11 +74,7 @@ def _diagnose(
 
     compiled = jax.jit(diagnose, out_shardings=replicated(program.mesh))
     finite, metrics = jax.device_get(compiled(state.params, batch, state.step - 1))
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, is_finite in jax.tree_util.tree_leaves_with_path(finite)
-        if not is_finite
-    ]
+    names = [name for name, is_finite in named_leaves(finite).items() if not is_finite]
     return names, {name: float(value) for name, value in metrics.items()}
 
 

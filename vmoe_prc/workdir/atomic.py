@@ -8,7 +8,7 @@ from etils import epath
 
 
 @contextlib.contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[epath.Path]:
+def atomic_write(path: str | PathLike[str]) -> Iterator[epath.Path]:
     """Gives a path to write to, which becomes `path` when the block ends without an error.
 
     Args:

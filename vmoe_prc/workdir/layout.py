@@ -7,7 +7,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.config import flatten
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 CONFIG_FILE = "config.json"
 # Written when the run has ended, and removed when it goes on.
@@ -37,5 +37,5 @@ def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
                     earlier.get(field),
                     now.get(field),
                 )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text)

@@ -14,13 +14,13 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime.processes import is_first, together
+from vmoe_prc.runtime.processes import is_main_process, raise_everywhere
 
 LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def hold(workdir: epath.Path) -> Iterator[None]:
+def lock_workdir(workdir: epath.Path) -> Iterator[None]:
     """Holds the work directory for all processes of this run: process 0 locks it.
 
     Args:
@@ -31,10 +31,10 @@ def hold(workdir: epath.Path) -> Iterator[None]:
         directory for all processes.
     """
     with contextlib.ExitStack() as stack:
-        with together():
-            if is_first():
+        with raise_everywhere():
+            if is_main_process():
                 stack.enter_context(lock(workdir))
-        with together():
+        with raise_everywhere():
             if not (workdir / LOCK_FILE).exists():
                 expected = f"process {jax.process_index()} does not see the files of process 0"
                 raise ConfigError("--workdir", str(workdir), expected)

@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from vmoe_prc.workdir.atomic import replacing
+from vmoe_prc.workdir.atomic import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -42,7 +42,7 @@ def truncate_metrics(path: str | PathLike[str], last_step: float) -> None:
             dropped += 1
     if (repaired := "".join(kept)) != text:
         logging.info("%s: dropped %d lines after step %s", path, dropped, last_step)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(repaired)
 
 
