@@ -34,6 +34,7 @@ ORDER = [
     "report",
     "study",
     "main",
+    "__main__",
 ]
 # Loads where TensorFlow is not installed; of `data` only what reads folders does.
 CORE = [
