@@ -1,0 +1,3 @@
+from typing import Any
+
+DEFINE_config_file: Any
