@@ -61,22 +61,11 @@ def test_every_recipe_takes_the_same_arguments(folder, prc, k):
         assert config.seed == 5
 
 
-def test_only_imagenet_pairs_the_class_tokens():
-    assert imagenet_finetune_prc.get_config().consistency.pair_class_tokens
-    assert not cifar_prc.get_config().consistency.pair_class_tokens
-
-
 def test_vmoe_b16_has_experts_in_every_second_block():
     config = imagenet21k_vmoe.get_config()
     assert config.model.encoder.moe.layers == (1, 3, 5, 7, 9, 11)
     assert config.mixup.concentration == 0.5
     assert imagenet21k_vmoe.get_config("prc=on").dataset.train.batch_size == 2048
-
-
-def test_fashion_mnist_holds_a_validation_split_back():
-    config = fashion_mnist_prc.get_config("prc=off")
-    assert config.dataset.train.split == "train[:95%]"
-    assert config.dataset.val.split == "train[95%:]"
 
 
 def test_a_folder_gives_its_classes(folder):

@@ -41,13 +41,6 @@ def pictures(notebook):
     return sum("image/jpeg" in output.get("data", {}) for output in outputs)
 
 
-def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == [
-        "prc_explained.ipynb",
-        "routing_tables.ipynb",
-    ]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_stored_as_they_ran(path):
     notebook = nbformat.read(path, as_version=4)
@@ -74,7 +67,6 @@ def test_an_error_in_a_cell_is_an_error_of_the_test(tmp_path):
 def test_prc_explained(tmp_path):
     notebook = nbformat.read(ROOT / "notebooks" / "prc_explained.ipynb", as_version=4)
     text = run(notebook, tmp_path)
-    assert pictures(notebook) == 5
     by_hand, by_library = map(float, re.search(r"loss (\S+) = (\S+)", text).groups())
     assert by_hand == pytest.approx(by_library) and by_hand > 0
     before, after = map(int, re.search(r"same first expert: (\d+)% -> (\d+)%", text).groups())
@@ -92,7 +84,6 @@ def test_routing_tables_trains_what_is_missing(tmp_path, digits_dir):
     workdir = tmp_path / "runs"
     environment = {"VMOE_PRC_WORKDIR": str(workdir), "VMOE_PRC_STEPS": "60"}
     text = run(notebook, tmp_path, TFDS_DATA_DIR=digits_dir, **environment)
-    assert pictures(notebook) == 7
     assert sorted(path.parent.name for path in workdir.glob("*/summary.txt")) == ["prc", "vmoe"]
     table = read_routing_table(workdir / "prc" / "analysis" / "routing_test_pairs.parquet")
     assert f"{len(table):,} rows" in text
