@@ -69,7 +69,7 @@ def test_no_array_of_the_state_is_copied(
     config.model.encoder.moe.router.dispatcher.name = dispatcher
     built = program.build_program(config)
     with jax.set_mesh(built.mesh):
-        lowered = built.train_step.lower(built.abstract_state, dict(built.specs["train"]))
+        lowered = built.train_step.lower(built.abstract_state, dict(built.batch_spec))
         compiled = lowered.compile()
     on_device = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -45,7 +45,7 @@ class Checkpointer:
         keep_best: int = 0,
         best_metric: str | None = None,
     ):
-        self._directory = epath.Path(directory).absolute()
+        self._directory, self._best_metric = epath.Path(directory).absolute(), best_metric
         policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_best:
             policies.append(
@@ -101,7 +101,7 @@ class Checkpointer:
         Args:
           step: Number of the step, above those of all checkpoints.
           state: Tree of arrays.
-          metrics: Metrics of the state; without them it can never be a best one.
+          metrics: Metrics of the state; without the best metric it can never be a best one.
 
         Raises:
           RunError: If it cannot be written, or the one before could not be.
@@ -110,7 +110,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.StandardSave(state),
-                metrics=None if metrics is None else dict(metrics),
+                metrics=dict(metrics) if metrics and self._best_metric in metrics else None,
                 custom_metadata={_CHECKSUMS: checksums(state)},
             )
         except Exception as error:

@@ -339,6 +339,8 @@ SCHEMA = Section(
             },
             optional=True,
         ),
+        # Further evaluators by a label, see `evaluation.evaluator`.
+        "evaluators": Field(Mapping, ml_collections.FrozenConfigDict()),
         "report_progress": Section({"every_steps": Field(**_COUNT, default=100)}),
         "profile": Section(
             {

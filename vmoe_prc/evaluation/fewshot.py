@@ -11,15 +11,52 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 
 from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.config import fewshot_sections
+from vmoe_prc.config.registry import EVALUATORS
+from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
+from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
 
 RepresentationStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
 # Representations and classes of a split.
 Examples = tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]
+
+
+@EVALUATORS.register("fewshot")
+def fewshot_evaluator(
+    context: EvaluationContext, *, shots: Sequence[int], l2_regs: Sequence[float], **data: Any
+) -> Evaluator:
+    """Classifies each data set from few shots; metrics are named `fewshot/{name}/{shots}shot`.
+
+    Args:
+      context: The model and the mesh.
+      shots: Numbers of training images per class.
+      l2_regs: Strengths of the regularisation to choose from.
+      **data: The other options of `config.fewshot`, which select the data.
+    """
+    splits = {
+        name: {
+            split: context.open_split(section, f"config.fewshot.datasets.{name}", "label")
+            for split, section in sections.items()
+        }
+        for name, sections in fewshot_sections(data).items()
+    }
+    # Every process fits the regressions on all of the representations.
+    step = jax.jit(make_representation_step(context.model), out_shardings=replicated(context.mesh))
+
+    def run(params: Any) -> dict[str, float]:
+        results = {}
+        for name, parts in splits.items():
+            examples = {
+                part: represent(step, params, split.batches()) for part, split in parts.items()
+            }
+            accuracies = fewshot_accuracies(examples, shots, l2_regs)
+            results |= {f"fewshot/{name}/{key}": value for key, value in accuracies.items()}
+        return results
+
+    return run
 
 
 def make_representation_step(model: nn.Module) -> RepresentationStep:
@@ -96,6 +133,10 @@ def fewshot_accuracies(
 
 def _fit(features: Array, labels: Array, l2: float) -> Callable[[Array], np.ndarray]:
     """Returns the fitted function from representations to classes."""
+    # Imported here: only few-shot evaluation needs scikit-learn.
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
     classes, indices = np.unique(labels, return_inverse=True)
     scaler = StandardScaler().fit(features.astype(np.float64))
     targets = 2.0 * np.eye(len(classes))[indices] - 1.0

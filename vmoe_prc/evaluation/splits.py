@@ -7,11 +7,31 @@ import jax
 import numpy as np
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
+from vmoe_prc.evaluation.step import make_eval_step
+from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch, Metrics
 
 # By block and metric, sums over the pairs of each image; see `agreement_per_image`.
 PairSums = dict[str, dict[str, Float[np.ndarray, " N"]]]
+
+
+@EVALUATORS.register("splits")
+def split_evaluator(context: EvaluationContext) -> Evaluator:
+    """Evaluates every split; metrics are named `{split}/{metric}`, see `finish_metrics`."""
+    loss = context.config.loss.to_dict()
+    step = jax.jit(make_eval_step(context.model, loss), out_shardings=replicated(context.mesh))
+
+    def run(params: Any) -> dict[str, float]:
+        results = {}
+        for name, split in context.splits.items():
+            metrics = evaluate(step, params, split.batches())
+            results |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        return results
+
+    return run
 
 
 def evaluate(
@@ -22,7 +42,7 @@ def evaluate(
     """Runs the jitted evaluation step over all batches and forms the metrics.
 
     Args:
-      eval_step: Jitted function of `train_step.make_eval_step`, whose results every
+      eval_step: Jitted function of `step.make_eval_step`, whose results every
         process has.
       params: Parameters of the model.
       batches: Global batches with a `mask`.

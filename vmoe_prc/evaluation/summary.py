@@ -1,7 +1,7 @@
 """The table that a run ends with, as plain text of at most 100 columns."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
 from vmoe_prc.workdir.text_tables import aligned_lines
@@ -19,7 +19,9 @@ _COLUMNS = {
 
 
 def format_summary(
-    results: Mapping[str, float], paths: Mapping[str, str | PathLike[str]] | None = None
+    results: Mapping[str, float],
+    paths: Mapping[str, str | PathLike[str]] | None = None,
+    evaluators: Sequence[str] = (),
 ) -> str:
     """Formats the results of the last evaluation.
 
@@ -37,6 +39,7 @@ def format_summary(
         get no column, or '-' if others have them; unknown names are left out.
       paths: Where the run left its files, by what they are, such as 'checkpoint',
         'TensorBoard', 'metrics' and 'picture'.
+      evaluators: Labels of further evaluators, whose metrics '{label}/…' are all listed.
 
     Returns:
       Lines of at most 100 columns, except where a path is longer.
@@ -46,7 +49,7 @@ def format_summary(
         prefix = f"{split}/"
         own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
         sections += [_routing_table(split, own), _load_table(split, own)]
-    sections.append(_path_list(paths or {}))
+    sections += [_evaluator_table(results, evaluators), _path_list(paths or {})]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -108,6 +111,16 @@ def _load_table(split: str, results: Mapping[str, float]) -> str:
     rows = [row + [""] * (columns - len(row)) for row in rows]
     title = f"Load, {split}: share of the kept tokens that each expert got (%)"
     return _table(title, ["block", *map(str, range(columns - 1))], rows)
+
+
+def _evaluator_table(results: Mapping[str, float], labels: Sequence[str]) -> str:
+    rows = [
+        [name, _number(value)]
+        for label in labels
+        for name, value in results.items()
+        if name.startswith(f"{label}/")
+    ]
+    return _table("Other evaluators", ["metric", "value"], rows) if rows else ""
 
 
 def _path_list(paths: Mapping[str, str | PathLike[str]]) -> str:

@@ -1,4 +1,4 @@
-"""The picture that a run draws of itself at each evaluation, and ends with."""
+"""The figure of its routing that a run draws at each evaluation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,18 +7,36 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 from matplotlib.figure import Figure
 
 from vmoe_prc.arrays import Array
+from vmoe_prc.config.registry import EVALUATORS
+from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
 from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
 from vmoe_prc.figures.view_pairs import routing_pairs_figure
+from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import by_image, match_views, merge_views
 
 TrainingPicture = Callable[[Any, Mapping[str, Array]], Callable[[], Figure] | None]
 
 
-def make_training_picture(model: nn.Module, num_images: int = 3) -> TrainingPicture:
+@EVALUATORS.register("routing_picture")
+def routing_picture_evaluator(context: EvaluationContext) -> Evaluator:
+    """Draws `routing` of a split with two views, or else with one view."""
+    splits = sorted(context.splits.values(), key=lambda split: split.spec["image"].ndim != 5)
+    picture = make_training_picture(context.model, sharding=replicated(context.mesh))
+
+    def run(params: Any) -> dict[str, Result]:
+        draw = picture(params, next(splits[0].batches())) if splits else None
+        return {"routing": draw} if draw else {}
+
+    return run
+
+
+def make_training_picture(
+    model: nn.Module, num_images: int = 3, sharding: NamedSharding | None = None
+) -> TrainingPicture:
     """Builds the function (params, batch) that routes the first images of a batch.
 
     With two views the last MoE block is shown, with one view all of them.
@@ -26,6 +44,8 @@ def make_training_picture(model: nn.Module, num_images: int = 3) -> TrainingPict
     Args:
       model: The model, with `deterministic=True`.
       num_images: How many images to draw.
+      sharding: Sharding of what is drawn, by which every process has all of it; None where
+        there is one device.
 
     Returns:
       A function of the parameters and a batch: `image` (B, 2, H, W, 3) or (B, H, W, 3),
@@ -54,8 +74,7 @@ def make_training_picture(model: nn.Module, num_images: int = 3) -> TrainingPict
         drawn = jax.tree.map(lambda x: x[shown], drawn)
         return drawn | {"mask": batch["mask"][shown]}
 
-    inside_mesh = not jax.sharding.get_abstract_mesh().empty
-    route = jax.jit(route, **({"out_shardings": PartitionSpec()} if inside_mesh else {}))
+    route = jax.jit(route, out_shardings=sharding)
 
     def picture(params, batch):
         drawn = jax.device_get(route(params, dict(batch)))

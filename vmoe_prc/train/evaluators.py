@@ -1,36 +1,75 @@
-"""All evaluations of a run: its splits, and few-shot classification."""
+"""The evaluators of a run, each with its interval."""
 
-from vmoe_prc.config import fewshot_sections
-from vmoe_prc.data.feed import eval_batches
-from vmoe_prc.evaluation.fewshot import fewshot_accuracies, represent
-from vmoe_prc.evaluation.splits import evaluate
-from vmoe_prc.steps.state import TrainState
-from vmoe_prc.train.program import Program
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
+import ml_collections
 
-def evaluate_splits(program: Program, state: TrainState) -> dict[str, float]:
-    """Evaluates every split but `train`; metrics are named `{split}/{metric}`."""
-    results = {}
-    for split in program.eval_splits:
-        batches = eval_batches(program.config.dataset[split], program.mesh)
-        metrics = evaluate(program.eval_step, state.eval_params, batches)
-        results |= {f"{split}/{name}": value for name, value in metrics.items()}
-    return results
+from vmoe_prc.config.registry import EVALUATORS
+from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
+
+FIELD = "config.evaluators"
 
 
-def evaluate_fewshot(program: Program, state: TrainState) -> dict[str, float]:
-    """Few-shot accuracies of every data set listed, named `fewshot/{name}/{shots}shot`."""
-    options = program.config.fewshot
-    results = {}
-    for name, sections in fewshot_sections(options).items() if options else ():
-        examples = {
-            split: represent(
-                program.representation_step,
-                state.eval_params,
-                eval_batches(section, program.mesh),
-            )
-            for split, section in sections.items()
-        }
-        accuracies = fewshot_accuracies(examples, options.shots, options.l2_regs)
-        results |= {f"fewshot/{name}/{key}": value for key, value in accuracies.items()}
-    return results
+@dataclasses.dataclass(frozen=True)
+class ScheduledEvaluator:
+    """An evaluator and when it runs.
+
+    Attributes:
+      name: Its label; unique in a run.
+      every_steps: It runs after each multiple of this many steps, and after the last step.
+      run: The evaluator. Its results have their full names.
+    """
+
+    name: str
+    every_steps: int
+    run: Evaluator
+
+
+def create_evaluators(context: EvaluationContext) -> list[ScheduledEvaluator]:
+    """Creates the evaluators that the configuration asks for.
+
+    `config.evaluate` asks for the splits and for the picture of their routing,
+    `config.fewshot` for few-shot classification, and `config.evaluators` for any others.
+
+    Raises:
+      ConfigError: If an evaluator is unknown, or cannot be used as configured.
+    """
+    config = context.config
+    every_steps = config.evaluate.every_steps
+    evaluators = [
+        ScheduledEvaluator("splits", every_steps, EVALUATORS["splits"](context)),
+        ScheduledEvaluator("routing_picture", every_steps, EVALUATORS["routing_picture"](context)),
+    ]
+    if config.fewshot:
+        run = EVALUATORS["fewshot"](context, **_options(config.fewshot))
+        evaluators.append(ScheduledEvaluator("fewshot", config.fewshot.every_steps, run))
+    return evaluators + [
+        ScheduledEvaluator(label, section.every_steps, _create(label, section, context))
+        for label, section in config.evaluators.items()
+    ]
+
+
+def _create(
+    label: str, section: ml_collections.ConfigDict, context: EvaluationContext
+) -> Evaluator:
+    """Creates an evaluator of `config.evaluators`, whose results are prefixed by its label."""
+    evaluate = EVALUATORS[section.name](context, **_options(section))
+    return lambda params: {f"{label}/{name}": value for name, value in evaluate(params).items()}
+
+
+def _options(section: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {k: v for k, v in section.to_dict().items() if k not in ("name", "every_steps")}
+
+
+def evaluate(evaluators: Iterable[ScheduledEvaluator], params: Any) -> dict[str, Result]:
+    """Runs evaluators one after the other; returns the results of all of them.
+
+    Args:
+      evaluators: The evaluators.
+      params: Parameters of the model.
+    """
+    return {
+        name: value for evaluator in evaluators for name, value in evaluator.run(params).items()
+    }

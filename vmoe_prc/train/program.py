@@ -1,8 +1,9 @@
-"""What a configuration becomes: a mesh, a model, and jitted steps."""
+"""Builds the mesh, the model, the jitted steps and the evaluators of a configuration."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,58 +11,56 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, fewshot_sections
+from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
 from vmoe_prc.data import pipeline, source
-from vmoe_prc.evaluation.fewshot import RepresentationStep, make_representation_step
-from vmoe_prc.evaluation.step import EvalStep, make_eval_step
+from vmoe_prc.data.feed import eval_batches
+from vmoe_prc.evaluation.evaluator import EvaluationContext
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
-from vmoe_prc.runtime.mesh import create_mesh, replicated
+from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
 from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.steps.train import Gradients, TrainStep, make_gradients, make_train_step
+from vmoe_prc.steps.views import Batch
+from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a configuration becomes on a mesh; nothing of it changes during the run.
+    """A configuration built for a mesh; it does not change during the run.
 
     Attributes:
       config: The completed configuration.
       mesh: The device mesh.
-      specs: Shapes and dtypes of the global batches of each split.
+      batch_spec: Shapes and dtypes of the global batches of training.
       total_steps: Steps of the whole training.
       images_per_step: Views that the model sees in a step.
       schedule: Learning rate by step.
-      eval_model: The model as it is evaluated.
       abstract_state: Shapes and shardings of the training state.
-      create_state: Makes the initial state.
-      gradients: The gradients of a step, to be jitted where they are looked into.
+      create_state: Creates the initial state.
+      gradients: Function of the gradients of a step; the caller jits it.
       train_step: The jitted update; its first argument is donated.
-      eval_step: The jitted evaluation step.
-      representation_step: The jitted function of few-shot evaluation.
+      evaluators: The evaluators of the run.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    specs: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+    batch_spec: Mapping[str, jax.ShapeDtypeStruct]
     total_steps: int
     images_per_step: int
     schedule: optax.Schedule
-    eval_model: Any
     abstract_state: TrainState
-    create_state: Any
+    create_state: Callable[[], TrainState]
     gradients: Gradients
     train_step: TrainStep
-    eval_step: EvalStep
-    representation_step: RepresentationStep
+    evaluators: Sequence[ScheduledEvaluator]
 
     @property
     def flops_per_step(self) -> float:
         """FLOPs that the model asks for in a step of training, over all devices."""
-        height, width, _ = self.specs["train"]["image"].shape[-3:]
+        height, width, _ = self.batch_spec["image"].shape[-3:]
         forward = forward_flops_per_image(self.config.model.to_dict(), (height, width))
         return 3.0 * forward * self.images_per_step
 
@@ -82,11 +81,6 @@ class Program:
             "process_count": jax.process_count(),
         }
 
-    @property
-    def eval_splits(self) -> list[str]:
-        """Names of the splits that are evaluated."""
-        return [split for split in self.config.dataset if split != "train"]
-
 
 def build_program(config: ml_collections.ConfigDict) -> Program:
     """Turns a configuration into jitted steps, having checked all of it.
@@ -96,24 +90,18 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     """
     config = complete(config)
     mesh = create_mesh(config.num_expert_partitions)
-    for split, dataset in config.dataset.items():
-        pipeline.validate(dataset, f"config.dataset.{split}")
-    specs = {
-        split: pipeline.batch_spec(dataset, train=split == "train")
-        for split, dataset in config.dataset.items()
-    }
-    for split, spec in specs.items():
-        check_batch(config, f"dataset.{split}", spec["image"].shape, mesh.size)
-    _check_fewshot(config, mesh)
-    image_shape = specs["train"]["image"].shape
+    pipeline.validate(config.dataset.train, "config.dataset.train")
+    batch_spec = pipeline.batch_spec(config.dataset.train, train=True)
+    image_shape = batch_spec["image"].shape
+    check_batch(config, "dataset.train", image_shape, mesh.size)
     images_per_step = math.prod(image_shape[:-3])
     total_steps = config.train_steps or math.ceil(
         config.train_epochs * source.num_examples(config.dataset.train) / images_per_step
     )
     plain = config.to_dict()
-    sharding = {"shard_kernels": config.shard_dense_params}
-    model = create_model(plain["model"], deterministic=False, **sharding)
-    eval_model = create_model(evaluation_model(config), deterministic=True, **sharding)
+    model = create_model(
+        plain["model"], deterministic=False, shard_kernels=config.shard_dense_params
+    )
     try:
         optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
         schedule = create_learning_rate_schedule(
@@ -150,31 +138,53 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     return Program(
         config=config,
         mesh=mesh,
-        specs=specs,
+        batch_spec=batch_spec,
         total_steps=total_steps,
         images_per_step=images_per_step,
         schedule=schedule,
-        eval_model=eval_model,
         abstract_state=abstract_state,
         create_state=lambda: create_train_state(
             model, optimizer, step_shape, config.seed, abstract_state
         ),
         gradients=make_gradients(model, **options),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-        eval_step=jax.jit(
-            make_eval_step(eval_model, plain["loss"]), out_shardings=replicated(mesh)
-        ),
-        # Every process fits the regressions on all of the representations.
-        representation_step=jax.jit(
-            make_representation_step(eval_model), out_shardings=replicated(mesh)
-        ),
+        evaluators=create_evaluators(_evaluation_context(config, mesh)),
     )
 
 
-def _check_fewshot(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    for name, sections in fewshot_sections(config.fewshot).items() if config.fewshot else ():
-        for section in sections.values():
-            pipeline.validate(section, f"config.fewshot.datasets.{name}", labels="label")
-        # Its splits differ in nothing that shapes a batch.
-        image_shape = pipeline.batch_spec(sections["test"], train=False)["image"].shape
-        check_batch(config, "fewshot", image_shape, mesh.size)
+@dataclasses.dataclass(frozen=True)
+class _EvaluationSplit:
+    """A split that is evaluated; see `evaluation.evaluator.EvaluationSplit`."""
+
+    section: ml_collections.ConfigDict
+    mesh: Mesh
+    spec: Mapping[str, jax.ShapeDtypeStruct]
+
+    def batches(self) -> Iterator[Batch]:
+        return eval_batches(self.section, self.mesh)
+
+
+def _evaluation_context(config: ml_collections.ConfigDict, mesh: Mesh) -> EvaluationContext:
+    open_split = functools.partial(_open_split, config, mesh)
+    splits = {
+        name: open_split(section, f"config.dataset.{name}", "labels")
+        for name, section in config.dataset.items()
+        if name != "train"
+    }
+    model = create_model(
+        evaluation_model(config), deterministic=True, shard_kernels=config.shard_dense_params
+    )
+    return EvaluationContext(config, model, mesh, splits, open_split)
+
+
+def _open_split(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    section: ml_collections.ConfigDict,
+    field: str,
+    labels: str,
+) -> _EvaluationSplit:
+    pipeline.validate(section, field, labels)
+    spec = pipeline.batch_spec(section, train=False)
+    check_batch(config, field.removeprefix("config."), spec["image"].shape, mesh.size)
+    return _EvaluationSplit(section, mesh, spec)

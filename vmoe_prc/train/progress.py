@@ -91,6 +91,19 @@ class Progress:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Shows behind the bar what takes the time inside, such as 'evaluating'."""
+        if self._bar is None:
+            yield
+            return
+        shown = self._bar.postfix
+        self._bar.set_postfix_str(what)
+        try:
+            yield
+        finally:
+            self._bar.set_postfix_str(shown or "")
+
     def report(self, step: int, metrics: Mapping[str, Any], rates: Mapping[str, float]) -> None:
         """Shows metrics, such as the loss, and `StepTimer.report()`, with the time left."""
         shown = [f"{name} {float(value):.4g}" for name, value in metrics.items()]

@@ -14,7 +14,11 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE = "summary.txt"
 CHECKPOINT_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
-PICTURE_FILE = "routing.png"
+
+
+def figure_file(name: str) -> str:
+    """Returns the file of a figure that an evaluator draws, such as 'routing'."""
+    return f"{name.replace('/', '-')}.png"
 
 
 def save_config(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:

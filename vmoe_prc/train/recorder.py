@@ -1,0 +1,91 @@
+"""Writes what a run measures: to `metrics.jsonl`, TensorBoard, figures and the log."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from vmoe_prc.evaluation.evaluator import Result
+from vmoe_prc.figures.panels import figure_pixels, save_figure
+from vmoe_prc.runtime.processes import is_main_process
+from vmoe_prc.train.program import Program
+from vmoe_prc.workdir.layout import SUMMARY_FILE, TENSORBOARD_FOLDER, figure_file, save_config
+from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
+from vmoe_prc.workdir.writers import create_writer
+
+
+class Recorder:
+    """The records of one run; a context manager, which writes all that is pending at its end.
+
+    Args:
+      program: The program.
+      workdir: Directory of the run.
+      step: Step that the run starts from. Records of later steps are removed: the run that
+        wrote them did not get to save a checkpoint.
+    """
+
+    def __init__(self, program: Program, workdir: epath.Path, step: int):
+        self._program, self._workdir = program, workdir
+        if is_main_process():
+            save_config(program.config, workdir)
+            truncate_metrics(workdir / METRICS_FILE, step)
+            (workdir / SUMMARY_FILE).unlink(missing_ok=True)
+        self._writer = create_writer(workdir, process_index=jax.process_index())
+        self._figures: dict[str, epath.Path] = {}
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *unused: Any) -> None:
+        self._writer.close()
+
+    def training(
+        self, step: int, metrics: Mapping[str, jax.Array], rates: Mapping[str, float]
+    ) -> None:
+        """Records the metrics of a training step, and how fast steps are."""
+        scalars = {f"train/{name}": value for name, value in metrics.items()}
+        # The schedule counts from 0: update n used the rate schedule(n - 1).
+        updates = step - int(metrics["skipped_steps"])
+        scalars["train/learning_rate"] = float(self._program.schedule(max(updates - 1, 0)))
+        scalars |= {f"speed/{name}": value for name, value in rates.items()}
+        self._writer.write_scalars(step, scalars)
+
+    def evaluation(self, step: int, results: Mapping[str, Result]) -> dict[str, float]:
+        """Records the results of evaluators, and returns their metrics."""
+        metrics = {name: float(x) for name, x in results.items() if not callable(x)}
+        self._writer.write_scalars(step, metrics)
+        if is_main_process():
+            for name, draw in results.items():
+                if callable(draw):
+                    self._draw(step, name, draw())
+        headlines = ("/accuracy", "/top1", "shot")
+        shown = [
+            f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            # Neither the metrics of single blocks nor the data sets of few-shot evaluation.
+            if name.endswith(headlines) and "encoderblock" not in name
+        ]
+        if shown:
+            logging.info("evaluation at step %d: %s", step, ", ".join(shown))
+        return metrics
+
+    def flush(self) -> None:
+        """Waits until all records are written."""
+        self._writer.flush()
+
+    @property
+    def paths(self) -> dict[str, epath.Path]:
+        """Files of the records, by names for the user."""
+        return {
+            "TensorBoard": self._workdir / TENSORBOARD_FOLDER,
+            "metrics": self._workdir / METRICS_FILE,
+            **self._figures,
+        }
+
+    def _draw(self, step: int, name: str, figure: Any) -> None:
+        path = self._workdir / figure_file(name)
+        save_figure(figure, path)
+        self._figures["picture" if name == "routing" else name] = path
+        self._writer.write_images(step, {name: figure_pixels(figure)[None]})
