@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 Array = jax.Array | np.ndarray
 
@@ -14,4 +14,4 @@ Leaf = Any
 # A number: Python's, NumPy's or JAX's, which inside of `jit` is a tracer.
 Scalar = Shaped[Array, ""] | float
 
-__all__ = ["Array", "Bool", "Float", "Int", "Leaf", "Scalar"]
+__all__ = ["Array", "Bool", "Float", "Int", "Leaf", "Scalar", "UInt8"]

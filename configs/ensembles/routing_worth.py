@@ -1,0 +1,154 @@
+"""What stable routing is worth on cluttered Fashion-MNIST, and which method gives it.
+
+    python -m vmoe_prc.study.ensemble --study=configs/ensembles/routing_worth.py \
+        --data=/usr/share/datasets/fashion-mnist --stage=gate --stage=tune --stage=main --out=DIR
+
+The folder holds the four IDX files of Fashion-MNIST. docs/ROUTING_STUDY.md says what is compared,
+and was written before the runs. Scenes for training and validation come from different garments,
+those of the test from the test garments.
+"""
+
+import functools
+import gzip
+import json
+import pathlib
+
+import numpy as np
+
+from vmoe_prc.data.clutter import cluttered_scenes
+from vmoe_prc.study.ensemble import members
+from vmoe_prc.study.ensemble.training import Task
+
+TRAINING_GARMENTS = 55_000  # the last 5,000 are for validation
+SCENES = {"train": 60_000, "validation": 5_000, "test": 10_000}
+SCENE_SEEDS = {"train": 1, "validation": 3, "test": 2}
+CANDIDATE_WEIGHTS = (0.01, 0.03, 0.1)
+TUNING_STEPS = GATE_STEPS = 2_000
+CLUTTER = Task()
+
+
+@functools.cache
+def garments(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Reads the images (N, 28, 28) uint8 and labels of the splits."""
+
+    def read(name: str, offset: int) -> np.ndarray:
+        with gzip.open(folder / name) as file:
+            return np.frombuffer(file.read(), np.uint8, offset=offset)
+
+    images = read("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    labels = read("train-labels-idx1-ubyte.gz", 8).astype(np.int32)
+    test = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    test_labels = read("t10k-labels-idx1-ubyte.gz", 8).astype(np.int32)
+    first = slice(None, TRAINING_GARMENTS), slice(TRAINING_GARMENTS, None)
+    return {
+        "train": (images[first[0]], labels[first[0]]),
+        "validation": (images[first[1]], labels[first[1]]),
+        "test": (test, test_labels),
+    }
+
+
+@functools.cache
+def scenes(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Draws the scenes of a split, (N, 40, 40) uint8, and their labels."""
+    return cluttered_scenes(*garments(folder)[split], SCENES[split], SCENE_SEEDS[split])
+
+
+def plain(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the garments of a split on 32x32 pixels, with a border of zeros."""
+    images, labels = garments(folder)[split]
+    return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
+
+
+def gate(folder: pathlib.Path, out: pathlib.Path):
+    """Is routing worth anything? Candidates for the study, V-MoE, three seeds."""
+    plain_task = functools.partial(Task, side=32, smallest_area=0.7, steps=GATE_STEPS)
+    clutter_task = functools.partial(Task, steps=GATE_STEPS)
+    two_blocks = {"moe_layers": (1, 3), "split_rngs": False}
+    candidates = {
+        "plain, 2 of 4 blocks, equal experts": (plain, plain_task(**two_blocks)),
+        "plain, 2 of 4 blocks": (plain, plain_task(moe_layers=(1, 3))),
+        "plain, all blocks": (plain, plain_task()),
+        "clutter, 2 of 4 blocks, equal experts": (scenes, clutter_task(**two_blocks)),
+        "clutter, all blocks": (scenes, clutter_task()),
+        "clutter, all blocks, k=2": (scenes, clutter_task(k=2)),
+    }
+    for label, (data, task) in candidates.items():
+        yield {
+            "label": label,
+            "task": task,
+            "variants": [members.vmoe_by_batch()],
+            "seeds": 3,
+            "train": data(folder, "train"),
+            "test": data(folder, "validation"),
+        }
+
+
+def tune(folder: pathlib.Path, out: pathlib.Path):
+    """Weights of the losses that have no published one, on the validation scenes."""
+    methods = (members.place_prc, members.iic_within)
+    yield {
+        "task": Task(steps=TUNING_STEPS),
+        "variants": [method(weight) for method in methods for weight in CANDIDATE_WEIGHTS],
+        "seeds": 3,
+        "train": scenes(folder, "train"),
+        "test": scenes(folder, "validation"),
+    }
+
+
+def chosen_weight(out: pathlib.Path, method) -> float:
+    """Returns the weight of the best mean validation accuracy in the stage `tune`."""
+    lines = [json.loads(line) for line in (out / "tune.jsonl").read_text().splitlines()]
+
+    def accuracy(weight: float) -> float:
+        name = method(weight).name
+        return np.mean([line["accuracy"] for line in lines if line["variant"] == name])
+
+    return max(CANDIDATE_WEIGHTS, key=accuracy)
+
+
+def variants(out: pathlib.Path) -> list[members.Variant]:
+    """Returns the variants that are compared, the reference first."""
+    return [
+        members.vmoe_by_batch(),
+        members.prc_balanced(),
+        members.prc_random_pairs(),
+        members.place_prc(chosen_weight(out, members.place_prc)),
+        members.iic_within(chosen_weight(out, members.iic_within)),
+        members.prc(),
+        members.vmoe_by_group(),
+    ]
+
+
+def main(folder: pathlib.Path, out: pathlib.Path, k: int = 1):
+    """The comparison: seven variants, 12 seeds, 8,000 steps."""
+    yield {
+        "task": Task(k=k),
+        "variants": variants(out),
+        "seeds": 12,
+        "train": scenes(folder, "train"),
+        "test": scenes(folder, "test"),
+    }
+
+
+def noise(folder: pathlib.Path, out: pathlib.Path):
+    """V-MoE and PRC with and without photometric changes of the views: 5 seeds, 3,000 steps."""
+    yield {
+        "task": Task(steps=3_000),
+        "variants": [
+            members.Variant(f"{variant.name}{suffix}", variant.weights, photometric)
+            for variant in (members.vmoe_by_batch(), members.prc_balanced())
+            for photometric, suffix in ((False, ""), (True, ", photometric views"))
+        ],
+        "seeds": 5,
+        "train": scenes(folder, "train"),
+        "test": scenes(folder, "test"),
+    }
+
+
+STAGES = {
+    "gate": gate,
+    "tune": tune,
+    "main": main,
+    "main_k2": functools.partial(main, k=2),
+    "noise": noise,
+}
