@@ -12,7 +12,7 @@ TASK = training.Task(side=16, hidden_size=16, moe_layers=(0,), num_experts=4, pa
 @pytest.fixture(scope="module")
 def data():
     rng = np.random.default_rng(0)
-    return rng.integers(0, 255, (64, 16, 16), np.uint8), rng.integers(0, 10, 64)
+    return rng.integers(0, 255, (200, 16, 16), np.uint8), rng.integers(0, 10, 200)
 
 
 def test_a_member_equals_the_same_run_alone(data):

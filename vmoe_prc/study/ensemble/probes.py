@@ -93,6 +93,10 @@ def decompose(joint: np.ndarray, image_chance: float, pairs: float) -> dict[str,
     }
 
 
+def _decomposed(counts: Mapping[str, Any]) -> dict[str, float]:
+    return decompose(counts["joint"], float(counts["image_chance"]), float(counts["pairs"]))
+
+
 def _corrected(observed: float, chance: float) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else math.nan
 
@@ -233,13 +237,13 @@ def _finish(total: Mapping[str, Any]) -> dict[str, float]:
     scalars = dict(total["scalars"])
     images = float(scalars.pop("images"))
     result = {name: float(value) / images for name, value in scalars.items()}
-    blocks = [decompose(**counts) for counts in total["counts"].values()]
+    blocks = [_decomposed(counts) for counts in total["counts"].values()]
     for block, parts in zip(total["counts"], blocks, strict=True):
         result |= {f"{block}/{name}": value for name, value in parts.items()}
     result |= {name: float(np.mean([b[name] for b in blocks])) for name in blocks[0]}
     for level in NOISE_LEVELS:
         prefix = f"noise_{level:g}/"
-        parts = [decompose(**v) for k, v in total["noise"].items() if k.startswith(prefix)]
+        parts = [_decomposed(v) for k, v in total["noise"].items() if k.startswith(prefix)]
         result |= {prefix + name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
     use = []
     for load in total["loads"].values():
