@@ -5,9 +5,6 @@ import sys
 
 import pytest
 
-from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime import processes
-
 
 def run(*arguments, cwd="."):
     command = [sys.executable, "-m", "vmoe_prc.main", *arguments]
@@ -45,19 +42,6 @@ def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
     assert message in line
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((None, 2, None), "give all three, or none"),
-        (("localhost", 2, 1), "expected HOST:PORT"),
-        (("localhost:1", 2, 2), "--process_id = 2: must be from 0 to .*, which is 1"),
-    ],
-)
-def test_mistakes_in_the_addresses_of_processes(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        processes.connect(*arguments)
 
 
 def test_new_work_directories_are_named_by_config_and_time():

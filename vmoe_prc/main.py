@@ -29,14 +29,23 @@ _WORKDIR = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "HOST:PORT of process 0 where a run has several processes and JAX does not find them by "
-    "itself, as it does on TPU pods, under Slurm, Open MPI and on Kubernetes.",
+    "HOST:PORT of process 0 where a run has several processes and JAX does not find them, as "
+    "it does on TPU pods, under Slurm and Open MPI.",
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes, with --coordinator_address.", lower_bound=1
+    "num_processes",
+    None,
+    "Number of processes. A run does not start with another number; 1: this process alone.",
+    lower_bound=1,
 )
 _PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0.", lower_bound=0
+    "process_id", None, "Index of this process, from 0.", lower_bound=0
+)
+_INITIALIZATION_TIMEOUT = flags.DEFINE_float(
+    "initialization_timeout",
+    900,
+    "Seconds that the processes wait for each other at --coordinator_address.",
+    lower_bound=1,
 )
 
 
@@ -62,7 +71,12 @@ def main(argv: list[str]):
     from vmoe_prc.train import loop
 
     use_compilation_cache()
-    processes.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes.connect(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        _INITIALIZATION_TIMEOUT.value,
+    )
     workdir = _WORKDIR.value
     if workdir is None:
         chosen = new_workdir(flags.FLAGS["config"].config_filename)

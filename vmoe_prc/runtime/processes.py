@@ -1,56 +1,131 @@
 """Several processes, one a host: how they meet, agree, and fail together."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.meeting import meet
 
 # Bytes of a message that one process has for the others.
 _MESSAGE_SIZE = 1024
+# How long process 0 may download and prepare a data set while the others wait. If it dies, JAX
+# ends the others when its heartbeat is missed, after 100 s.
+_BARRIER_TIMEOUT_SECONDS = 24 * 3600
+# Environment variables in which launchers give the number of processes.
+_COUNT_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "SKYPILOT_NUM_NODES", "WORLD_SIZE")
 
 
 def connect(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    timeout_seconds: float = 900,
 ) -> None:
     """Joins this process to the others of the run, before anything else of JAX.
 
-    Without arguments the processes are those that JAX finds by itself: on TPU pods, under
-    Slurm, Open MPI and on Kubernetes. Where it finds none this process is alone.
+    Without an address JAX finds the processes: on TPU pods, under Slurm and Open MPI, and on
+    Kubernetes. Where it finds none this process is alone, unless `num_processes` or an
+    environment variable of the launcher says that there are others.
 
     Args:
       coordinator_address: HOST:PORT of process 0, the same for all.
-      num_processes: How many there are.
-      process_id: Which one this is, from 0.
+      num_processes: Number of processes; 1 keeps JAX from looking for others.
+      process_id: Index of this process, from 0; given together with the address.
+      timeout_seconds: How long the processes wait for each other at `coordinator_address`.
 
     Raises:
-      ConfigError: If the arguments do not fit together.
-      RunError: If the others cannot be reached.
+      ConfigError: If the arguments do not fit together, or the number of processes is not the
+        expected one.
+      RunError: If the others cannot be reached, or some are missing after the timeout.
     """
-    given = (coordinator_address, num_processes, process_id)
-    if None in given and set(given) != {None}:
-        names = "--coordinator_address, --num_processes and --process_id"
-        raise ConfigError(names, given, "give all three, or none where JAX finds them by itself")
-    if coordinator_address is not None and ":" not in coordinator_address:
-        raise ConfigError("--coordinator_address", coordinator_address, "expected HOST:PORT")
-    if num_processes is not None and not 0 <= process_id < num_processes:
-        expected = f"must be from 0 to --num_processes - 1, which is {num_processes - 1}"
-        raise ConfigError("--process_id", process_id, expected)
+    _check_arguments(coordinator_address, num_processes, process_id)
+    if coordinator_address is None and num_processes == 1:
+        return
+    explicit = coordinator_address is not None
+    if explicit:
+        meet(coordinator_address, num_processes, process_id, timeout_seconds)
     try:
-        # A process that fails must not keep the others waiting for it to leave.
-        jax.distributed.initialize(*given, shutdown_timeout_seconds=60)
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes if explicit else None,
+            process_id,
+            # Under Slurm JAX would show each process only one of its devices.
+            cluster_detection_method="deactivate" if explicit else None,
+            # A process that fails must not keep the others waiting for it to leave.
+            shutdown_timeout_seconds=60,
+        )
     except ValueError:
         # JAX has found no other processes.
-        if num_processes is not None:
+        if explicit:
             raise
     except RuntimeError as error:
         raise RunError(f"the processes of this run do not find each other: {error}") from None
+    _check_count(num_processes, jax.process_count(), os.environ)
+    if jax.process_count() > 1:
+        # Gloo, which connects CPUs, fails where first uses are more than 30 s apart.
+        multihost_utils.sync_global_devices("connected")
+
+
+def _check_arguments(address: str | None, count: int | None, index: int | None):
+    if (address is None) != (index is None) or (address is not None and count is None):
+        names = "--coordinator_address, --num_processes and --process_id"
+        expected = "give all three; where JAX finds the processes, --num_processes or none"
+        raise ConfigError(names, (address, count, index), expected)
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+        raise ConfigError("--coordinator_address", address, "expected HOST:PORT")
+    if not 0 <= index < count:
+        expected = f"must be from 0 to --num_processes - 1, which is {count - 1}"
+        raise ConfigError("--process_id", index, expected)
+
+
+def _check_count(expected: int | None, found: int, environ: Mapping[str, str]):
+    """Checks the number of processes against the flag, or else the launcher's variables."""
+    if expected is not None:
+        if found != expected:
+            advice = f"JAX has found {found}; give --coordinator_address and --process_id, too"
+            raise ConfigError("--num_processes", expected, advice)
+        return
+    if found > 1:
+        return
+    advice = "--num_processes=1 trains in this process alone"
+    for variable in _COUNT_VARIABLES:
+        if environ.get(variable, "1") not in ("", "1"):
+            reason = f"JAX has found only one process; {advice}"
+            raise ConfigError(variable, environ[variable], reason)
+    if "JOB_COMPLETION_INDEX" in environ:
+        reason = f"an Indexed Job of Kubernetes needs --num_processes; {advice}"
+        raise ConfigError("JOB_COMPLETION_INDEX", environ["JOB_COMPLETION_INDEX"], reason)
+
+
+def connect_devices(mesh: jax.sharding.Mesh) -> None:
+    """Opens the connections between the devices of every row and column of the mesh.
+
+    Every process calls it. Gloo, which connects CPUs, fails where the processes of a row first
+    use it more than 30 s apart, as after compilations that take different times.
+    """
+    if jax.process_count() == 1:
+        return
+    axes = [*mesh.axis_names, mesh.axis_names]
+
+    def sums():
+        one = jnp.ones((), jnp.int32)
+        return [jax.lax.psum(jax.lax.pcast(one, axis, to="varying"), axis) for axis in axes]
+
+    compiled = jax.jit(jax.shard_map(sums, mesh=mesh, in_specs=(), out_specs=jax.P())).lower()
+    compiled = compiled.compile()
+    _barrier("connect_devices")
+    jax.block_until_ready(compiled())
 
 
 def is_main_process() -> bool:
@@ -83,12 +158,12 @@ def raise_everywhere() -> Iterator[None]:
 def process_zero_first() -> Iterator[None]:
     """Process 0 runs the block before the others do, whatever happens in it."""
     if not is_main_process():
-        multihost_utils.sync_global_devices("first alone")
+        _barrier("process_zero_first")
     try:
         yield
     finally:
-        if is_main_process() and jax.process_count() > 1:
-            multihost_utils.sync_global_devices("first alone")
+        if is_main_process():
+            _barrier("process_zero_first")
 
 
 def broadcast_from_process_zero(text: str) -> str:
@@ -102,3 +177,12 @@ def _gather(text: str) -> list[str]:
     buffer[: len(message)] = np.frombuffer(message, np.uint8)
     rows = multihost_utils.process_allgather(buffer)
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def _barrier(name: str) -> None:
+    """Waits for all processes through JAX's coordination service, which needs no device."""
+    try:
+        wait = multihost.get_barrier_sync_fn()
+        wait(key=name, timeout_ms=_BARRIER_TIMEOUT_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise RunError(f"not all processes have come to {name}: {error}") from None

@@ -17,7 +17,12 @@ from vmoe_prc.evaluation.summary import format_summary
 from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.runtime.mesh import batch_sharding
 from vmoe_prc.runtime.preemption import preemption_notice
-from vmoe_prc.runtime.processes import is_main_process, process_zero_first, raise_everywhere
+from vmoe_prc.runtime.processes import (
+    connect_devices,
+    is_main_process,
+    process_zero_first,
+    raise_everywhere,
+)
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, evaluate
@@ -58,6 +63,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         # All of the configuration is checked before anything is written.
         with raise_everywhere(), process_zero_first():
             program = build_program(config)
+        connect_devices(program.mesh)
         with lock_workdir(workdir), _write_errors(workdir), jax.set_mesh(program.mesh):
             return _run(program, workdir, preempted)
 
