@@ -25,8 +25,8 @@ def test_help_explains_itself():
         (["--config=configs/digits_prc.py:k=9"], "num_selected_experts = 9: must not exceed"),
         (["--config=configs/digits.py"], "configs/digits.py"),
         (["--config=configs/digits_prc.py", "--wrkdir=x"], "Did you mean: workdir"),
-        (["--config=configs/digits_prc.py", "--config.sede=1"], 'Did you mean "seed"'),
-        (["--config=configs/digits_prc.py", "--config.seed=x"], "--config.seed=x"),
+        (["--config=configs/digits_prc.py", "--config.sede=1"], "did you mean 'seed'"),
+        (["--config=configs/digits_prc.py", "--config.seed=x"], "config.seed = 'x': expected int"),
         # A field that is None by default can be set, and is checked like all others.
         (["--config=configs/digits_prc.py", "--config.ema_decay=2"], "ema_decay = 2.0: expected"),
         (

@@ -1,23 +1,34 @@
 """Trains and evaluates a model: `python -m vmoe_prc.main --config=configs/digits_prc.py`."""
 
 import datetime
+import functools
 import os
 import pathlib
 import re
 import sys
 import traceback
+from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from vmoe_prc.config import ConfigError
+from vmoe_prc.config import ConfigError, complete, override
+from vmoe_prc.config.files import read_config_file
+from vmoe_prc.config.flags import split_config_flags
+from vmoe_prc.config.reference import explain
 from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, RunError
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config",
     None,
-    "The recipe: a Python file with get_config(), and its arguments after a colon, such as "
-    "configs/digits_prc.py:k=1,prc=off. Any field can be set: --config.seed=1",
+    "The recipe: a Python file with get_config(), or the name of a recipe of ours, and its "
+    "arguments after a colon, such as configs/digits_prc.py:k=1,prc=off. Any field can be set: "
+    "--config.seed=1 --config.mixup=None; docs/CONFIG.md lists the fields.",
+)
+_EXPLAIN = flags.DEFINE_string(
+    "explain",
+    None,
+    "Prints the fields of a section, such as optimizer.gradient_clip, with types, defaults and "
+    "their values in this configuration, instead of training.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -60,10 +71,19 @@ def new_workdir(config_file: str) -> pathlib.Path:
     return pathlib.Path("workdir") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def main(argv: list[str]):
-    """Runs the training that the flags ask for."""
+def main(argv: list[str], changes: dict[str, Any]):
+    """Runs the training that the flags ask for.
+
+    Args:
+      argv: Arguments that are no flags: only the name of the program.
+      changes: Fields that the flags set.
+    """
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        raise ConfigError("command line", " ".join(argv[1:]), "unexpected arguments")
+    config = complete(override(read_config_file(_CONFIG.value, "--config"), changes))
+    if _EXPLAIN.value is not None:
+        print(explain(_EXPLAIN.value, config))
+        return
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc.checkpoints.manager import CheckpointError
     from vmoe_prc.runtime import processes
@@ -79,12 +99,12 @@ def main(argv: list[str]):
     )
     workdir = _WORKDIR.value
     if workdir is None:
-        chosen = new_workdir(flags.FLAGS["config"].config_filename)
+        chosen = new_workdir(_CONFIG.value)
         workdir = processes.broadcast_from_process_zero(str(chosen))
         if processes.is_main_process():
             print(f"Work directory: {workdir}", flush=True)
     try:
-        summary = loop.train_and_evaluate(_CONFIG.value, workdir)
+        summary = loop.train_and_evaluate(config, workdir)
     except CheckpointError as error:
         raise ConfigError("--workdir", str(workdir), str(error)) from None
     if processes.is_main_process():
@@ -92,20 +112,10 @@ def main(argv: list[str]):
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags; what is wrong with them becomes a `ConfigError`."""
+    """Parses the flags but those of fields; what is wrong with them becomes a `ConfigError`."""
     try:
-        remaining = flags.FLAGS(argv)
-        # ml_collections tells of a file that is missing only when the config is used.
-        _ = _CONFIG.value.seed
-        return remaining
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
-        # ml_collections wraps what the config file itself found wrong.
-        causes = [error]
-        while cause := causes[-1].__cause__ or causes[-1].__context__:
-            causes.append(cause)
-        known = next((e for e in causes if isinstance(e, ConfigError)), None)
-        if known is not None:
-            raise known from None
+        return flags.FLAGS(argv)
+    except flags.Error as error:
         message = " ".join(str(error).split())
         raise ConfigError("command line", " ".join(argv[1:]), message) from None
 
@@ -118,7 +128,8 @@ def run():
     """
     flags.mark_flag_as_required("config")
     try:
-        app.run(main, flags_parser=parse_flags)
+        argv, changes = split_config_flags(sys.argv)
+        app.run(functools.partial(main, changes=changes), argv, flags_parser=parse_flags)
     except ConfigError as error:
         _leave(2, f"error: {error}")
     except PreemptedError as error:

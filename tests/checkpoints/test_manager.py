@@ -62,11 +62,17 @@ def test_round_trip_is_exact(tmp_path):
     assert restored.params["half"].dtype == jnp.bfloat16
 
 
-def test_keeps_the_last_and_the_best(tmp_path):
-    accuracy = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.1}
-    with Checkpointer(tmp_path, keep_last=2, keep_best=1, best_metric="test/accuracy") as c:
-        for step, value in accuracy.items():
-            c.save(step, make_state(step), {"test/accuracy": value})
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("test/accuracy", {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.1}),
+        ("test/loss", {1: 2.3, 2: 0.1, 3: 2.2, 4: 2.1, 5: 2.4}),  # The lowest is the best.
+    ],
+)
+def test_keeps_the_last_and_the_best(tmp_path, metric, values):
+    with Checkpointer(tmp_path, keep_last=2, keep_best=1, best_metric=metric) as c:
+        for step, value in values.items():
+            c.save(step, make_state(step), {metric: value})
         c.wait()
         assert c.steps() == [2, 4, 5]
         assert c.restore(abstract(make_state(0))).step == 5

@@ -55,9 +55,9 @@ def test_the_given_config_is_not_changed():
         ("sead", 1, "config.sead = 1: unknown field; .*did you mean 'seed'"),
         ("model.hiden_size", 1, "config.model.hiden_size = 1: .*did you mean 'hidden_size'"),
         ("model.hidden_size", "64", "config.model.hidden_size = '64': expected int"),
-        ("model.hidden_size", 0, "expected int of at least 1"),
+        ("model.hidden_size", 0, "expected int from 1 to"),
         ("model.hidden_size", 66, "num_heads = 4: must divide hidden_size = 66"),
-        ("model.patch_size", 4, "config.model.patch_size = 4: expected tuple"),
+        ("model.patch_size", 4, r"config.model.patch_size = 4: expected \(height, width\)"),
         ("model.patch_size", (4,), r"expected \(height, width\)"),
         ("model.classifier", "tokn", "expected one of token, gap, map; did you mean 'token'"),
         ("model.dtype", "float16", "expected one of float32, bfloat16"),
@@ -75,12 +75,12 @@ def test_the_given_config_is_not_changed():
         ("optimizer.momentum", 0.9, "config.optimizer.momentum = 0.9: unknown field"),
         ("optimizer.learning_rate.schedule", "cosine", "expected one of .*warmup_cosine_decay"),
         ("optimizer.weight_decay", [("(", 0.1)], "not a regular expression"),
-        ("optimizer.weight_decay", [("kernel",)], r"expected pairs \(regex, factor\)"),
+        ("optimizer.weight_decay", [("kernel",)], r"expected .*tuple of \(str, float\)"),
         ("optimizer.frozen_pattern", "[", "not a regular expression"),
-        ("optimizer.gradient_clip.absolute_value", 1.0, "cannot be combined with global_norm"),
+        ("optimizer.gradient_clip.absolute_value", 1.0, "optimizer.gradient_clip = .*not both"),
         ("train_steps", None, "missing; give it, or config.train_epochs"),
         ("loss.name", "softmax", "expected one of sigmoid_xent, softmax_xent"),
-        ("consistency.name", "barlow", "expected one of prc, l2, jsd"),
+        ("consistency.name", "barlow", "expected one of jsd, l2, prc"),
         ("consistency.diagonal", "trace", "expected one of matrix, per_position"),
         ("consistency.pairs", "shuffled", "expected one of matched, random"),
         ("consistency.stop_gradient", "view2", "expected one of None, view0, view1"),
@@ -175,30 +175,6 @@ def test_configs_are_valid_with_all_arguments(module, arguments):
     assert (config.consistency is not None) == prc
     assert config.model.encoder.moe.router.num_selected_experts == k
     assert config.auxiliary_loss.importance_loss_weight == (0.0 if prc else 5e-3)
-
-
-def test_the_imagenet_recipe_is_that_of_the_paper():
-    config = imagenet_prc.get_config()
-    encoder = config.model.encoder
-    assert (config.train_epochs, config.dataset.train.batch_size) == (300, 512)
-    assert (encoder.num_layers, config.model.hidden_size, encoder.mlp_dim) == (8, 512, 2048)
-    assert (encoder.moe.layers, encoder.moe.group_size) == ((5, 7), 8 * 50)
-    assert config.optimizer.learning_rate.to_dict() == {
-        "schedule": "warmup_linear_decay",
-        "peak_value": 7.5e-4,
-        "end_value": 5e-6,
-        "warmup_steps": 10_000,
-    }
-    assert config.consistency.to_dict() == {
-        "name": "prc",
-        "diagonal_weight": 5e-3,
-        "off_diagonal_weight": 5e-2,
-        "diagonal": "matrix",
-        "pair_class_tokens": True,
-        "pairs": "matched",
-        "stop_gradient": None,
-        "blocks": None,
-    }
 
 
 def test_overrides_keep_the_fields_that_they_do_not_name():

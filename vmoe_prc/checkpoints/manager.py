@@ -24,6 +24,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; its text names the directory and what is wrong."""
 
 
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric, such as 'test/loss', is lower for better models; by its last word."""
+    return metric.rpartition("/")[2].endswith(("loss", "error", "nll", "ece"))
+
+
 class Checkpointer:
     """The checkpoints of one run; a context manager, which waits for the last to be written.
 
@@ -32,7 +37,7 @@ class Checkpointer:
         its step, which appears only once it is complete.
       keep_last: How many of the newest to keep.
       keep_best: How many of the best to keep besides.
-      best_metric: Name of the metric that is higher for better checkpoints.
+      best_metric: Name of the metric that tells which are better, see `lower_is_better`.
 
     Raises:
       CheckpointError: If the directory cannot be made.
@@ -51,6 +56,7 @@ class Checkpointer:
             policies.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=lower_is_better(best_metric or ""),
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -90,10 +96,6 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint."""
         return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """Step of the best complete checkpoint by `best_metric`."""
-        return self._manager.best_step()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a state while the program goes on; `state` may be donated at once.

@@ -1,29 +1,148 @@
-"""Config files: Python, with a function get_config(arguments)."""
+"""Config files: Python files with a function get_config(arguments)."""
 
+import importlib
 import importlib.util
 import pathlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 
 import ml_collections
 
-from vmoe_prc.config import ConfigError
+from vmoe_prc.config.errors import ConfigError, nearest
 
 
 def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
     """Calls get_config of a config file with the arguments after the colon.
 
+    Modules in the folder of the file can be imported by it and named in `config.imports`.
+
+    Args:
+      source: Path of the file, or name of a recipe of ours, and arguments, such as
+        `configs/digits_prc.py`, `digits_prc` or `digits_prc:k=1`.
+      field: Name of the flag or field that gives `source`, for errors.
+
     Raises:
-      ConfigError: If there is no such file, or it has no get_config().
+      ConfigError: If there is no such file, it has no get_config(), or its code fails; then
+        the cause is the exception of that code.
     """
-    path, _, arguments = source.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(field, source, "no such file; expected a Python file with get_config()")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-    if spec is None:
-        raise ConfigError(field, source, "expected a Python file (.py) with get_config()")
-    module = importlib.util.module_from_spec(spec)
+    name, _, arguments = source.partition(":")
+    path = find_config_file(name, field, source)
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
-        spec.loader.exec_module(module)
-        get_config = module.get_config
-    except (SyntaxError, ImportError, AttributeError) as error:
-        raise ConfigError(field, source, " ".join(str(error).split())) from None
-    return get_config(arguments)
+        get_config = getattr(_run_file(path, path.stem), "get_config", None)
+        config = None if get_config is None else get_config(arguments)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _user_error(field, source, error) from error
+    if get_config is None:
+        raise ConfigError(field, source, "has no function get_config(arguments)")
+    if isinstance(config, dict):
+        config = ml_collections.ConfigDict(config)
+    if not isinstance(config, ml_collections.ConfigDict):
+        expected = f"get_config() must return a ConfigDict or a dict, not {config!r}"
+        raise ConfigError(field, source, expected)
+    return _with_paths_of_imports(config, path.parent.resolve())
+
+
+def find_config_file(name: str, field: str, source: str) -> pathlib.Path:
+    """Finds a config file by its path, or one of our recipes by its name.
+
+    Raises:
+      ConfigError: If there is none.
+    """
+    path = pathlib.Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".py":
+            raise ConfigError(field, source, "expected a Python file (.py) with get_config()")
+        return path
+    recipes = {
+        str(file.relative_to(folder).with_suffix("")): file
+        for folder in _recipe_folders()
+        for file in sorted(folder.rglob("*.py"))
+        if file.name != "__init__.py"
+    }
+    recipe = name.removeprefix("configs/").removesuffix(".py")
+    if recipe in recipes:
+        return recipes[recipe]
+    expected = f"no such file, and no recipe of this name; recipes: {', '.join(recipes)}"
+    raise ConfigError(field, source, expected, nearest(recipe, recipes))
+
+
+def _recipe_folders() -> list[pathlib.Path]:
+    """Folders of our recipes: in the installed package, or next to it in a checkout."""
+    package = pathlib.Path(__file__).parents[1]
+    folders = [package / "configs", package.parent / "configs"]
+    return [folder for folder in folders if (folder / "digits_prc.py").is_file()][:1]
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules by name, or Python files by path, each once.
+
+    Raises:
+      ConfigError: If a module is not found, or its code fails; then the cause is the exception.
+    """
+    for name in names:
+        path = pathlib.Path(name)
+        if path.suffix == ".py" and not path.is_file():
+            raise ConfigError("config.imports", name, "no such file")
+        try:
+            if path.suffix == ".py":
+                _import_file(path.resolve())
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and error.name in (name, name.split(".")[0]):
+                expected = "no such module next to the config file or on PYTHONPATH"
+                raise ConfigError("config.imports", name, expected) from None
+            raise _user_error("config.imports", name, error) from error
+
+
+def _user_error(field: str, source: str, error: Exception) -> ConfigError:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(field, source, f"its code fails with {text}")
+
+
+def _run_file(path: pathlib.Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_file(path: pathlib.Path) -> None:
+    """Imports a file as the module of its name, unless another module has that name."""
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return
+    name = path.stem if known is None else str(path)
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+
+
+def _with_paths_of_imports(
+    config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> ml_collections.ConfigDict:
+    """Names modules in the folder of a config by their paths, so that any program finds them."""
+    names = config.get("imports", ())
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        return config
+    with config.unlocked():
+        config.imports = tuple(_path_in(folder, name) or name for name in names)
+    return config
+
+
+def _path_in(folder: pathlib.Path, name: str) -> str | None:
+    for file in (folder / name, folder / f"{name.replace('.', '/')}.py"):
+        if file.suffix == ".py" and file.is_file():
+            return str(file)
+    return None

@@ -3,6 +3,8 @@
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
     global_norm: float | None = option(None, "Largest global norm of the gradients.", above=0)
+
+Such a dataclass is a section of the configuration; `schema` says what its types mean.
 """
 
 import dataclasses
@@ -12,16 +14,34 @@ from typing import Any
 METADATA_KEY = "vmoe_prc"
 
 
+class OptionError(ValueError):
+    """An option that does not fit the others, for the `__post_init__` of an options dataclass.
+
+    Args:
+      field: Name of the option, such as 'hidden_size'.
+      value: Its value.
+      expected: What is allowed there, in words.
+    """
+
+    def __init__(self, field: str, value: Any, expected: str):
+        super().__init__(f"{field} = {value!r}: {expected}")
+        self.field, self.value, self.expected = field, value, expected
+
+
 @dataclasses.dataclass(frozen=True)
 class OptionInfo:
     """What the type of an option does not say.
 
     Attributes:
       help: One sentence for the reference.
-      minimum: Smallest number allowed.
-      maximum: Largest number allowed.
-      above: Number that the value must exceed.
-      choices: Values allowed; a `Registry` allows its names. Any value if None.
+      minimum: Smallest number allowed, also inside a tuple.
+      maximum: Largest number allowed, also inside a tuple.
+      above: Number that the value must exceed, also inside a tuple.
+      choices: Values allowed: a sequence, or `module:NAME` of one; any value if None. With a
+        `Registry` the field is a section: the name of an entry, and its options.
+      form: The values allowed in words, where the type says less; '' for none.
+      changes: Section or registry that a mapping changes some fields of; None if it is no
+        such mapping.
     """
 
     help: str
@@ -29,6 +49,8 @@ class OptionInfo:
     maximum: float | None = None
     above: float | None = None
     choices: Any = None
+    form: str = ""
+    changes: Any = None
 
 
 def option(
@@ -39,6 +61,8 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     choices: Sequence[Any] | Any | None = None,
+    form: str = "",
+    changes: Any = None,
 ) -> Any:
     """Declares a field of an options dataclass.
 
@@ -46,12 +70,16 @@ def option(
       default: Default value; a type or function without arguments is called for it. The
         option is required if it is missing.
       help: One sentence for the reference.
-      minimum: Smallest number allowed.
-      maximum: Largest number allowed.
-      above: Number that the value must exceed.
-      choices: Values allowed, or a `Registry`, whose names are allowed.
+      minimum: Smallest number allowed, also inside a tuple.
+      maximum: Largest number allowed, also inside a tuple.
+      above: Number that the value must exceed, also inside a tuple.
+      choices: Values allowed; `module:NAME` of them, which is imported when they are needed;
+        or a `Registry`: the field is then a section with the name of an entry under
+        `registry.key`, and the options of that entry.
+      form: The values allowed in words, where the type says less.
+      changes: Section or registry that the option, a mapping, changes some fields of.
     """
-    info = OptionInfo(help, minimum, maximum, above, choices)
+    info = OptionInfo(help, minimum, maximum, above, choices, form, changes)
     metadata = {METADATA_KEY: info}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=metadata)

@@ -9,25 +9,47 @@ The files of this package are imported when a registry is first looked into; a f
 registers when a configuration imports it.
 """
 
+import dataclasses
+import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from vmoe_prc.config.options import option
+
 T = TypeVar("T")
+
+
+class UnknownNameError(KeyError, ValueError):
+    """A registry has no entry of this name; the text lists the names that it has."""
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class Registry(Mapping[str, Any]):
     """Factories of one kind by name.
 
+    A section of the configuration that chooses an entry has its name under `key` and the
+    fields of the entry's options dataclass next to it.
+
     Args:
       kind: The kind in words, for errors, such as 'router'.
       packages: Modules and packages of ours that register entries; they are imported, with
         their submodules, when the registry is first looked into.
+      key: Field of a section that holds the name of the entry.
+      common: Dataclass of options that the caller of every entry uses; None for none.
     """
 
-    def __init__(self, kind: str, packages: Sequence[str] = ()):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        packages: Sequence[str] = (),
+        key: str = "name",
+        common: type | None = None,
+    ):
+        self.kind, self.key, self.common = kind, key, common
         self._packages, self._loaded = tuple(packages), False
         self._factories: dict[str, Any] = {}
         self._options: dict[str, type | None] = {}
@@ -55,12 +77,21 @@ class Registry(Mapping[str, Any]):
         return decorate
 
     def options(self, name: str) -> type | None:
-        """Returns the dataclass of the options of an entry, None if it has none."""
+        """Returns the dataclass of the options of an entry, None if it has none.
+
+        Raises:
+          UnknownNameError: If there is no such entry.
+        """
         self[name]
         return self._options[name]
 
     def __getitem__(self, name: str) -> Any:
         self._load()
+        if name not in self._factories:
+            near = difflib.get_close_matches(str(name), self._factories, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            allowed = ", ".join(sorted(self._factories))
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; allowed: {allowed}{hint}")
         return self._factories[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,14 +112,27 @@ class Registry(Mapping[str, Any]):
                 importlib.import_module(f"{package}.{found.name}")
 
 
-ROUTERS = Registry("router", ["vmoe_prc.models.routing"])
-DISPATCHERS = Registry("dispatcher", ["vmoe_prc.models.dispatch"])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IntervalOptions:
+    """When an evaluator runs."""
+
+    every_steps: int = option(
+        1000, "Steps between evaluations; the last step is evaluated, too.", minimum=1
+    )
+
+
+_UNTIL = "vmoe_prc.losses.registrations"
+ROUTERS = Registry("router", ["vmoe_prc.models.routing", _UNTIL])
+DISPATCHERS = Registry("dispatcher", ["vmoe_prc.models.dispatch", _UNTIL])
+POSITION_EMBEDDINGS = Registry("position embedding", ["vmoe_prc.models.vit"])
 MODELS = Registry("model", ["vmoe_prc.models"])
-CLASSIFICATION_LOSSES = Registry("classification loss", ["vmoe_prc.losses.classification"])
-BALANCE_LOSSES = Registry("balance loss", ["vmoe_prc.losses.balance"])
-CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency"])
-SCHEDULES = Registry("schedule", ["vmoe_prc.schedule"])
-OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer"])
-EVALUATORS = Registry("evaluator", ["vmoe_prc.evaluation", "vmoe_prc.figures.training"])
+CLASSIFICATION_LOSSES = Registry("classification loss", ["vmoe_prc.losses.classification", _UNTIL])
+BALANCE_LOSSES = Registry("balance loss", ["vmoe_prc.losses.balance", _UNTIL])
+CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency", _UNTIL])
+SCHEDULES = Registry("schedule", ["vmoe_prc.schedule", _UNTIL], key="schedule")
+OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer", _UNTIL])
+EVALUATORS = Registry(
+    "evaluator", ["vmoe_prc.evaluation", "vmoe_prc.figures.training"], common=IntervalOptions
+)
 OPS = Registry("preprocessing op", ["vmoe_prc.data.ops"])
 DATASETS = Registry("data set", ["vmoe_prc.data.datasets"])

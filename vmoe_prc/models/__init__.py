@@ -1,12 +1,11 @@
 """Vision transformers with sparse mixtures of experts."""
 
 from vmoe_prc.config import Config
+from vmoe_prc.config.registry import MODELS
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.vit import VisionTransformerMoe
 
 __all__ = ["Routing", "VisionTransformerMoe", "create_model"]
-
-_MODELS = {"VisionTransformerMoe": VisionTransformerMoe}
 
 
 def create_model(
@@ -21,4 +20,4 @@ def create_model(
     """
     attributes = {key: value for key, value in config.items() if key != "name"}
     attributes |= {"deterministic": deterministic, "shard_kernels": shard_kernels}
-    return _MODELS[config["name"]](**attributes)
+    return MODELS[config["name"]](**attributes)

@@ -1,5 +1,6 @@
 """The vision transformer with MoE blocks; parameters are named as in V-MoE's releases."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -8,16 +9,18 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import Config
+from vmoe_prc.config.options import option
+from vmoe_prc.config.registry import MODELS, POSITION_EMBEDDINGS
 from vmoe_prc.models import fsdp as sharded
 from vmoe_prc.models.attention import attention
 from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
+from vmoe_prc.models.options import CLASSIFIERS, ModelOptions
 from vmoe_prc.models.routing import Routing
 
-CLASSIFIERS = ("token", "gap", "map")
-POSITION_EMBEDDINGS = ("learned", "sincos2d", "none")
 SINCOS2D_TEMPERATURE = 10_000.0
 
 
+@MODELS.register(options=ModelOptions)
 class VisionTransformerMoe(nn.Module):
     """Sparse mixture-of-experts vision transformer (V-MoE, arXiv 2106.05974).
 
@@ -196,18 +199,36 @@ class Encoder(nn.Module):
     def _add_position_embedding(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
         options = dict(self.position_emb or {})
         name = options.pop("name", "learned")
-        if name == "learned":
-            return AddPositionEmbs(name="posembed_input")(x)
-        if name == "none":
-            return x
-        if name != "sincos2d":
-            raise ValueError(
-                f"unknown position embedding {name!r}; allowed: {', '.join(POSITION_EMBEDDINGS)}"
-            )
-        embedding = sincos2d_embedding(*self.grid, x.shape[-1], **options).astype(x.dtype)
-        # The class token, if there is one, stands first and has no position.
-        first_patch = x.shape[1] - embedding.shape[0]
-        return x.at[:, first_patch:].add(embedding)
+        return POSITION_EMBEDDINGS[name](x, self.grid, **options)
+
+
+@POSITION_EMBEDDINGS.register("learned")
+def _add_learned(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    del grid
+    return AddPositionEmbs(name="posembed_input")(x)
+
+
+@POSITION_EMBEDDINGS.register("none")
+def _add_none(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    del grid
+    return x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sincos2dOptions:
+    """Options of `sincos2d`."""
+
+    temperature: float = option(
+        SINCOS2D_TEMPERATURE, "Ratio of the longest to the shortest wavelength.", above=0.0
+    )
+
+
+@POSITION_EMBEDDINGS.register("sincos2d", options=Sincos2dOptions)
+def _add_sincos2d(x: jax.Array, grid: tuple[int, int], **options: float) -> jax.Array:
+    embedding = sincos2d_embedding(*grid, x.shape[-1], **options).astype(x.dtype)
+    # The class token, if there is one, stands first and has no position.
+    first_patch = x.shape[1] - embedding.shape[0]
+    return x.at[:, first_patch:].add(embedding)
 
 
 class AddPositionEmbs(nn.Module):

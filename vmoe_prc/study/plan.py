@@ -12,8 +12,6 @@ import ml_collections
 
 from vmoe_prc.config import (
     ConfigError,
-    Field,
-    Section,
     complete,
     complete_section,
     nearest,
@@ -21,6 +19,7 @@ from vmoe_prc.config import (
     plain,
 )
 from vmoe_prc.config.files import read_config_file
+from vmoe_prc.config.options import option
 from vmoe_prc.report.experiments import experiment_fields
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 
@@ -29,39 +28,43 @@ LOG_FILE = "log.txt"
 FAILURE_FILE = "failure.txt"
 ROBUSTNESS_FILE = "robustness.csv"
 
-ARM = Section(
-    {
-        "name": Field(str),
-        # What tells it apart from other arms of the same method and k, in tables.
-        "title": Field(str, ""),
-        # Of its config file, as behind the colon of --config.
-        "arguments": Field(str, ""),
-        "overrides": Field(Mapping, {}),
-    }
-)
-STUDY = Section(
-    {
-        "config": Field(str),
-        "seeds": Field(tuple, (0, 1, 2)),
-        # Changes of the config that all arms share; those of the arm come after.
-        "overrides": Field(Mapping, {}),
-        "arms": Field(tuple),
-        # (arm, arm): the second one is subtracted from the first.
-        "comparisons": Field(tuple, ()),
-        # Accuracy is that of this split, agreement that of `{split}_pairs`.
-        "split": Field(str, "test"),
-        "robustness": Section(
-            {
-                "split": Field(str, "test"),
-                # The part of the data set in place of that of the split.
-                "examples": Field((str, type(None)), None),
-                # Levels by kind of perturbation.
-                "perturbations": Field(Mapping),
-            },
-            optional=True,
-        ),
-    }
-)
+section = dataclasses.dataclass(frozen=True, kw_only=True)
+
+
+@section
+class ArmOptions:
+    """One variant that a study trains."""
+
+    name: str = option(help="Name of the arm.")
+    title: str = option("", "Label that tells arms of the same method and k apart in tables.")
+    arguments: str = option("", "Arguments of the config file, as in `--config=FILE:ARGUMENTS`.")
+    overrides: Mapping[str, Any] = option(dict, "Fields of the configuration that differ.")
+
+
+@section
+class RobustnessOptions:
+    """Robustness of every run of a study."""
+
+    split: str = option("test", "Split that is perturbed.")
+    examples: str | None = option(None, "Part of the data set in place of that of the split.")
+    perturbations: Mapping[str, Any] = option(help="Levels by kind of perturbation.")
+
+
+@section
+class StudyOptions:
+    """A study: arms, each trained with several seeds."""
+
+    config: str = option(help="Config file of the arms.")
+    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds that every arm is trained with.", minimum=0)
+    overrides: Mapping[str, Any] = option(
+        dict, "Fields that differ in all arms; the arm's own come after."
+    )
+    arms: tuple[Mapping[str, Any], ...] = option(help="The arms.")
+    comparisons: tuple[Any, ...] = option(
+        (), "Pairs (arm, arm); the second one is subtracted from the first."
+    )
+    split: str = option("test", "Split of the accuracy; agreement is measured on `{split}_pairs`.")
+    robustness: RobustnessOptions | None = option(None, "Robustness of the runs; None for none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +132,11 @@ def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
         wrong, or the directory holds a run with another configuration.
     """
     workdir = workdir or pathlib.Path("workdir") / pathlib.Path(source.partition(":")[0]).stem
-    options = complete_section(plain(read_config_file(source, "--study")), STUDY, "study")
-    arms = [complete_section(arm, ARM, f"study.arms[{i}]") for i, arm in enumerate(options["arms"])]
+    options = complete_section(plain(read_config_file(source, "--study")), StudyOptions, "study")
+    arms = [
+        complete_section(arm, ArmOptions, f"study.arms[{i}]")
+        for i, arm in enumerate(options["arms"])
+    ]
     options = {**options, "arms": {arm["name"]: arm for arm in arms}}
     _check(options, len(arms))
     configs = {name: _arm_config(options, name) for name in options["arms"]}

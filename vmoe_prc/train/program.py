@@ -11,7 +11,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
+from vmoe_prc.config import check_batch, check_schedule, complete, evaluation_model
 from vmoe_prc.data import pipeline, source
 from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.evaluation.evaluator import EvaluationContext
@@ -25,6 +25,7 @@ from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_
 from vmoe_prc.steps.train import Gradients, TrainStep, make_gradients, make_train_step
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
+from vmoe_prc.train.memory import check_state_fits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +94,9 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     pipeline.validate(config.dataset.train, "config.dataset.train")
     batch_spec = pipeline.batch_spec(config.dataset.train, train=True)
     image_shape = batch_spec["image"].shape
-    check_batch(config, "dataset.train", image_shape, mesh.size)
+    check_batch(
+        config, "dataset.train", image_shape, mesh.size, num_classes=batch_spec["labels"].shape[-1]
+    )
     images_per_step = math.prod(image_shape[:-3])
     total_steps = config.train_steps or math.ceil(
         config.train_epochs * source.num_examples(config.dataset.train) / images_per_step
@@ -102,13 +105,11 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     model = create_model(
         plain["model"], deterministic=False, shard_kernels=config.shard_dense_params
     )
-    try:
-        optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
-        schedule = create_learning_rate_schedule(
-            total_steps=total_steps, **plain["optimizer"]["learning_rate"]
-        )
-    except ValueError as error:
-        raise ConfigError("config.optimizer", config.optimizer.name, str(error)) from None
+    check_schedule(config, total_steps)
+    optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
+    schedule = create_learning_rate_schedule(
+        total_steps=total_steps, **plain["optimizer"]["learning_rate"]
+    )
     step_shape = (images_per_step, *image_shape[-3:])
     abstract_state = abstract_train_state(
         model,
@@ -118,6 +119,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         config.params_axis_resources if config.model.encoder.moe.layers else (),
         use_ema=config.ema_decay is not None,
     )
+    check_state_fits(abstract_state, mesh.local_devices)
     mixup = plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size}
     options = {
         "loss": plain["loss"],
@@ -186,5 +188,6 @@ def _open_split(
 ) -> _EvaluationSplit:
     pipeline.validate(section, field, labels)
     spec = pipeline.batch_spec(section, train=False)
-    check_batch(config, field.removeprefix("config."), spec["image"].shape, mesh.size)
+    num_classes = spec["labels"].shape[-1] if labels == "labels" else None
+    check_batch(config, field.removeprefix("config."), spec["image"].shape, mesh.size, num_classes)
     return _EvaluationSplit(section, mesh, spec)

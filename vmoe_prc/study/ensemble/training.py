@@ -1,6 +1,7 @@
 """Training of an ensemble: one jitted program for all members."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -129,8 +130,7 @@ def make_training(
       leading axis M. The states are donated.
     """
     model, optimizer = task.model(deterministic=False), task.optimizer()
-    # Arguments of the program: constants of this size would be compiled into it.
-    data = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
 
     def create(member: Members) -> State:
         key = jax.random.key(member.seed)
@@ -138,7 +138,7 @@ def make_training(
         params = model.init(rngs, jnp.zeros((2 * task.pairs, task.side, task.side, 3)))["params"]
         return State(params, optimizer.init(params), params)
 
-    def objective(params, member: Members, key, images, labels):
+    def objective(params, member: Members, key):
         keys = jax.random.split(key, 5)
         chosen = jax.random.randint(keys[0], (task.pairs,), 0, len(images))
         source = images[chosen].astype(jnp.float32) / 127.5 - 1
@@ -158,12 +158,12 @@ def make_training(
         accuracy = jnp.mean(jnp.argmax(logits, -1) == classes)
         return loss + jnp.dot(member.weights, terms), {"loss": loss, "accuracy": accuracy}
 
-    def advance(member: Members, state: State, step, *data):
+    def advance(member: Members, state: State, step):
         root = jax.random.fold_in(jax.random.key(member.seed), 1)
 
         def one_step(state: State, step):
             key = jax.random.fold_in(root, step)
-            grads, metrics = jax.grad(objective, has_aux=True)(state.params, member, key, *data)
+            grads, metrics = jax.grad(objective, has_aux=True)(state.params, member, key)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             ema = optax.incremental_update(params, state.ema_params, 1 - task.ema_decay)
@@ -172,7 +172,5 @@ def make_training(
         state, metrics = jax.lax.scan(one_step, state, step + jnp.arange(chunk))
         return state, jax.tree.map(jnp.mean, metrics)
 
-    jitted = jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None, None)), donate_argnums=1)
-    return jax.jit(jax.vmap(create)), lambda members, state, step: jitted(
-        members, state, step, *data
-    )
+    advance = functools.partial(jax.jit, donate_argnums=1)(jax.vmap(advance, in_axes=(0, 0, None)))
+    return jax.jit(jax.vmap(create)), advance

@@ -1,0 +1,51 @@
+"""Compares the size of a training state with the memory of the devices, before it is made."""
+
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+
+from vmoe_prc.config import ConfigError
+from vmoe_prc.steps.state import TrainState
+
+
+def check_state_fits(state: TrainState, devices: Sequence[jax.Device]) -> None:
+    """Checks that parameters, their gradients and the optimiser's state fit a device.
+
+    Activations come on top, so that a state that passes may still be too large.
+
+    Args:
+      state: Shapes, dtypes and shardings of the state.
+      devices: Devices of this process.
+
+    Raises:
+      ConfigError: If they do not fit.
+    """
+    limit = device_memory(devices)
+    # Gradients have the size of the parameters.
+    needed = _bytes(state) + _bytes(state.params)
+    shared = len(devices) if devices[0].platform == "cpu" else 1
+    if limit is not None and needed * shared > limit:
+        count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+        raise ConfigError(
+            "config.model",
+            f"{count:,} parameters",
+            f"with gradients and optimizer state they need {needed / 2**30:,.1f} GiB per device, "
+            f"of which {limit / shared / 2**30:,.1f} GiB are there; choose a smaller model, or "
+            "spread it by config.num_expert_partitions or config.shard_dense_params",
+        )
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
+    """Returns the bytes of a device, or of the host where the devices are CPUs; None if unknown."""
+    if devices[0].platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _bytes(tree: object) -> int:
+    """Returns the bytes that one device holds of a tree of shapes."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
