@@ -1,5 +1,6 @@
 """Evaluation of an ensemble: accuracy, agreement taken apart, and what routing is worth."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -54,12 +55,14 @@ def evaluate(
     """
     if len(images) < batch:
         raise ValueError(f"expected at least {batch} images, not {len(images)}")
-    step = jax.jit(jax.vmap(lambda p, *a: _sums(task, p, *a), in_axes=(0, None, None, None)))
+    model = _Model(task, params)
     total = None
     for i in range(len(images) // batch):
         part = slice(i * batch, (i + 1) * batch)
         key = jax.random.fold_in(jax.random.key(seed), i)
-        sums = step(params, images[part], jnp.asarray(labels[part], jnp.int32), key)
+        sums = _sums(
+            task, model, jnp.asarray(images[part]), jnp.asarray(labels[part], jnp.int32), key
+        )
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.tree.map(np.asarray, jax.device_get(total))
     members = len(next(iter(total["scalars"].values())))
@@ -101,93 +104,137 @@ def _corrected(observed: float, chance: float) -> float:
     return (observed - chance) / (1 - chance) if chance < 1 else math.nan
 
 
-def _sums(task: Task, params: Any, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
-    model = task.model(deterministic=True)
-    num_experts = task.num_experts
+class _Model:
+    """The members as two compiled functions: routed by themselves, and by given logits."""
 
-    def apply(x, logits=None):
-        return _apply_routed(model, params, x, logits)
+    def __init__(self, task: Task, params: Any):
+        module = task.model(deterministic=True)
 
+        def run(params, images):
+            logits, routings = module.apply({"params": params}, images)
+            return logits, {b: (r.logits, r.experts) for b, r in routings.items()}
+
+        def run_routed(params, images, logits):
+            with nn.intercept_methods(functools.partial(_answer, logits)):
+                return module.apply({"params": params}, images)[0]
+
+        self._params = params
+        self._run = jax.jit(jax.vmap(run, in_axes=(0, None)))
+        self._run_routed = jax.jit(jax.vmap(run_routed, in_axes=(0, None, 0)))
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
+        """Returns logits (M, N, classes), and by block router logits and experts (M, N, T, ·)."""
+        logits, routings = self._run(self._params, images)
+        by_image = {
+            block: [x.reshape(len(x), len(images), -1, x.shape[-1]) for x in parts]
+            for block, parts in routings.items()
+        }
+        return (
+            logits,
+            {b: x for b, (x, _) in by_image.items()},
+            {b: x for b, (_, x) in by_image.items()},
+        )
+
+    def routed(self, images: jax.Array, router_logits: Mapping[str, jax.Array]) -> jax.Array:
+        """Returns the logits where the routers answer with `router_logits`, (M, N, T, E)."""
+        return self._run_routed(self._params, images, router_logits)
+
+
+def _answer(logits, call, args, kwargs, context):
+    path = context.module.path
+    if path[-2:] != ("Router", "dense"):
+        return call(*args, **kwargs)
+    block = next(name for name in path if name.startswith("encoderblock_"))
+    return logits[block].reshape(*args[0].shape[:-1], -1)
+
+
+def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
     source = images.astype(jnp.float32) / 127.5 - 1
     keys = jax.random.split(key, 3)
-    whole, routings = apply(jnp.repeat(source[..., None], 3, axis=-1))
-    scalars = {"images": jnp.float32(len(images)), **_scores("", whole, labels)}
-    loads = {
-        block: jnp.sum(jax.nn.one_hot(r.experts, num_experts), axis=(0, 1, 2))
-        for block, r in routings.items()
-    }
-    first = {b: r.experts[..., 0].reshape(len(images), -1) for b, r in routings.items()}
-    noise_counts = {}
+    whole, _, experts = model(_rgb(source))
+    members = len(whole)
+    scalars = {"images": jnp.full(members, len(images), jnp.float32)} | _scores("", whole, labels)
+    loads = {b: _load(e, task.num_experts) for b, e in experts.items()}
+    noise = {}
     for level in NOISE_LEVELS:
         grain = 2 * level * jax.random.normal(keys[1], source.shape)
-        noisy = jnp.clip(source + grain, -1, 1)
-        _, noisy_routings = apply(jnp.repeat(noisy[..., None], 3, axis=-1))
-        for block, routing in noisy_routings.items():
-            both = jnp.stack([first[block], routing.experts[..., 0].reshape(len(images), -1)], 1)
+        _, _, noisy = model(_rgb(jnp.clip(source + grain, -1, 1)))
+        for block in experts:
+            both = jnp.stack([experts[block][..., 0], noisy[block][..., 0]], axis=2)
             tokens = jnp.arange(both.shape[-1])
             same = jnp.broadcast_to(tokens[:, None], (len(images), len(tokens), 2))
-            noise_counts[f"noise_{level:g}/{block}"] = _pair_counts(both, same, num_experts)
-    views, matrices = device_two_views(keys[0], source, task.smallest_area, task.side)
-    both, routings = apply(views.reshape(-1, *views.shape[2:]))
-    predictions = jnp.argmax(both, -1).reshape(-1, 2)
-    scalars["crop_accuracy"] = jnp.mean(predictions == labels[:, None], axis=1).sum()
-    scalars["same_label"] = jnp.sum(predictions[:, 0] == predictions[:, 1])
-
-    v1_from_v0 = view1_from_view0(matrices)
-    pairs = match_patches(v1_from_v0, task.side, task.patch_size)
-    counts = {}
-    for block, routing in routings.items():
-        choices = routing.experts[..., 0].reshape(len(images), 2, -1)
-        counts[block] = _pair_counts(choices, pairs, num_experts)
-
-    # (B, 2, T, E) logits of each block, from which view 0 is routed in other ways.
-    logits = {
-        block: r.logits.reshape(len(images), 2, -1, num_experts) for block, r in routings.items()
+            noise[f"noise_{level:g}/{block}"] = _pair_counts(both, same, task.num_experts)
+    views, matrices = _views(key=keys[0], images=source, task=task)
+    both, logits, experts = model(views.reshape(-1, *views.shape[2:]))
+    predictions = jnp.argmax(both, -1).reshape(members, -1, 2)
+    scalars["crop_accuracy"] = jnp.mean(predictions == labels[:, None], axis=-1).sum(-1)
+    scalars["same_label"] = jnp.sum(predictions[..., 0] == predictions[..., 1], axis=-1)
+    pairs = _match(task, matrices)
+    counts = {
+        block: _pair_counts(
+            e[..., 0].reshape(members, len(images), 2, -1), pairs[:, :-1], task.num_experts
+        )
+        for block, e in experts.items()
     }
-    noisy = views[:, 0] + 2 * NOISE * jax.random.normal(keys[1], (*views[:, 0].shape[:-1], 1))
-    _, noisy_routings = apply(jnp.clip(noisy, -1, 1))
-    class_pairs = match_patches(v1_from_v0, task.side, task.patch_size, pair_class_tokens=True)
-    routes: dict[str, Mapping[str, jax.Array]] = {
-        "own": {b: x[:, 0] for b, x in logits.items()},
-        "other_view": {b: _from_other_view(x, class_pairs) for b, x in logits.items()},
-        "noisy_copy": {b: r.logits for b, r in noisy_routings.items()},
-        "random": {
-            b: jax.random.permutation(keys[2], x[:, 0], axis=-1, independent=True)
-            for b, x in logits.items()
-        },
-        "next_best": {b: _next_best(x[:, 0], task.k) for b, x in logits.items()},
-        "one_expert": {b: jnp.zeros_like(x[:, 0]) for b, x in logits.items()},
-    }
+    noisy = views[:, 0] + 2 * NOISE * jax.random.normal(
+        keys[1], (*views.shape[:1], *views.shape[2:4], 1)
+    )
+    _, noisy_logits, _ = model(jnp.clip(noisy, -1, 1))
+    own = {b: x.reshape(members, len(images), 2, *x.shape[2:]) for b, x in logits.items()}
     for name in ROUTINGS:
-        swapped, _ = apply(views[:, 0], routes[name])
-        scalars |= _scores(f"/{name}", swapped, labels)
-    return {"scalars": scalars, "loads": loads, "counts": counts, "noise": noise_counts}
+        routes = {
+            block: _route(name, x, pairs, noisy_logits[block], keys[2], task.k)
+            for block, x in own.items()
+        }
+        scalars |= _scores(f"/{name}", model.routed(views[:, 0], routes), labels)
+    return {"scalars": scalars, "loads": loads, "counts": counts, "noise": noise}
+
+
+def _rgb(images: jax.Array) -> jax.Array:
+    return jnp.repeat(images[..., None], 3, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="task")
+def _views(key: jax.Array, images: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
+    return device_two_views(key, images, task.smallest_area, task.side)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _match(task: Task, view_from_image: jax.Array) -> jax.Array:
+    return match_patches(
+        view1_from_view0(view_from_image), task.side, task.patch_size, pair_class_tokens=True
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _load(experts: jax.Array, num_experts: int) -> jax.Array:
+    return jnp.sum(jax.nn.one_hot(experts, num_experts), axis=(1, 2, 3))
 
 
 def _scores(suffix: str, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    labels = jnp.broadcast_to(labels, logits.shape[:-1])
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return {
-        f"accuracy{suffix}": jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32),
-        f"nll{suffix}": jnp.sum(nll),
-    }
+    correct = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+    return {f"accuracy{suffix}": jnp.sum(correct, -1), f"nll{suffix}": jnp.sum(nll, -1)}
 
 
-def _apply_routed(
-    model: nn.Module, params: Any, images: jax.Array, logits: Mapping[str, jax.Array] | None
-) -> Any:
-    """Applies the model; where logits are given, the routers of their blocks answer with them."""
-    if logits is None:
-        return model.apply({"params": params}, images)
-
-    def intercept(call, args, kwargs, context):
-        path = context.module.path
-        if path[-2:] != ("Router", "dense"):
-            return call(*args, **kwargs)
-        block = next(name for name in path if name.startswith("encoderblock_"))
-        return logits[block].reshape(*args[0].shape[:-1], -1)
-
-    with nn.intercept_methods(intercept):
-        return model.apply({"params": params}, images)
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _route(
+    name: str, logits: jax.Array, pairs: jax.Array, noisy: jax.Array, key: jax.Array, k: int
+) -> jax.Array:
+    """Returns (M, B, T, E) router logits of view 0, from those of both views (M, B, 2, T, E)."""
+    first = logits[:, :, 0]
+    if name == "own":
+        return first
+    if name == "other_view":
+        return jax.vmap(_from_other_view, in_axes=(0, None))(logits, pairs)
+    if name == "noisy_copy":
+        return noisy
+    if name == "random":
+        return jax.random.permutation(key, first, axis=-1, independent=True)
+    if name == "next_best":
+        return _next_best(first, k)
+    return jnp.zeros_like(first)  # one expert: the first of equals
 
 
 def _from_other_view(logits: jax.Array, pairs: jax.Array) -> jax.Array:
@@ -213,23 +260,23 @@ def _next_best(logits: jax.Array, k: int) -> jax.Array:
     return jnp.take_along_axis(values, jnp.argsort(swapped, axis=-1), axis=-1)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def _pair_counts(first: jax.Array, pairs: jax.Array, num_experts: int) -> dict[str, jax.Array]:
-    """Sums over images for `decompose`; first (B, 2, T), pairs (B, X, 2)."""
+    """Sums over images for `decompose`; first (M, B, 2, T), pairs (B, X, 2)."""
     matched = pairs[..., 0] >= 0
     count = jnp.sum(matched, axis=1)
     counted = matched & (count >= SMALLEST_PAIRS)[:, None]
+    index = jnp.broadcast_to(jnp.maximum(pairs, 0), (len(first), *pairs.shape))
     a, b = (
-        jax.nn.one_hot(
-            jnp.take_along_axis(first[:, v], jnp.maximum(pairs[..., v], 0), axis=1), num_experts
-        )
+        jax.nn.one_hot(jnp.take_along_axis(first[:, :, v], index[..., v], axis=2), num_experts)
         * counted[..., None]
         for v in (0, 1)
     )
-    per_image = jnp.sum(jnp.sum(a, 1) * jnp.sum(b, 1), axis=-1) / jnp.maximum(count, 1)
+    per_image = jnp.sum(jnp.sum(a, 2) * jnp.sum(b, 2), axis=-1) / jnp.maximum(count, 1)
     return {
-        "joint": jnp.einsum("bxe,bxf->ef", a, b),
-        "image_chance": jnp.sum(per_image),
-        "pairs": jnp.sum(counted).astype(jnp.float32),
+        "joint": jnp.einsum("mbxe,mbxf->mef", a, b),
+        "image_chance": jnp.sum(per_image, axis=-1),
+        "pairs": jnp.full(len(first), jnp.sum(counted), jnp.float32),
     }
 
 
