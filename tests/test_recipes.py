@@ -12,6 +12,7 @@ from configs import (
     imagenet_finetune_prc,
     imagenet_prc,
     pets_prc,
+    photos_prc,
 )
 from vmoe_prc.config import ConfigError
 
@@ -52,7 +53,8 @@ def folder(tmp_path):
 def test_every_recipe_takes_the_same_arguments(folder, prc, k):
     recipes = [(recipe, arguments) for recipe, arguments, *_ in FINE_TUNES]
     recipes += [(r, "") for r in (digits_prc, fashion_mnist_prc, imagenet_prc, imagenet21k_vmoe)]
-    for recipe, arguments in [*recipes, (folder_prc, f"dir={folder}")]:
+    recipes += [(recipe, f"dir={folder}") for recipe in (folder_prc, photos_prc)]
+    for recipe, arguments in recipes:
         config = recipe.get_config(f"{arguments},prc={prc},k={k},seed=5")
         assert config.model.encoder.moe.router.num_selected_experts == k
         assert f"K={k}" in config.description
@@ -68,8 +70,9 @@ def test_vmoe_b16_has_experts_in_every_second_block():
     assert imagenet21k_vmoe.get_config("prc=on").dataset.train.batch_size == 2048
 
 
-def test_a_folder_gives_its_classes(folder):
-    config = folder_prc.get_config(f"dir={folder},size=96")
+@pytest.mark.parametrize("recipe", [folder_prc, photos_prc])
+def test_a_folder_gives_its_classes(folder, recipe):
+    config = recipe.get_config(f"dir={folder},size=96")
     assert config.model.num_classes == 3
     assert config.dataset.test_pairs.manual_dir == str(folder)
 
@@ -80,6 +83,7 @@ def test_a_folder_gives_its_classes(folder):
         (cifar_prc, "dataset=cifar01", "did you mean 'cifar1"),
         (folder_prc, "", "is not a directory"),
         (folder_prc, "dir=/no/such/place", "is not a directory"),
+        (photos_prc, "size=100", "must be a multiple of 8"),
     ],
 )
 def test_wrong_arguments(recipe, arguments, message):
