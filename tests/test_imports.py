@@ -1,6 +1,7 @@
 """Imports follow the order of the packages; the core loads without TensorFlow."""
 
 import ast
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -88,6 +89,15 @@ def test_imports_follow_the_order(package):
     allowed = {*ORDER[: ORDER.index(package)], package}
     for module, file in modules(package):
         assert set(imports(file)) <= allowed, module
+
+
+def test_the_drawing_of_the_packages_is_current():
+    path = PACKAGE.parent / ".ci" / "draw_imports.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    draw_imports = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw_imports)
+    page = draw_imports.PAGE.read_text()
+    assert draw_imports.drawing() in page, "run `python .ci/draw_imports.py`"
 
 
 def run_without_tensorflow(code):

@@ -1,0 +1,37 @@
+"""The pages: links lead somewhere, generated ones are current, the site builds."""
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")  # without those that leave the project
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    missing = [link for link, _ in LINK.findall(text) if not (page.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.slow
+def test_the_page_of_commands_is_current():
+    path = ROOT / ".ci" / "write_cli.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    write_cli = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write_cli)
+    assert write_cli.PAGE.read_text() == write_cli.page(), "run `python .ci/write_cli.py`"
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "auxiliary_loss" in (tmp_path / "api" / "index.html").read_text()
