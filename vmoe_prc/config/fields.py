@@ -149,7 +149,7 @@ class Fewshot:
     """Few-shot classification: ridge regressions on the frozen representations."""
 
     datasets: Mapping[str, tuple[str, str, str, str]] = option(
-        help="(TFDS name, training, validation and test split) by a name for the metrics.",
+        help="Data sets: (TFDS name, training, validation, test split), by names of yours.",
         form="names of (TFDS name, training split, validation split, test split)",
     )
     process: str = option(help="Preprocessing ops; labels stay numbers in `label`.")

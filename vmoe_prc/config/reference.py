@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vmoe_prc.config.derived import Config
 from vmoe_prc.config.errors import ConfigError, nearest
 from vmoe_prc.config.fields import Config as Fields
 from vmoe_prc.config.registry import Registry
@@ -89,7 +90,7 @@ def describe_default(field: Field) -> str:
     return f"`{default!r}`"
 
 
-def explain(path: str, config: Mapping[str, Any]) -> str:
+def explain(path: str, config: Config) -> str:
     """Describes a field, or all fields of a section.
 
     Args:

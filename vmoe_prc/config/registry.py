@@ -21,6 +21,11 @@ from vmoe_prc.config.options import option
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Options of an entry that has none."""
+
+
 class UnknownNameError(KeyError, ValueError):
     """A registry has no entry of this name; the text lists the names that it has."""
 
@@ -52,14 +57,14 @@ class Registry(Mapping[str, Any]):
         self.kind, self.key, self.common = kind, key, common
         self._packages, self._loaded = tuple(packages), False
         self._factories: dict[str, Any] = {}
-        self._options: dict[str, type | None] = {}
+        self._options: dict[str, type] = {}
 
-    def register(self, name: str | None = None, *, options: type | None = None) -> Callable[[T], T]:
+    def register(self, name: str | None = None, *, options: type = NoOptions) -> Callable[[T], T]:
         """Returns a decorator that registers a factory.
 
         Args:
           name: Name in configurations; the factory's own name if None.
-          options: Dataclass of its options, see `config.options`; None if it has none.
+          options: Dataclass of its options, see `config.options`.
 
         Raises:
           ValueError: If another factory has the name.
@@ -76,8 +81,8 @@ class Registry(Mapping[str, Any]):
 
         return decorate
 
-    def options(self, name: str) -> type | None:
-        """Returns the dataclass of the options of an entry, None if it has none.
+    def options(self, name: str) -> type:
+        """Returns the dataclass of the options of an entry.
 
         Raises:
           UnknownNameError: If there is no such entry.

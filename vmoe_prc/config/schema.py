@@ -169,10 +169,8 @@ def all_fields(section: type) -> dict[str, Field]:
 
 def entry_fields(registry: Registry, entry: str) -> dict[str, Field]:
     """Returns the fields of a section of a registry that chooses an entry."""
-    fields = {registry.key: key_field(registry)}
-    for part in (registry.common, registry.options(entry)):
-        fields |= {} if part is None else all_fields(part)
-    return fields
+    common = {} if registry.common is None else all_fields(registry.common)
+    return {registry.key: key_field(registry), **common, **all_fields(registry.options(entry))}
 
 
 def key_field(registry: Registry) -> Field:
