@@ -85,7 +85,7 @@ def schedule(options, total_steps):
 
 
 def test_modules_next_to_a_config_register_what_it_names(tmp_path):
-    """Another process, which knows only config.json, finds the module again."""
+    """A process that knows only config.json finds the module again."""
     write(tmp_path / "helpers_of_mine.py", "SCHEDULE = 'mine'")
     write(tmp_path / "my_schedule.py", ROUTER.format(name="mine"))
     text = """
@@ -98,16 +98,21 @@ def get_config(arguments):
     return complete(override(digits_prc.get_config(), changes))
 """
     source = write(tmp_path / "with_schedule.py", text)
+    saved = in_process(f"read_config_file({source!r}, 'x')")
+    config = json.loads(in_process(f"json.loads({saved!r})"))
+    assert config["imports"] == [str(tmp_path / "my_schedule.py")]
+    assert config["optimizer"]["learning_rate"] == {"schedule": "mine"}
+
+
+def in_process(expression):
+    """Completes a configuration in another process; returns it as JSON."""
     code = (
-        "import json, sys; from vmoe_prc.config import complete, override\n"
+        "import json; from vmoe_prc.config import complete\n"
         "from vmoe_prc.config.files import read_config_file\n"
-        f"print(json.dumps(complete(read_config_file({source!r}, 'x')).to_dict(), default=list))"
+        f"print(json.dumps(complete({expression}).to_dict(), default=list))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
-    saved = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
-    config = complete(json.loads(saved))
-    assert config.imports == (str(tmp_path / "my_schedule.py"),)
-    assert config.optimizer.learning_rate.to_dict() == {"schedule": "mine"}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    return subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
 
 
 def test_imports_that_fail(tmp_path):
