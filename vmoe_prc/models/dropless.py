@@ -18,6 +18,7 @@ from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.models.dispatch import Dispatcher
 from vmoe_prc.models.grouped_matmul import grouped_product
 from vmoe_prc.models.permutation import RowMap, collect, spread
+from vmoe_prc.models.tiles import TILE, Tiles
 from vmoe_prc.runtime.mesh import (
     BATCH,
     EXPERTS,
@@ -57,9 +58,9 @@ def apply_experts(
         x, experts, slots, weights = (
             all_gather(a, EXPERTS) for a in (x.astype(sent), plan.experts, plan.slots, plan.weights)
         )
-        rows, sizes = _sort(experts, slots, plan.num_experts, len(params["Dense_0"]["bias"]))
+        rows, tiles = _sort(experts, slots, plan.num_experts, len(params["Dense_0"]["bias"]))
         inputs = spread(x.reshape(-1, x.shape[-1]).astype(dtype), rows)
-        outputs = _mlp(inputs, sizes, params, _dropout(dropout_rate, key))
+        outputs = _mlp(inputs, tiles, params, _dropout(dropout_rate, key))
         tokens = collect(outputs, weights.reshape(rows.of_choice.shape), rows)
         return sum_scatter(tokens.reshape(x.shape).astype(sent))
 
@@ -70,11 +71,11 @@ def apply_experts(
 
 def _sort(
     experts: Int[Array, "G S K"], slots: Int[Array, "G S K"], num_experts: int, num_local: int
-) -> tuple[RowMap, Int[Array, " L"]]:
+) -> tuple[RowMap, Tiles]:
     """Gives the choices rows, sorted by expert, group and slot; those of others get none.
 
     Returns:
-      The rows of the choices of the L experts of this device, and how many each has.
+      The rows of the choices of the experts of this device, and the tiles of these experts.
     """
     chosen = experts.reshape(len(experts), -1, 1) == jnp.arange(num_experts)
     counts = jnp.sum(chosen, axis=1, dtype=jnp.int32)  # (G, E)
@@ -85,27 +86,29 @@ def _sort(
     local = jnp.clip(local, 0, num_local - 1)
     before = jnp.cumsum(counts, axis=0) - counts  # Choices of the same expert in earlier groups.
     before = jax.lax.dynamic_slice(before, (0, first), (len(counts), num_local))
-    start = jnp.cumsum(sizes) - sizes + before  # (G, L)
+    tiles = Tiles.create(sizes, experts.size)
+    num_rows = len(tiles.group) * TILE
+    start = tiles.first * TILE + before  # (G, L)
     row = jnp.take_along_axis(start[:, None], local, axis=2) + slots
-    row = jnp.where(is_local, row, experts.size).reshape(-1, experts.shape[-1])
-    return RowMap.create(row, experts.size), sizes
+    row = jnp.where(is_local, row, num_rows).reshape(-1, experts.shape[-1])
+    return RowMap.create(row, num_rows), tiles
 
 
 def _mlp(
     rows: Float[Array, "R D"],
-    sizes: Int[Array, " L"],
+    tiles: Tiles,
     params: Mapping[str, Any],
     dropout: Callable[[jax.Array, int], jax.Array],
 ) -> Float[Array, "R D"]:
     """`MlpBlock` of each row's expert."""
-    ends = jnp.cumsum(sizes)
-    index = jnp.arange(len(rows))[:, None]
     # As a product, the gradient of the biases is one as well, and no scatter.
-    expert = ((index < ends) & (index >= ends - sizes)).astype(rows.dtype)  # (R, L)
+    expert = jax.nn.one_hot(tiles.group, len(tiles.count), dtype=rows.dtype)  # (T, L)
 
     def dense(x, name):
         layer = params[name]
-        return grouped_product(x, layer["kernel"], sizes) + expert @ layer["bias"]
+        products = grouped_product(x, layer["kernel"], tiles)
+        biases = jnp.repeat(expert @ layer["bias"], TILE, axis=0)
+        return products + biases
 
     hidden = dropout(jax.nn.gelu(dense(rows, "Dense_0")), 0)
     return dropout(dense(hidden, "Dense_1"), 1)

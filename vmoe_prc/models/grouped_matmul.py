@@ -1,103 +1,179 @@
-"""Matrix products of sorted rows with the matrices of their groups.
+"""Matrix products of rows that are sorted by group with the matrices of their groups.
 
-R rows are sorted by group; group e has `sizes[e]` of them and the matrix `kernels[e]`. Rows
-beyond the last group are ignored, and their products are undefined.
+Rows come in tiles of `TILE`, and each tile belongs to one group: the first row of a group is
+the first of a tile, and the rows between its last one and the end of its tile are zero. A
+kernel then needs no masks, and the work is that of the tiles in use, whatever the sizes.
 
-Where XLA has no instruction for this (it has on TPU), `jax.lax.ragged_dot` multiplies all
-rows by all matrices. Here a loop over the groups takes blocks of rows: the work is that of
-the rows there are, and half a block more for each group.
+* TPU: XLA's own instruction, `jax.lax.ragged_dot`.
+* NVIDIA Hopper in half precision: a kernel of ours, see `hopper_matmul`.
+* Other GPUs: one batched product of all tiles, each with a copy of its group's matrix.
+* CPU: a loop over the tiles in use. On a GPU such a loop would wait for the host at each turn.
 """
+
+import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models.tiles import TILE, Tiles
+from vmoe_prc.runtime.mesh import vary
 
-BLOCK = 128
+HOPPER = "hopper"
+_HOPPER_DEVICE = re.compile(r"NVIDIA (H100|H200|H800|GH200)\b")
 
 
+@jax.custom_vjp
 def grouped_product(
-    rows: Float[Array, "R D"], kernels: Float[Array, "E D F"], sizes: Int[Array, " E"]
+    rows: Float[Array, "R D"], kernels: Float[Array, "E D F"], tiles: Tiles
 ) -> Float[Array, "R F"]:
     """Multiplies each row by the matrix of its group; sums are float32.
 
     Args:
-      rows: (R, D), sorted by group.
+      rows: (R, D), R = T * `TILE`; zero where a group has no row, anything in tiles that are
+        not in use.
       kernels: (E, D, F) of the dtype of the rows.
-      sizes: (E,) int32, rows of each group.
+      tiles: The tiles of the groups.
+
+    Returns:
+      (R, F) of the dtype of the rows; zero in tiles that are not in use.
     """
-    return jax.lax.platform_dependent(
-        rows, kernels, sizes, tpu=jax.lax.ragged_dot, default=_blocked_product
-    )
+    return _dispatch(_PRODUCTS, rows, kernels, tiles)
 
 
-@jax.custom_vjp
-def _blocked_product(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array:
-    starts = jnp.cumsum(sizes) - sizes
-    padded = _pad(rows)
-
-    def group(products, kernel, start, size):
-        def block(i, products):
-            # The end of a group's last block is overwritten by the next group.
-            at = start + i * BLOCK
-            product = jnp.dot(_block(padded, at), kernel, preferred_element_type=jnp.float32)
-            product = product.astype(products.dtype)
-            return jax.lax.dynamic_update_slice(products, product, (at, 0))
-
-        return jax.lax.fori_loop(0, _num_blocks(size), block, products)
-
-    zeros = jnp.zeros_like(rows, shape=(len(padded), kernels.shape[2]))
-    products, _ = jax.lax.scan(
-        lambda products, args: (group(products, *args), None), zeros, (kernels, starts, sizes)
-    )
-    return products[: len(rows)]
+def _forward(rows, kernels, tiles):
+    return grouped_product(rows, kernels, tiles), (rows, kernels, tiles)
 
 
-def _blocked_product_forward(rows, kernels, sizes):
-    return _blocked_product(rows, kernels, sizes), (rows, kernels, sizes)
-
-
-def _blocked_product_backward(saved, gradient):
-    rows, kernels, sizes = saved
+def _backward(saved, gradient):
+    rows, kernels, tiles = saved
     return (
-        _blocked_product(gradient, jnp.swapaxes(kernels, 1, 2), sizes),
-        _blocked_outer_products(rows, gradient, sizes).astype(kernels.dtype),
-        np.zeros(sizes.shape, jax.dtypes.float0),
+        _dispatch(_PRODUCTS, gradient, jnp.swapaxes(kernels, 1, 2), tiles),
+        _dispatch(_OUTER_PRODUCTS, rows, gradient, tiles).astype(kernels.dtype),
+        jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tiles),
     )
 
 
-_blocked_product.defvjp(_blocked_product_forward, _blocked_product_backward)
+grouped_product.defvjp(_forward, _backward)
 
 
-def _blocked_outer_products(
-    rows: Float[Array, "R D"], others: Float[Array, "R F"], sizes: Int[Array, " E"]
-) -> Float[Array, "E D F"]:
-    """Sums over the rows of each group the outer products of `rows` and `others`, float32."""
-    starts = jnp.cumsum(sizes) - sizes
-    rows, others = _pad(rows), _pad(others)
-    zeros = jnp.zeros_like(rows, jnp.float32, shape=(rows.shape[1], others.shape[1]))
+def _dispatch(
+    implementations: dict[str, Callable[..., jax.Array]], *args: jax.Array | Tiles
+) -> jax.Array:
+    """Calls the implementation for the platform that the program is compiled for."""
+    if _is_for_hopper(*args[:2]):
+        return implementations[HOPPER](*args)
+    others = {name: f for name, f in implementations.items() if name != HOPPER}
+    return jax.lax.platform_dependent(*args, **others)
 
-    def group(start, size):
-        def block(i, total):
-            at = start + i * BLOCK
-            own = (i * BLOCK + jnp.arange(BLOCK) < size)[:, None]
-            # What lies beyond the group may not even be finite.
-            a, b = (jnp.where(own, _block(x, at), 0) for x in (rows, others))
+
+def _is_for_hopper(*matrices: jax.Array) -> bool:
+    """Whether the devices are Hopper GPUs, and its kernels take matrices like these."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None or not _HOPPER_DEVICE.match(device.device_kind):
+        return False
+    from vmoe_prc.models.hopper_matmul import BLOCK
+
+    widths = [width for x in matrices for width in (x.shape[-1], *x.shape[1:-1])]
+    half = matrices[0].dtype in (jnp.bfloat16, jnp.float16)
+    return half and all(width % BLOCK == 0 for width in widths)
+
+
+def _split(rows: jax.Array) -> jax.Array:
+    return rows.reshape(-1, TILE, rows.shape[-1])
+
+
+def _looped_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+    def multiply(tile, products):
+        part = jax.lax.dynamic_index_in_dim(_split(rows), tile, keepdims=False)
+        kernel = jax.lax.dynamic_index_in_dim(kernels, tiles.group[tile], keepdims=False)
+        product = jnp.dot(part, kernel, preferred_element_type=jnp.float32).astype(rows.dtype)
+        return jax.lax.dynamic_update_index_in_dim(products, product, tile, 0)
+
+    zeros = jnp.zeros_like(_split(rows), shape=(len(tiles.group), TILE, kernels.shape[2]))
+    products = jax.lax.fori_loop(0, jnp.sum(tiles.count), multiply, zeros)
+    return products.reshape(len(rows), -1)
+
+
+def _looped_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+    rows, others = _split(rows), _split(others)
+    zeros = jnp.zeros_like(rows, jnp.float32, shape=(rows.shape[-1], others.shape[-1]))
+
+    def total(_, group):
+        first, count = group
+
+        def add(i, total):
+            a, b = (
+                jax.lax.dynamic_index_in_dim(x, first + i, keepdims=False) for x in (rows, others)
+            )
             return total + jnp.dot(a.T, b, preferred_element_type=jnp.float32)
 
-        return jax.lax.fori_loop(0, _num_blocks(size), block, zeros)
+        return None, jax.lax.fori_loop(0, count, add, zeros)
 
-    return jax.lax.scan(lambda _, args: (None, group(*args)), None, (starts, sizes))[1]
-
-
-def _num_blocks(size: jax.Array) -> jax.Array:
-    return (size + BLOCK - 1) // BLOCK
+    return jax.lax.scan(total, None, (tiles.first, tiles.count))[1]
 
 
-def _pad(rows: jax.Array) -> jax.Array:
-    return jnp.pad(rows, ((0, BLOCK), (0, 0)))
+def _batched_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+    own = kernels.at[tiles.group].get(mode="clip")
+    products = jnp.einsum("TBD,TDF->TBF", _split(rows), own, preferred_element_type=jnp.float32)
+    return jnp.where(tiles.in_use, products, 0).astype(rows.dtype).reshape(len(rows), -1)
 
 
-def _block(rows: jax.Array, at: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(rows, (at, 0), (BLOCK, rows.shape[1]))
+def _batched_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+    rows, others = (jnp.where(tiles.in_use, _split(x), 0) for x in (rows, others))
+    parts = jnp.einsum("TBD,TBF->TDF", rows, others, preferred_element_type=jnp.float32)
+    own = (tiles.group == jnp.arange(len(tiles.count))[:, None]).astype(jnp.float32)
+    return jnp.einsum("ET,TDF->EDF", own, parts)
+
+
+def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+    products = jax.lax.ragged_dot(
+        rows, kernels, tiles.count * TILE, preferred_element_type=jnp.float32
+    )
+    # XLA says nothing of rows beyond the last group.
+    return jnp.where(tiles.in_use, _split(products), 0).astype(rows.dtype).reshape(len(rows), -1)
+
+
+def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+    return jax.lax.ragged_dot_general(
+        rows,
+        others,
+        tiles.count * TILE,
+        jax.lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=(((0,), (0,)), ((), ())),
+            lhs_ragged_dimensions=[0],
+            rhs_group_dimensions=[],
+        ),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _hopper_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+    from vmoe_prc.models import hopper_matmul
+
+    return vary(hopper_matmul.product(rows, kernels, tiles.group))
+
+
+def _hopper_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+    from vmoe_prc.models import hopper_matmul
+
+    products = hopper_matmul.outer_products(rows, others, tiles.first, tiles.count)
+    return vary(products)
+
+
+_PRODUCTS = {
+    "default": _looped_product,
+    "cuda": _batched_product,
+    "rocm": _batched_product,
+    "tpu": _ragged_product,
+    HOPPER: _hopper_product,
+}
+_OUTER_PRODUCTS = {
+    "default": _looped_outer_products,
+    "cuda": _batched_outer_products,
+    "rocm": _batched_outer_products,
+    "tpu": _ragged_outer_products,
+    HOPPER: _hopper_outer_products,
+}

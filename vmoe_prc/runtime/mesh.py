@@ -195,6 +195,15 @@ def vary_over_data(x: jax.Array) -> jax.Array:
     return jax.lax.pcast(x, "data", to="varying")
 
 
+def vary(x: jax.Array) -> jax.Array:
+    """Marks `x` as different on each device, where JAX cannot see it: the result of a kernel.
+
+    For use in a function of `on_each_device`; does nothing outside of one.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.pcast(x, tuple(axes), to="varying") if axes else x
+
+
 def expert_index() -> jax.Array:
     """Returns the index of the device in its row of the `expert` axis; 0 outside a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
