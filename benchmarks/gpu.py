@@ -1,139 +1,108 @@
-"""The bfloat16 train step on one NVIDIA GPU: how near it comes to what the GPU can do.
+"""What one NVIDIA GPU does: the same numbers as a CPU, and how near to its peaks it comes.
 
-    python -m benchmarks.gpu --output=workdir/benchmarks/gpu.json
+    python -m benchmarks.gpu --output=workdir/benchmarks/gpu.jsonl
 
-Prints three tables. The first has images/s, the model FLOP utilisation, the speed relative
-to the one-hot dispatch of the V-MoE paper in the same run (`to_baseline`), how many calls of
-flash attention the compiled step has, and which share of the time the GPU was busy while
-steps were issued without waiting. The second is a roofline, by the compiler's account of
-FLOPs and bytes; the third shows which kernels the time goes to.
+Prints a line of JSON for each result as soon as it is there; a part that fails is a line with
+its error, and the others go on. Parts:
+
+* `parity`: logits, loss, gradients and routing of a small model on GPU and CPU, in float32;
+  and in bfloat16 the dropless experts against buffers that drop nothing.
+* `attention`: cuDNN's kernel against XLA's attention, forward and backward, for even and odd
+  numbers of tokens.
+* `experts`: each grouped product of `models.grouped_matmul`, forward and both gradients.
+* `training`: the bfloat16 train step with each kind of dispatch: images/s, model FLOP
+  utilisation, speed relative to the one-hot dispatch of the V-MoE paper in the same run, peak
+  memory measured and compiled, calls of flash attention, share of the time that the GPU is
+  busy, the kernels that the time goes to, and a roofline by the compiler's account of FLOPs
+  and bytes.
 """
 
 import argparse
+import json
+import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
-from benchmarks import timing, trace
-from benchmarks.programs import Program, make_state, make_training, model_config
-from benchmarks.roofline import flash_calls, roofline
-from vmoe_prc.config import Config
-from vmoe_prc.models.flops import forward_flops_per_image
-from vmoe_prc.runtime.peaks import memory_bandwidth, peak_flops
+from benchmarks import gpu_kernels, gpu_parity, gpu_training, timing
+from vmoe_prc.runtime.mesh import create_mesh
 
-DTYPE = "bfloat16"
-BASELINE = "einsum"
-MODELS = ["ViT-S/16, E=8, K=2, Every 2", "ViT-B/16, E=8, K=2, Every 2"]
-
-
-class Ceilings(NamedTuple):
-    """What the device can do at most: FLOP/s and bytes/s."""
-
-    flops: float
-    bandwidth: float
-
-
-class Tables(NamedTuple):
-    """Rows of the three tables."""
-
-    speed: list[dict[str, Any]]
-    roofline: list[dict[str, Any]]
-    kernels: list[dict[str, Any]]
+Row = dict[str, Any]
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "parity": gpu_parity.parity,
+    "attention": gpu_kernels.attention_rows,
+    "experts": gpu_kernels.expert_rows,
+    "training": gpu_training.training,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns 1 where there is no GPU whose peaks are known."""
-    parser = timing.parser(__doc__, repetitions=10)
+    """Runs the command; returns 1 where a part failed, or there is no GPU with known peaks."""
+    parser = timing.parser(__doc__, repetitions=5)
+    parser.add_argument("--parts", type=timing.names, default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument(
-        "--models", nargs="+", default=MODELS, help="size, patch, experts, k, where"
+        "--models",
+        nargs="+",
+        default=["ViT-S/32, E=8, K=2, Last 2", "ViT-B/16, E=8, K=2, Every 2"],
+        help="of the part training: size, patch, experts, k, where",
+    )
+    parser.add_argument(
+        "--batch-sizes", type=timing.integers, default=[1024, 256], help="images, by model"
     )
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=256, help="images; a multiple of 8")
-    parser.add_argument("--methods", type=timing.names, default=["gather"], help="of dispatch")
-    parser.add_argument("--steps", type=int, default=10, help="steps of a repetition")
+    parser.add_argument(
+        "--methods", type=timing.names, default=["gather", "dropless"], help="of dispatch"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="train steps of a repetition")
     args = parser.parse_args(argv)
-    device = jax.devices()[0].device_kind
-    ceilings = ceilings_of(device)
-    if ceilings is None:
+    device = jax.devices()[0]
+    args.ceilings = gpu_training.ceilings_of(device.device_kind)
+    if args.ceilings is None:
         print(
-            f"no NVIDIA GPU with known peaks in {DTYPE}: JAX's device is {device}", file=sys.stderr
+            f"no NVIDIA GPU with known peaks in {gpu_training.DTYPE}: JAX's device is "
+            f"{device.device_kind}",
+            file=sys.stderr,
         )
         return 1
-    measured = [measure(args, description, ceilings) for description in args.models]
-    tables = Tables(
-        *([row for rows in part for row in rows] for part in zip(*measured, strict=True))
-    )
-    for rows in tables[1:]:
-        print(timing.format_table(rows), end="\n\n")
-    timing.report(
-        args, tables.speed, device=device, roofline=tables.roofline, kernels=tables.kernels
-    )
-    return 0
+    write = _writer(args.output)
+    write({"part": "device", "device": device.device_kind, **timing.machine()})
+    failed = [part for part in args.parts if not _run(part, args, write)]
+    return 1 if failed else 0
 
 
-def ceilings_of(device: str) -> Ceilings | None:
-    """Returns the peaks of a device by its name, or None if they are not known."""
-    flops, bandwidth = peak_flops(device, DTYPE), memory_bandwidth(device)
-    return Ceilings(flops, bandwidth) if flops and bandwidth else None
+def _run(part: str, args: argparse.Namespace, write: Callable[[Row], None]) -> bool:
+    start = time.perf_counter()
+    try:
+        # One GPU, and the mesh that the trainer would have: kernels are chosen by it.
+        with jax.set_mesh(create_mesh(1, jax.devices()[:1])):
+            for row in PARTS[part](args):
+                write({"part": part, **row})
+    except Exception as error:
+        # What the other parts find is worth having.
+        traceback.print_exc()
+        write({"part": part, "error": f"{type(error).__name__}: {error}"[:2000]})
+        return False
+    write({"part": part, "seconds": time.perf_counter() - start})
+    return True
 
 
-def measure(args: argparse.Namespace, description: str, ceilings: Ceilings) -> Tables:
-    """Times one model with each kind of dispatch in turns, then traces each."""
-    methods = [*args.methods, BASELINE]
-    configs = {m: model_config(description, args.image_size, m, DTYPE) for m in methods}
-    state = make_state(configs[BASELINE], args.image_size)
-    steps = {
-        method: make_training(config, args.image_size, args.batch_size, state).step
-        for method, config in configs.items()
-    }
-    functions = {name: several(step.run, args.steps) for name, step in steps.items()}
-    times = timing.compare(timing.take_turns(functions, args.repetitions), BASELINE)
-    tables = Tables([], [], [])
-    for method, step in steps.items():
-        arm = {"model": description, "dispatch": method}
-        seconds = times[method]["seconds"] / args.steps
-        profile = trace.kernels(trace.record(step.run, args.steps))
-        speed = _speed(args, configs[method], step, seconds, ceilings)
-        ratios = {
-            "to_baseline": 1 / times[method]["ratio"],
-            "low": 1 / times[method]["high"],
-            "high": 1 / times[method]["low"],
-            "busy": min(map(trace.busy_share, profile), default=None),
-        }
-        tables.speed.append(arm | speed | ratios)
-        cost = step.compiled.cost_analysis()
-        tables.roofline.append(arm | roofline(cost, seconds, *ceilings))
-        kinds = trace.by_kind(kernel for device in profile for kernel in device)
-        tables.kernels.extend(arm | {"kernels": kind} | row for kind, row in kinds.items())
-    return tables
+def _writer(path: pathlib.Path | None) -> Callable[[Row], None]:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
 
+    def write(row: Row) -> None:
+        line = json.dumps(row, default=float)
+        print(line, flush=True)
+        if path is not None:
+            with path.open("a") as file:
+                file.write(line + "\n")
 
-def several(run: Callable[[], Any], steps: int) -> Callable[[], Any]:
-    """Makes a function that issues some steps one after the other and waits for none."""
-
-    def issue() -> Any:
-        for _ in range(steps - 1):
-            run()
-        return run()
-
-    return issue
-
-
-def _speed(
-    args: argparse.Namespace, config: Config, step: Program, seconds: float, ceilings: Ceilings
-) -> dict[str, Any]:
-    images = args.batch_size / seconds
-    size = (args.image_size, args.image_size)
-    # Backward is twice forward.
-    flops = 3 * forward_flops_per_image(config, size) * images
-    calls = flash_calls(step.compiled.as_text())
-    return {
-        "images_per_second": images,
-        "mfu": flops / ceilings.flops,
-        **{f"flash_{direction}": number for direction, number in calls.items()},
-    }
+    return write
 
 
 if __name__ == "__main__":

@@ -139,22 +139,30 @@ def make_training(
       prc: Whether the images are pairs of views, trained with PRC instead of the balance
         losses.
     """
-    optimizer, losses = _optimizer(), router_losses(prc)
-    step = make_train_step(
-        create_model(model, deterministic=False),
-        optimizer,
-        loss={"name": "sigmoid_xent"},
-        auxiliary_loss_weights=losses["auxiliary_loss"],
-        consistency=losses["consistency"],
-    )
+    optimizer = _optimizer()
 
     def update(state, _):
         updates, opt_state = optimizer.update(state.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, opt_state=opt_state), None
 
-    batch = make_batch(image_size, num_images, two_views=prc)
-    return Training(_handing_on(step, carry, batch), _handing_on(update, carry, ()))
+    step = lower_step(model, image_size, num_images, carry, prc=prc)
+    return Training(step.compile(), _Lowered(update, carry, ()).compile())
+
+
+def lower_step(
+    model: Config, image_size: int, num_images: int, carry: Carry, *, prc: bool = False
+) -> "_Lowered":
+    """Lowers the train step; its arguments are as those of `make_training`."""
+    losses = router_losses(prc)
+    step = make_train_step(
+        create_model(model, deterministic=False),
+        _optimizer(),
+        loss={"name": "sigmoid_xent"},
+        auxiliary_loss_weights=losses["auxiliary_loss"],
+        consistency=losses["consistency"],
+    )
+    return _Lowered(step, carry, make_batch(image_size, num_images, two_views=prc))
 
 
 def compile_program(function: Callable[..., Any], *args: Any) -> Program:
@@ -163,14 +171,23 @@ def compile_program(function: Callable[..., Any], *args: Any) -> Program:
     return Program(lambda: compiled(*args), compiled)
 
 
-def _handing_on(function: Callable[..., Any], carry: Carry, batch: Any) -> Program:
-    compiled = jax.jit(function, donate_argnums=0).lower(carry.value, batch).compile()
+class _Lowered:
+    """A function (state, batch) -> (state, results), lowered; any thread may compile it."""
 
-    def run():
-        carry.value, results = compiled(carry.value, batch)
-        return carry.value.params, results
+    def __init__(self, function: Callable[..., Any], carry: Carry, batch: Any):
+        self._carry, self._batch = carry, batch
+        self._lowered = jax.jit(function, donate_argnums=0).lower(carry.value, batch)
 
-    return Program(run, compiled)
+    def compile(self) -> Program:
+        """Compiles the function; running it replaces the state by the next one."""
+        compiled = self._lowered.compile()
+        carry, batch = self._carry, self._batch
+
+        def run():
+            carry.value, results = compiled(carry.value, batch)
+            return carry.value.params, results
+
+        return Program(run, compiled)
 
 
 def _optimizer() -> optax.GradientTransformation:

@@ -90,6 +90,14 @@ def by_kind(found: Iterable[Kernel]) -> dict[str, dict[str, float]]:
     return {kind: {**row, "share": row["seconds"] / total} for kind, row in ordered}
 
 
+def longest(found: Iterable[Kernel], steps: int, number: int = 12) -> dict[str, float]:
+    """Returns the milliseconds a step of the kernels, by name, that take the longest."""
+    times: dict[str, float] = {}
+    for kernel in found:
+        times[kernel.name] = times.get(kernel.name, 0.0) + (kernel.end - kernel.start) / 1e6 / steps
+    return dict(sorted(times.items(), key=lambda item: -item[1])[:number])
+
+
 def _kind(name: str) -> str:
     for kind, pattern in _KINDS:
         if re.search(pattern, name, re.IGNORECASE):
