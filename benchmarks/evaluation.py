@@ -15,7 +15,7 @@ import jax
 from benchmarks import timing
 from benchmarks.programs import compile_program, make_batch, make_state, model_config
 from vmoe_prc.analysis.attacks import make_attack
-from vmoe_prc.analysis.routing import make_routing_step
+from vmoe_prc.analysis.choices import make_routing_step
 from vmoe_prc.evaluation.step import make_eval_step
 from vmoe_prc.models import create_model
 

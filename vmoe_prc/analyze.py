@@ -26,7 +26,7 @@ def table(args: argparse.Namespace) -> None:
 
 def agreement(args: argparse.Namespace) -> None:
     """Prints how often two views agree on the experts, with intervals over images."""
-    from vmoe_prc.analysis.agreement import agreement_table
+    from vmoe_prc.analysis.agreement_table import agreement_table
 
     (run,) = _open(args)
     split = run.choose_split(args.split, two_views=True)
@@ -42,7 +42,7 @@ def robustness(args: argparse.Namespace) -> None:
     """Perturbs and attacks the images: what changes of the routing, and of the accuracy."""
     import pandas as pd
 
-    from vmoe_prc.analysis.figures.robustness import robustness_figure
+    from vmoe_prc.analysis.figures.robustness_curves import robustness_figure
     from vmoe_prc.analysis.robustness import UNITS, robustness_table
     from vmoe_prc.figures.panels import save_figure
 
@@ -64,7 +64,7 @@ def robustness(args: argparse.Namespace) -> None:
 def specialisation(args: argparse.Namespace) -> None:
     """Says what each expert does: load, classes, how sure its router is, how alike they are."""
     from vmoe_prc.analysis.experts import measure_specialisation
-    from vmoe_prc.analysis.figures.specialisation import specialisation_figure
+    from vmoe_prc.analysis.figures.expert_panels import specialisation_figure
     from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
@@ -89,16 +89,16 @@ def pictures(args: argparse.Namespace) -> None:
 
     folder = _output(args, "pictures")
     sequences = _levels(args.perturbation) if args.perturbation else None
-    figures = draw_pictures(
+    drawn = draw_pictures(
         _open(args),
         split=args.split,
         blocks=args.block,
         sequences=sequences,
         num_images=args.images,
     )
-    for name, figure in figures:
-        path = folder / (re.sub(r"[^-.=\w]+", "-", name).strip("-") + ".png")
-        save_figure(figure, path)
+    for picture in drawn:
+        path = folder / (re.sub(r"[^-.=\w]+", "-", picture.name).strip("-") + ".png")
+        save_figure(picture.figure, path)
         print(path)
 
 

@@ -94,7 +94,7 @@ def test_load_is_that_of_the_evaluator(finished, run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 3}, "--k = 3: .* chooses 2 experts"),
+        ({"k": 3}, "--k = 3: .* selects 2 experts"),
         ({"blocks": ["encoderblock_0"]}, "has no experts.*encoderblock_1"),
         ({"split": "val"}, "--split = 'val': no such split"),
     ],

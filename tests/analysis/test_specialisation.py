@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vmoe_prc import analyze
-from vmoe_prc.analysis.figures.specialisation import specialisation_figure
+from vmoe_prc.analysis.figures.expert_panels import specialisation_figure
 from vmoe_prc.analysis.opened_run import open_run
 from vmoe_prc.analysis.routing_table import (
     routing_table,

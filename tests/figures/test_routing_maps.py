@@ -66,7 +66,7 @@ def test_one_choice_has_no_squares_and_dropped_ones_are_pale():
     assert not any(isinstance(c, PatchCollection) for c in figure.axes[1].collections)
     shown = figure.axes[1].images[0].get_array()
     saturation = (shown.max(-1) - shown.min(-1)).reshape(2, 4, 3, 4).mean((1, 3))
-    assert saturation.argmin() == 5 and "no room" in text(figure)
+    assert saturation.argmin() == 5 and "expert full" in text(figure)
 
 
 def test_a_sequence_marks_what_changed():

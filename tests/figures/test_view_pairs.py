@@ -62,7 +62,7 @@ def test_lines_and_text_tell_the_agreement(num_experts, class_token):
     styles = [line.get_linestyle() for line in lines(figure)]
     assert len(styles) == len(same)
     assert sum(style in ("-", "solid") for style in styles) == sum(same)
-    headline = f"{len(same)} matched patch pairs, {100 * np.mean(same):.1f}% of them"
+    headline = f"{len(same)} matched patch pairs; {100 * np.mean(same):.1f}% have the same expert"
     assert headline in text(figure)
     assert "encoderblock_5" in text(figure)
     per_row = re.findall(r"(\d+) of (\d+) agree", text(figure))

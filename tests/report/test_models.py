@@ -57,7 +57,7 @@ def test_pictures_of_all_models(browser, runs, capsys):
     # Libraries log there, too.
     lines = capsys.readouterr().err.splitlines()
     without_checkpoint, broken = [line for line in lines if line.startswith("warning: ")]
-    assert f"no pictures of {runs / 'vmoe-2'}" in without_checkpoint
+    assert f"no figures of {runs / 'vmoe-2'}" in without_checkpoint
     assert "broken.png" in broken
     page = runs / "report.html"
     for width in WIDTHS:

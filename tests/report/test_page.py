@@ -42,8 +42,7 @@ def cells_of(browser, title):
     return browser.execute_script(script, title)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "scheme"), zip(WIDTHS, ("light", "dark"), strict=True))
 def test_it_is_whole_and_fits(browser, page, width, scheme):
     show(browser, page, width, scheme)
     assert_whole(browser, page)
@@ -77,7 +76,7 @@ def test_names_are_shown_as_they_are(opened):
     assert opened.execute_script("return document.querySelectorAll('[onerror], b').length") == 0
     text = opened.execute_script("return document.body.textContent")
     assert HOSTILE in text
-    assert "unfinished <b>: has not ended" in text
+    assert "unfinished <b>: not finished" in text
 
 
 def test_differences_of_configurations(opened):
@@ -104,7 +103,7 @@ def test_a_learning_curve_for_each_metric_and_data_set(opened):
         "Learning curves, digits",
     ]
     pictures = opened.execute_script("return [...document.images].map(i => i.alt)")
-    assert len([alt for alt in pictures if "PRC, k=1 (2 seeds, a line each) by step" in alt]) == 2
+    assert len([alt for alt in pictures if "PRC, k=1 (2 seeds, one line each) by step" in alt]) == 2
 
 
 def test_it_prints(opened):

@@ -12,6 +12,7 @@ from written_runs import write_arm, write_run
 from configs import cifar_prc, digits_prc
 from vmoe_prc.report.__main__ import main
 from vmoe_prc.report.experiments import group_runs
+from vmoe_prc.report.formats import to_text
 from vmoe_prc.report.runs import find_runs
 from vmoe_prc.report.tables import make_tables
 
@@ -35,10 +36,10 @@ def test_mean_and_spread_over_seeds(tmp_path):
         ("V-MoE", 2, (0,)),
         ("PRC", 2, (0, 1, 2)),
     ]
-    figure = accuracy.rows[2].figures["top-1 accuracy"]
+    figure = accuracy.rows[2].estimates["top-1 accuracy"]
     assert figure.mean == pytest.approx(97)
     assert figure.std == pytest.approx(statistics.stdev([97, 95, 99]))
-    assert accuracy.rows[1].figures["top-1 accuracy"].std is None
+    assert accuracy.rows[1].estimates["top-1 accuracy"].std is None
     assert agreement.columns == ("top-1",)
 
 
@@ -53,7 +54,7 @@ def test_experts_in_use_are_those_that_would_have_the_entropy_of_the_load(tmp_pa
     metrics["val/encoderblock_1/load/0"] = 1.0
     write_run(tmp_path / "run", digits_prc.get_config(), 0.9, metrics=metrics)
     (_, _, use), _ = tables_of(tmp_path)
-    assert use.rows[0].figures["experts in use"].mean == pytest.approx((100 + 50) / 2)
+    assert use.rows[0].estimates["experts in use"].mean == pytest.approx((100 + 50) / 2)
 
 
 def test_published_figures_stand_beside(tmp_path):
@@ -61,7 +62,7 @@ def test_published_figures_stand_beside(tmp_path):
     write_arm(tmp_path, "dataset=cifar10,k=2,prc=off", [0.95, 0.94], cifar_prc)
     (accuracy, _), _ = tables_of(tmp_path)
     assert [row.experiment.dataset for row in accuracy.rows] == ["cifar100", "cifar10"]
-    published = [row.figures["top-1 accuracy, published"] for row in accuracy.rows]
+    published = [row.estimates["top-1 accuracy, published"] for row in accuracy.rows]
     assert [(f.mean, f.std) for f in published] == [(82.12, 0.18), (95.20, 0.07)]
 
 
@@ -84,9 +85,9 @@ def test_a_seed_counts_once_and_an_unfinished_run_never(tmp_path):
     write_run(tmp_path / "third", digits_prc.get_config("seed=7"), 0.1, finished=False)
     (accuracy, _), warnings = tables_of(tmp_path, tmp_path / "first")
     assert accuracy.rows[0].experiment.seeds == (0, 1)
-    assert accuracy.rows[0].figures["top-1 accuracy"].mean == pytest.approx(85)
+    assert accuracy.rows[0].estimates["top-1 accuracy"].mean == pytest.approx(85)
     unfinished, duplicate = warnings
-    assert "third: has not ended" in unfinished
+    assert "third: not finished" in unfinished
     assert "second" in duplicate and "seed 0" in duplicate
 
 
@@ -106,6 +107,78 @@ def test_output_goes_to_a_file(tmp_path):
     write_arm(tmp_path, "k=2,prc=on", [0.97])
     assert main([str(tmp_path), "--format=csv", f"--output={tmp_path / 'x.csv'}"]) == 0
     assert (tmp_path / "x.csv").read_text().startswith("table,dataset,method")
+
+
+def test_runs_on_other_images_are_another_experiment(tmp_path):
+    for seed, folder in enumerate(["a", "b"]):
+        config = digits_prc.get_config("prc=off,seed=0")
+        for dataset in config.dataset.values():
+            dataset.manual_dir = f"/photos/{folder}"
+        write_run(tmp_path / str(seed), config, 0.9)
+    (accuracy, _), warnings = tables_of(tmp_path)
+    assert warnings == []  # the same seed, but no duplicate
+    assert [row.experiment.seeds for row in accuracy.rows] == [(0,), (0,)]
+    assert all("manual_dir=/photos/" in row.experiment.settings for row in accuracy.rows)
+
+
+def test_a_diverged_run_counts_in_no_mean(tmp_path):
+    write_arm(tmp_path, "k=2,prc=on", [0.9])
+    nan = {"test/loss": "NaN"}
+    write_run(tmp_path / "nan", digits_prc.get_config("k=2,prc=on,seed=1"), 0.1, 1.0, metrics=nan)
+    write_run(tmp_path / "all", digits_prc.get_config("k=1,prc=on"), 0.1, 1.0, metrics=nan)
+    tables, warnings = tables_of(tmp_path)
+    assert [warning.split(":")[1] for warning in warnings] == [" diverged"] * 2
+    text = to_text(tables)
+    assert "1 + 1 diverged  90.00" in text and "0 + 1 diverged  -" in text
+    assert "100.00" not in text
+
+
+def test_images_and_sampling_error(tmp_path):
+    images = {"test/images": 32}
+    write_run(tmp_path / "a", digits_prc.get_config("prc=on"), 31 / 32, metrics=images)
+    write_run(tmp_path / "b", digits_prc.get_config("prc=off"), 32 / 32, metrics=images)
+    (accuracy, _), _ = tables_of(tmp_path)
+    by_method = {row.experiment.method: row.estimates for row in accuracy.rows}
+    assert {estimates["images"].mean for estimates in by_method.values()} == {32}
+    # (31 + 2) / 36 and (32 + 2) / 36: an accuracy of 100% of 32 images is not exact.
+    assert by_method["PRC"]["sampling error"].mean == pytest.approx(4.61, abs=0.01)
+    assert by_method["V-MoE"]["sampling error"].mean == pytest.approx(3.82, abs=0.01)
+
+
+def test_a_directory_without_finished_runs_hides_no_other(tmp_path, capsys):
+    write_arm(tmp_path / "good", "k=2,prc=on", [0.97])
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), str(tmp_path / "good")]) == 0
+    shown = capsys.readouterr()
+    assert "97.00" in shown.out and f"warning: {tmp_path / 'empty'}: no finished run" in shown.err
+
+
+DAMAGES = {
+    "a list": ("config.json", b"[]"),
+    "deep": ("config.json", b"[" * 100_000),
+    "bytes": ("config.json", b"\xff\xfe"),
+    "a field": ("config.json", b'{"seed": 0, "consistency": null, "dataset": 3}'),
+    "no record": ("metrics.jsonl", b"[]\n{}\n"),
+    "binary": ("metrics.jsonl", b"\xff\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_named_and_skipped(tmp_path, capsys, damage):
+    write_arm(tmp_path / "good", "k=2,prc=on", [0.97])
+    write_run(tmp_path / "bad", digits_prc.get_config(), 0.5)
+    name, content = DAMAGES[damage]
+    (tmp_path / "bad" / name).write_bytes(content)
+    assert main([str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "97.00" in shown.out and f"warning: left out: {tmp_path / 'bad'}: " in shown.err
+
+
+def test_a_home_directory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_arm(tmp_path / "runs", "k=2,prc=on", [0.97])
+    assert main(["~/runs"]) == 0
+    assert "97.00" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "damaged"])

@@ -156,7 +156,7 @@ def test_tables_and_differences_of_a_part_of_the_runs(tmp_path):
     assert runs["top-1 accuracy"].tolist() == pytest.approx([80, 90, 85])
     assert runs["seed"].tolist() == [0, 1, 0]
     finish(study.runs[3], 0.97, 0.5)
-    assert "| 2 | +6.00 [" in write_results(study)
+    assert "| 2 | +6.00 |" in write_results(study)
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

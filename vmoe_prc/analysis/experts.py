@@ -1,4 +1,4 @@
-"""All that is known of the experts of a run."""
+"""All measures of the experts of a run."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from vmoe_prc.analysis.specialisation import Specialisation, specialisation
 def measure_specialisation(
     run: OpenedRun, split: str, blocks: Sequence[str] | None = None
 ) -> Specialisation:
-    """Counts what the experts do over a split, and compares them.
+    """Measures specialisation and similarity of the experts over a split.
 
     Args:
       run: The opened run.
       split: Name in `config.dataset`.
-      blocks: Blocks to measure; all that have experts by default.
+      blocks: Blocks to measure; all blocks with experts by default.
 
     Returns:
       The tables of `specialisation`, with all measures of similarity.

@@ -4,8 +4,9 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -16,25 +17,48 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from vmoe_prc.analysis.naming import distinct_names
+from vmoe_prc.arrays import Array
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
-from vmoe_prc.data import pipeline
+from vmoe_prc.data import pipeline, source
 from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.models import create_model
 from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
 from vmoe_prc.workdir.layout import CONFIG_FILE
 
 
-@dataclasses.dataclass(frozen=True)
-class OpenedRun:
-    """A model with its parameters on the devices, and the data that it was made for.
+class ValueRange(NamedTuple):
+    """The interval that the preprocessing maps pixel values to.
 
     Attributes:
-      name: What to call it in tables and pictures.
+      low: Value of a black pixel.
+      high: Value of a white pixel.
+    """
+
+    low: float
+    high: float
+
+    @property
+    def size(self) -> float:
+        """Length of the interval."""
+        return self.high - self.low
+
+    def to_unit(self, images: Array) -> Array:
+        """Maps images from this range to [0, 1]."""
+        return (images - self.low) / self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedRun:
+    """A model with its parameters on the devices, and the data it was configured for.
+
+    Attributes:
+      name: Its name in tables and figures.
       config: The completed configuration.
       model: The model as it is evaluated.
-      params: Its parameters, spread over the mesh.
+      params: Its parameters, sharded over the mesh.
       mesh: The device mesh.
     """
 
@@ -46,7 +70,7 @@ class OpenedRun:
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the blocks that have experts, such as `encoderblock_3`."""
+        """Names of the blocks with experts, such as `encoderblock_3`."""
         layers = sorted(self.config.model.encoder.moe.layers)
         return [f"encoderblock_{layer}" for layer in layers]
 
@@ -57,8 +81,13 @@ class OpenedRun:
 
     @property
     def num_selected_experts(self) -> int:
-        """K; every expert with Expert Choice."""
+        """K; E with Expert Choice."""
         return self.config.model.encoder.moe.router.get("num_selected_experts", self.num_experts)
+
+    @property
+    def experts_choose(self) -> bool:
+        """Whether experts choose tokens (Expert Choice)."""
+        return "num_selected_experts" not in self.config.model.encoder.moe.router
 
     @property
     def class_token(self) -> bool:
@@ -66,11 +95,14 @@ class OpenedRun:
         return self.config.model.classifier == "token"
 
     def choose_blocks(self, names: Sequence[str] | None = None) -> list[str]:
-        """Returns the blocks asked for, or all that have experts.
+        """Returns the given blocks, or all blocks with experts.
 
         Raises:
-          ConfigError: If a block has no experts.
+          ConfigError: If a block has no experts, or the model has no such block at all.
         """
+        if not self.blocks:
+            expected = "has no MoE blocks (model.encoder.moe.layers is empty): nothing to analyse"
+            raise ConfigError("--workdir", self.name, expected)
         for name in names or ():
             if name not in self.blocks:
                 allowed = f"has no experts; blocks that do: {', '.join(self.blocks) or 'none'}"
@@ -82,7 +114,7 @@ class OpenedRun:
         return len(self.batch_spec(split)["image"].shape) == 5
 
     def choose_split(self, split: str | None, *, two_views: bool | None = None) -> str:
-        """Returns the split asked for, or the first to evaluate that has the views needed.
+        """Returns the given split, or the first split with the views needed.
 
         Args:
           split: A name in `config.dataset`, or None.
@@ -95,7 +127,7 @@ class OpenedRun:
         if split is not None and split not in splits:
             allowed = f"no such split in {self.name}; allowed: {', '.join(splits)}"
             raise ConfigError("--split", split, allowed, nearest(split, splits))
-        # The most telling first: other data, then what is held out, then the training data.
+        # Test data first, then validation data, then the training data.
         order = sorted(splits, key=lambda name: (name == "train", name.startswith("val"), name))
         candidates = [split] if split else order
         for name in candidates:
@@ -103,6 +135,47 @@ class OpenedRun:
                 return name
         needed = "two views" if two_views else "one view"
         raise ConfigError("--split", split, f"needs {needed} of each image, as two_views makes")
+
+    def num_images(self, split: str) -> int:
+        """Number of images of a split."""
+        return source.num_examples(self.config.dataset[split])
+
+    def value_range(self, split: str) -> ValueRange:
+        """The range of the pixel values of a split."""
+        found = re.search(r"value_range\(([^)]*)\)", self.config.dataset[split].process)
+        low, high = map(float, found[1].split(",")) if found else (-1.0, 1.0)
+        return ValueRange(low, high)
+
+    def with_examples(self, split: str, examples: str) -> "OpenedRun":
+        """Returns the run with other examples in a split.
+
+        Args:
+          split: A name in `config.dataset`.
+          examples: Examples as TFDS names them, such as 'test[:1000]'.
+        """
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.dataset[split].split = examples
+        return dataclasses.replace(self, config=config)
+
+    def with_dispatcher(self, **options: Any) -> "OpenedRun":
+        """Returns the run with other options of the dispatcher, such as `name='dropless'`.
+
+        Options that are not given keep their value; parameters do not depend on them.
+        """
+        model = evaluation_model(self.config)
+        router = model["encoder"]["moe"]["router"]
+        router = {**router, "dispatcher": {**(router["dispatcher"] or {}), **options}}
+        moe = {**model["encoder"]["moe"], "router": router}
+        model = {**model, "encoder": {**model["encoder"], "moe": moe}}
+        return dataclasses.replace(self, model=create_model(model, deterministic=True))
+
+    def dropless(self) -> "OpenedRun":
+        """Returns the run with experts that have room for every token.
+
+        Expert Choice stays as it is: its capacity is what it routes by.
+        """
+        return self if self.experts_choose else self.with_dispatcher(name="dropless")
 
     def batch_spec(self, split: str) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the batches of a split.
@@ -128,12 +201,15 @@ def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:
       ConfigError: If the directory has no run, or its configuration cannot be used here.
       CheckpointError: If it has no checkpoint, or one that does not fit the model.
     """
-    path = epath.Path(workdir) / CONFIG_FILE
+    path = epath.Path(workdir).expanduser() / CONFIG_FILE
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError, RecursionError) as error:
         expected = f"is not the work directory of a run: {path.name} cannot be read ({error})"
         raise ConfigError("--workdir", str(workdir), expected) from None
+    workdir = path.parent
     return open_checkpoint(ml_collections.ConfigDict(config), workdir)
 
 
@@ -141,20 +217,22 @@ def open_checkpoint(config: ml_collections.ConfigDict, prefix: str | os.PathLike
     """Opens a checkpoint of any format that `read_params` reads.
 
     Args:
-      config: The configuration that names its model and the data to analyse it on.
-      prefix: Where it is.
+      config: The configuration of its model and of the data to analyse it on.
+      prefix: Path of the checkpoint.
 
     Raises:
       ConfigError: If the configuration cannot be used.
-      CheckpointError: If there is no checkpoint, or it does not fit the model.
+      CheckpointError: If there is no checkpoint, it does not fit the model, or its parameters
+        are not finite.
     """
     config = complete(config)
-    # What trained on a pod is analysed on whatever devices there are.
+    # A run that was trained on a pod can be analysed on fewer devices.
     mesh = create_mesh(math.gcd(config.num_expert_partitions, jax.device_count()))
     model = create_model(evaluation_model(config), deterministic=True)
     flat = read_params(prefix)
     name = epath.Path(prefix).name or os.fspath(prefix)
     _check_fit(OpenedRun(name, config, model, None, mesh), flat, prefix)
+    _check_finite(flat, prefix)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
     rules = config.params_axis_resources if config.model.encoder.moe.layers else ()
     shardings = tree_shardings({"params": params}, rules, mesh)["params"]
@@ -164,19 +242,19 @@ def open_checkpoint(config: ml_collections.ConfigDict, prefix: str | os.PathLike
 def name_apart(
     runs: Sequence[OpenedRun], places: Sequence[str | os.PathLike[str]]
 ) -> list[OpenedRun]:
-    """Gives runs of the same name that of their parent folder, too, and else a number."""
-    names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        names = ["/".join(epath.Path(place).parts[-2:]) for place in places]
-    counts = [names[:i].count(name) for i, name in enumerate(names)]
-    return [
-        dataclasses.replace(run, name=f"{name} ({count + 1})" if count else name)
-        for run, name, count in zip(runs, names, counts, strict=True)
-    ]
+    """Gives runs different names: adds their parent folder, or else a number, where needed.
+
+    Args:
+      runs: The runs.
+      places: Their paths.
+    """
+    parents = ["/".join(epath.Path(place).parts[-2:]) for place in places]
+    names = distinct_names([(run.name, p) for run, p in zip(runs, parents, strict=True)])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 def _check_fit(run: OpenedRun, flat: Mapping[str, np.ndarray], prefix: Any) -> None:
-    """Compares the checkpoint with what the model would make for images of its data."""
+    """Compares a checkpoint with the parameters that the model has for images of its data."""
     *views, height, width, channels = run.batch_spec("train")["image"].shape
     images = jax.ShapeDtypeStruct((math.prod(views), height, width, channels), jnp.float32)
     expected = jax.eval_shape(run.model.init, jax.random.key(0), images)
@@ -187,3 +265,10 @@ def _check_fit(run: OpenedRun, flat: Mapping[str, np.ndarray], prefix: Any) -> N
             raise CheckpointError(
                 f"{prefix}: {name} does not fit the configuration: {found} there, {wanted} here"
             )
+
+
+def _check_finite(flat: Mapping[str, np.ndarray], prefix: Any) -> None:
+    """Refuses diverged runs: gates that are NaN choose the same experts for all tokens."""
+    for name, values in flat.items():
+        if not np.all(np.isfinite(np.asarray(values, np.float32))):
+            raise CheckpointError(f"{prefix}: {name} is not finite: the run diverged")

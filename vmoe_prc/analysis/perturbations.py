@@ -1,6 +1,7 @@
-"""Changes of an image whose size is one number: noise, warps, compression, corruptions.
+"""Perturbations of images by a given amount: noise, warps, compression, corruptions.
 
-Images are (N, H, W, C) float32 in [-1, 1], and come back so.
+Images are (N, H, W, C) float32 in [0, 1] before and after; `robustness.make_perturbation`
+converts from and to the value range of the data.
 """
 
 import dataclasses
@@ -32,20 +33,20 @@ CORRUPTIONS = (
     "pixelate",
     "jpeg_compression",
 )
-# Sides of an image that the library takes; its severities are made for ImageNet's 224.
+# Smallest side that the library accepts; its severities are designed for ImageNet's 224.
 SMALLEST_CORRUPTED = 32
 _SEEDED = ("impulse_noise", "glass_blur")
 
 
 @dataclasses.dataclass(frozen=True)
 class Perturbation:
-    """A kind of change.
+    """A kind of perturbation.
 
     Attributes:
-      levels: Sizes to try by default.
-      unit: What a size counts.
+      levels: Default levels.
+      unit: Unit of the levels.
       apply: The function (images, level, seed) -> images.
-      on_host: Whether it takes and gives NumPy arrays, and cannot be jitted.
+      on_host: Whether it takes and returns NumPy arrays, and cannot be jitted.
     """
 
     levels: tuple[float, ...]
@@ -55,13 +56,13 @@ class Perturbation:
 
 
 def gaussian_noise(images: Images, sigma: Scalar, seed: Scalar) -> Images:
-    """Adds noise of standard deviation `sigma`, the range of pixel values being 1."""
+    """Adds noise of standard deviation `sigma`, and clips to [0, 1]."""
     noise = jax.random.normal(jax.random.key(seed), images.shape)
-    return jnp.clip(images + 2 * sigma * noise, -1, 1)
+    return jnp.clip(images + sigma * noise, 0, 1)
 
 
 def shift(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
-    """Moves the image right by `pixels`; what comes in at the border is its reflection."""
+    """Moves the image right by `pixels`, filling the border with its reflection."""
     del seed
     return _warp(images, lambda row, col: (row, col - pixels))
 
@@ -69,8 +70,8 @@ def shift(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
 def rotation(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
     """Turns the image about its centre, counterclockwise.
 
-    The middle of the shorter edges moves along its circle by `pixels`: by so much, one pixel
-    after the other, the angle grows with images of any size.
+    The angle is `2 * pixels / min(H, W)`: the midpoint of the nearer edge moves by `pixels`
+    along its circle, whatever the image size.
     """
     del seed
     angle = 2 * pixels / min(images.shape[1:3])
@@ -87,7 +88,7 @@ def rotation(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
 
 
 def central_crop(images: Images, removed: Scalar, seed: Scalar = 0) -> Images:
-    """Cuts off the share `removed` of each side and enlarges the middle to the old size."""
+    """Cuts off the share `removed` of each side length and enlarges the rest to full size."""
     del seed
     centre = [(size - 1) / 2 for size in images.shape[1:3]]
     return _warp(
@@ -119,16 +120,18 @@ def corruption(name: str, images: Images, severity: Scalar, seed: Scalar) -> np.
       name: One of `CORRUPTIONS`.
       images: The images.
       severity: 1 to 5; 0 changes nothing.
-      seed: Seed of what is random in it.
+      seed: Seed of its random choices.
     """
     if not severity:
         return np.asarray(images)
     import imagecorruptions
 
     def corrupt(image):
-        # Some have a seed of their own; the others draw from NumPy's global state.
-        own = {"seed": np.random.randint(2**31)} if name in _SEEDED else {}
-        return imagecorruptions.corrupt(image, corruption_name=name, severity=int(severity), **own)
+        # Some corruptions take a seed; the others draw from NumPy's global state.
+        seeds = {"seed": np.random.randint(2**31)} if name in _SEEDED else {}
+        return imagecorruptions.corrupt(
+            image, corruption_name=name, severity=int(severity), **seeds
+        )
 
     state = np.random.get_state()
     np.random.seed(seed)
@@ -156,7 +159,7 @@ PERTURBATIONS = {
 
 
 def _warp(images: Images, source: Callable) -> Images:
-    """Samples bilinearly; `source` takes a pixel of the result to one of the image."""
+    """Samples bilinearly; `source` maps a pixel of the result to a pixel of the image."""
     grid = jnp.meshgrid(*(jnp.arange(float(size)) for size in images.shape[1:3]), indexing="ij")
     coordinates = source(*grid)
 
@@ -168,6 +171,6 @@ def _warp(images: Images, source: Callable) -> Images:
 
 
 def _on_bytes(images: Images, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    pixels = np.rint((np.asarray(images) + 1) * 127.5).astype(np.uint8)
+    pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
     changed = np.stack([function(image) for image in pixels])
-    return (changed.astype(np.float32) / 127.5 - 1).astype(np.float32)
+    return changed.astype(np.float32) / np.float32(255)

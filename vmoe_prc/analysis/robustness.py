@@ -1,4 +1,4 @@
-"""How routing and accuracy change as images are perturbed or attacked."""
+"""Changes of routing and accuracy as images are perturbed or attacked."""
 
 import functools
 import importlib.util
@@ -9,25 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from vmoe_prc.analysis.attacks import EPSILONS, PGD_STEPS, make_attack
+from vmoe_prc.analysis.attacks import EPSILONS, PGD_STEPS, Target, make_attack
+from vmoe_prc.analysis.choices import Choices, make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
-from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 
-ATTACKS = {"fgsm": 1, "pgd": PGD_STEPS}
+# Steps and target of each attack.
+ATTACKS: dict[str, tuple[int, Target]] = {
+    "fgsm": (1, "model"),
+    "pgd": (PGD_STEPS, "model"),
+    "pgd_router": (PGD_STEPS, "router"),
+    "pgd_experts": (PGD_STEPS, "experts"),
+}
 KINDS = (*PERTURBATIONS, *ATTACKS)
 UNITS = {
     **{name: kind.unit for name, kind in PERTURBATIONS.items()},
     **dict.fromkeys(ATTACKS, "epsilon, 1/255 of the pixel range"),
 }
-# A smaller change of an image, as a Euclidean norm with a pixel range of 1, is none.
+# An image that changes by less (Euclidean norm, pixel range 1) counts as unchanged.
 ROUNDING = 1e-4
 
 
 def default_levels(kind: str) -> tuple[float, ...]:
-    """Returns the sizes that a perturbation or attack is tried at.
+    """Returns the default levels of a perturbation or attack.
 
     Raises:
       ConfigError: If there is no such kind.
@@ -46,24 +52,29 @@ def robustness_table(
     blocks: Sequence[str] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compares the routing of perturbed images with that of the images as they are.
+    """Compares the routing of perturbed images with the routing of the original images.
 
-    Tokens are compared at the same position of the grid. Differences are Euclidean norms
-    over an image, the range of pixel values being 1.
+    Routing, accuracy and jumps are those of the dropless model: experts have room for every
+    token, so that an image is routed alike whatever the other images of the batch. The effect
+    of dropped tokens, with the capacity that the run is evaluated with, has its own columns.
+    Tokens are compared at the same position of the grid. Distances are Euclidean norms over
+    an image, with a pixel range of 1.
 
     Args:
       run: The opened run, on one process.
       split: Name of a split with one view.
-      levels: Sizes by kind of perturbation, see `KINDS` and `default_levels`.
-      blocks: Blocks to compare; all that have experts by default.
+      levels: Levels by kind of perturbation, see `KINDS` and `default_levels`.
+      blocks: Blocks to compare; all blocks with experts by default.
       seed: Seed of random perturbations.
 
     Returns:
-      A row for each kind, level and block, and for all these blocks together:
-      `perturbation`, `level`, `block`; `changed`, the share of tokens whose set of selected
-      experts is another; `changed_first`, whose first expert is; and, the same for all blocks,
-      `accuracy`; `distance`, mean difference of the images; `logit_distance`, mean
-      difference of the logits; `jump`, mean of their quotient (0 for an unchanged image).
+      One row per kind, level and block, and for all these blocks together: `perturbation`,
+      `level`, `block`; `changed`, the share of tokens whose set of selected experts changes;
+      `changed_first`, the share whose first expert changes; and, the same in all blocks,
+      `accuracy`; `distance`, mean distance of the images; `logit_distance`, mean distance of
+      the logits; `jump`, mean of their quotient (0 for an unchanged image);
+      `accuracy_with_drops`, `jump_with_drops`, and `dropped`, the share of dropped choices,
+      with the run's own capacity.
 
     Raises:
       ConfigError: If there is no such split, block or kind, or the split has two views.
@@ -72,17 +83,18 @@ def robustness_table(
     if jax.process_count() > 1:
         raise ConfigError("processes", jax.process_count(), "robustness is measured by one process")
     _check_kinds(levels, run.batch_spec(split)["image"].shape)
-    route = jax.jit(make_routing_step(run.model))
-    compare = jax.jit(functools.partial(_compare, blocks))
+    routes = [jax.jit(make_routing_step(model.model)) for model in (run.dropless(), run)]
+    scale = run.value_range(split).size
+    compare = jax.jit(functools.partial(_compare, blocks, scale))
     sums: dict[tuple[str, float], dict[str, float]] = {}
     with jax.set_mesh(run.mesh):
-        perturb = {kind: make_perturbation(run, kind, seed) for kind in levels}
+        perturb = {kind: make_perturbation(run.dropless(), split, kind, seed) for kind in levels}
         for index, batch in enumerate(run.batches(split)):
-            before = route(run.params, batch["image"])
+            before = [route(run.params, batch["image"]) for route in routes]
             for kind, sizes in levels.items():
                 for level in map(float, sizes):
                     perturbed = perturb[kind](batch, level, index)
-                    after = route(run.params, perturbed)
+                    after = [route(run.params, perturbed) for route in routes]
                     found = jax.device_get(compare(batch, before, perturbed, after))
                     total = sums.setdefault((kind, level), dict.fromkeys(found, 0.0))
                     for name, value in found.items():
@@ -92,24 +104,34 @@ def robustness_table(
     )
 
 
-def make_perturbation(run: OpenedRun, kind: str, seed: int) -> Callable[..., jax.Array]:
+def make_perturbation(run: OpenedRun, split: str, kind: str, seed: int) -> Callable[..., jax.Array]:
     """Builds the function (batch, level, index of the batch) -> images on the devices.
 
     Args:
       run: The opened run, whose model an attack is on.
+      split: The split of the batches, whose value range the images have.
       kind: One of `KINDS`.
-      seed: Seed of a random perturbation; every batch gets another of its own.
+      seed: Seed of a random perturbation; each batch has its own random numbers.
     """
+    value_range = run.value_range(split)
     if kind in ATTACKS:
-        attack = jax.jit(make_attack(run.model, run.config.loss.to_dict(), ATTACKS[kind]))
+        steps, target = ATTACKS[kind]
+        loss = run.config.loss.to_dict()
+        attack = jax.jit(make_attack(run.model, loss, steps, value_range, target))
         return lambda batch, level, _: attack(run.params, batch["image"], batch["labels"], level)
     perturbation = PERTURBATIONS[kind]
-    apply = perturbation.apply if perturbation.on_host else jax.jit(perturbation.apply)
+
+    def apply(images, level, seed):
+        unit = value_range.to_unit(images)
+        # Adding the change keeps unperturbed images exactly as they are.
+        return images + value_range.size * (perturbation.apply(unit, level, seed) - unit)
+
+    apply = apply if perturbation.on_host else jax.jit(apply)
 
     def perturb(batch, level, index):
         images = batch["image"]
-        changed = apply(np.asarray(images) if perturbation.on_host else images, level, seed + index)
-        return jax.device_put(changed, images.sharding)
+        given = np.asarray(images) if perturbation.on_host else images
+        return jax.device_put(apply(given, level, seed + index), images.sharding)
 
     return perturb
 
@@ -128,50 +150,67 @@ def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
             raise ConfigError("--perturbation", kind, library)
 
 
-def _compare(blocks, batch, before, perturbed, after) -> dict[str, jax.Array]:
-    """Sums what differs over the images that count; before and after are routing steps."""
-    images, mask = batch["image"], batch["mask"]
-    (logits, choices), (moved, moved_choices) = before, after
-    distance, logit_distance = _norm(perturbed - images) / 2, _norm(moved - logits)
-    distance = jnp.where(distance > ROUNDING, distance, 0)
-    jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, ROUNDING), 0)
+def _compare(blocks, scale, batch, before, perturbed, after) -> dict[str, jax.Array]:
+    """Sums differences over the images that count.
 
-    def total(values):  # of (N,) or (N, T)
+    Args:
+      blocks: Blocks to compare.
+      scale: Length of the value range of the images.
+      batch: The original images, with `labels` and `mask`.
+      before: Results of the routing steps on them: dropless, and with the run's capacity.
+      perturbed: The perturbed images.
+      after: Results of the routing steps on these.
+    """
+    images, mask = batch["image"], batch["mask"]
+    distance = _norm(perturbed - images) / scale
+    distance = jnp.where(distance > ROUNDING, distance, 0)
+
+    def total(values):  # of (N,) or (N, T) or (N, T, K)
         values = values.reshape(len(mask), -1)
         return jnp.sum(jnp.where(mask[:, None], values, 0), dtype=jnp.float32)
 
-    sums = {
-        "images": total(jnp.ones(len(mask))),
-        "accuracy": total(moved.argmax(-1) == batch["labels"].argmax(-1)),
-        "distance": total(distance),
-        "logit_distance": total(logit_distance),
-        "jump": total(jump),
-    }
+    sums = {"images": total(jnp.ones(len(mask))), "distance": total(distance)}
+    for suffix, (logits, _), (moved, _) in zip(("", "_with_drops"), before, after, strict=True):
+        logit_distance = _norm(moved - logits)
+        jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, ROUNDING), 0)
+        sums |= {
+            f"accuracy{suffix}": total(moved.argmax(-1) == batch["labels"].argmax(-1)),
+            f"logit_distance{suffix}": total(logit_distance),
+            f"jump{suffix}": total(jump),
+        }
     for block in blocks:
-        a, b = choices[block], moved_choices[block]
+        a, b, with_drops = before[0][1][block], after[0][1][block], after[1][1][block]
         changed = jnp.any(_selection(a) != _selection(b), axis=-1)
         sums[f"{block}/changed"] = total(changed)
         sums[f"{block}/changed_first"] = total(a.experts[..., 0] != b.experts[..., 0])
         sums[f"{block}/tokens"] = total(jnp.ones(a.experts.shape[:2]))
+        sums[f"{block}/dropped"] = total(with_drops.selected & ~with_drops.kept)
+        sums[f"{block}/choices"] = total(with_drops.selected)
     return sums
 
 
 def _selection(choices: Choices) -> jax.Array:
-    """(N, T, K) selected experts in descending order, then -1 for each that is not."""
+    """Returns (N, T, K) selected experts in descending order, and then -1 for the others."""
     return jnp.sort(jnp.where(choices.selected, choices.experts, -1), axis=-1, descending=True)
 
 
 def _rows(
     kind: str, level: float, total: Mapping[str, float], blocks: Sequence[str]
 ) -> Iterator[dict[str, float | str]]:
-    whole = ("accuracy", "distance", "logit_distance", "jump")
+    whole = (
+        *("accuracy", "distance", "logit_distance", "jump"),
+        *("accuracy_with_drops", "jump_with_drops"),
+    )
     means = {name: total[name] / total["images"] for name in whole}
+
+    def over(members, name, per):
+        return sum(total[f"{b}/{name}"] for b in members) / sum(
+            total[f"{b}/{per}"] for b in members
+        )
+
+    means["dropped"] = over(blocks, "dropped", "choices")
     for block, members in [*((b, [b]) for b in blocks), (ALL_BLOCKS, blocks)]:
-        tokens = sum(total[f"{b}/tokens"] for b in members)
-        shares = {
-            name: sum(total[f"{b}/{name}"] for b in members) / tokens
-            for name in ("changed", "changed_first")
-        }
+        shares = {name: over(members, name, "tokens") for name in ("changed", "changed_first")}
         yield {"perturbation": kind, "level": level, "block": block, **shares, **means}
 
 

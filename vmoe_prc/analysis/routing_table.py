@@ -1,4 +1,4 @@
-"""The routing table: a row for each choice of each token, in a Parquet file.
+"""The routing table: one row per choice of each token, in a Parquet file.
 
 | column | type | meaning |
 | --- | --- | --- |
@@ -8,7 +8,7 @@
 | block | category | block with experts, such as `encoderblock_3` |
 | token | int16 | position in the sequence |
 | row, col | int16 | patch in the grid; -1 for the class token |
-| match | int16 | of view 0: token of view 1 at the same place; -1 without one, and in view 1 |
+| match | int16 | in view 0: the token of view 1 at the same place, or -1; in view 1: -1 |
 | rank | int8 | 1 for the first choice, up to K |
 | expert | int16 | the expert chosen |
 | gate | float32 | its probability |
@@ -16,6 +16,8 @@
 | entropy | float32 | entropy of the token's gates in nats |
 """
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
@@ -27,8 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from vmoe_prc.analysis.choices import Choices, make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
-from vmoe_prc.analysis.routing import Choices, make_routing_step
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import match_views, merge_views
@@ -42,20 +44,20 @@ def routing_table(
     blocks: Sequence[str] | None = None,
     k: int | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Routes a split, batch after batch; only one batch is in memory.
+    """Routes a split batch by batch; only one batch is in memory.
 
     Args:
       run: The opened run.
       split: Name in `config.dataset`.
-      blocks: Blocks to list; all that have experts by default.
+      blocks: Blocks to list; all blocks with experts by default.
       k: Choices to list for each token; all K by default.
 
     Yields:
       The rows of a batch, with the columns that this module describes.
 
     Raises:
-      ConfigError: If there is no such split or block, the split is empty, or k exceeds
-        the K that the model was made with.
+      ConfigError: If there is no such split or block, the split is empty, or k exceeds the
+        model's K.
     """
     split, blocks = run.choose_split(split), run.choose_blocks(blocks)
     k = _check_k(run, k)
@@ -73,12 +75,9 @@ def routing_table(
     with jax.set_mesh(run.mesh):
         for batch in run.batches(split):
             choices, pairs, labels, mask = jax.device_get(step(run.params, batch))
-            parts = [
-                _frame(
-                    run, blocks, block, choices[block], pairs, labels, mask, first, k, grid_columns
-                )
-                for block in blocks
-            ]
+            images = _Images(first, labels, mask, pairs, grid_columns, run.class_token)
+            names = pd.CategoricalDtype(blocks)
+            parts = [_frame(images, choices[block], k, block, names) for block in blocks]
             yield pd.concat(parts, ignore_index=True)
             first += len(mask)
 
@@ -86,12 +85,12 @@ def routing_table(
 def write_routing_table(
     run: OpenedRun, split: str, path: str | PathLike[str], **options: Any
 ) -> int:
-    """Writes the routing table of a split as Parquet, whole or not at all.
+    """Writes the routing table of a split as Parquet; a failure leaves no file.
 
     Args:
       run: The opened run.
       split: Name in `config.dataset`.
-      path: The file to write; of several processes the first one writes it.
+      path: The file to write; only process 0 writes it.
       **options: See `routing_table`.
 
     Returns:
@@ -115,7 +114,7 @@ def write_routing_table(
 def read_routing_table(
     path: str | PathLike[str], columns: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """Reads a routing table, or some of its columns; `stream_routing_table` needs less memory."""
+    """Reads a routing table or some of its columns; `stream_routing_table` needs less memory."""
     with epath.Path(path).open("rb") as file:
         return pd.read_parquet(file, columns=None if columns is None else list(columns))
 
@@ -123,7 +122,7 @@ def read_routing_table(
 def stream_routing_table(
     path: str | PathLike[str], columns: Sequence[str] | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Reads a routing table part by part, each with the images of a batch."""
+    """Reads a routing table in parts, each with the images of one batch."""
     with epath.Path(path).open("rb") as file:
         table = pq.ParquetFile(file)
         for part in range(table.num_row_groups):
@@ -133,37 +132,59 @@ def stream_routing_table(
 def _check_k(run: OpenedRun, k: int | None) -> int:
     trained = run.num_selected_experts
     if k is not None and not 1 <= k <= trained:
-        raise ConfigError(
-            "--k", k, f"{run.name} chooses {trained} experts a token: expected 1 to it"
-        )
+        expected = f"{run.name} selects {trained} experts per token: expected 1 to {trained}"
+        raise ConfigError("--k", k, expected)
     return k or trained
 
 
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """A batch of B images, whose rows all blocks share.
+
+    Attributes:
+      first: Position of the first image in the split.
+      labels: (B,) classes.
+      mask: (B,) bool, which rows are images.
+      pairs: (B, X, 2) matched tokens of the views, None with one view.
+      grid_columns: Patches per row of an image.
+      class_token: Whether token 0 is the class token.
+    """
+
+    first: int
+    labels: np.ndarray
+    mask: np.ndarray
+    pairs: np.ndarray | None
+    grid_columns: int
+    class_token: bool
+
+    @property
+    def num_views(self) -> int:
+        return 1 if self.pairs is None else 2
+
+    def grid(self, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns row and column of each token; -1 for the class token."""
+        patch = np.arange(tokens) - self.class_token
+        row, col = np.where(patch < 0, -1, np.divmod(patch, self.grid_columns))
+        return row, col
+
+    def matches(self, tokens: int) -> np.ndarray:
+        """Returns (B, views, T) tokens of view 1 that match tokens of view 0; else -1."""
+        match = np.full((len(self.mask), self.num_views, tokens), -1)
+        if self.pairs is not None:
+            image, pair = np.nonzero(self.pairs[..., 0] >= 0)
+            match[image, 0, self.pairs[image, pair, 0]] = self.pairs[image, pair, 1]
+        return match
+
+
 def _frame(
-    run: OpenedRun,
-    blocks: Sequence[str],
-    block: str,
-    choices: Choices,
-    pairs: np.ndarray | None,
-    labels: np.ndarray,
-    mask: np.ndarray,
-    first: int,
-    k: int,
-    grid_columns: int,
+    images: _Images, choices: Choices, k: int, block: str, names: pd.CategoricalDtype
 ) -> pd.DataFrame:
-    """Rows of one block and batch of B images, `first` being the position of the first."""
-    num_images, views = len(mask), 1 if pairs is None else 2
-    tokens = choices.experts.shape[1]
-    shape = (num_images, views, tokens, k)
-    match = np.full(shape[:3], -1)
-    if pairs is not None:
-        image, pair = np.nonzero(pairs[..., 0] >= 0)
-        match[image, 0, pairs[image, pair, 0]] = pairs[image, pair, 1]
-    patch = np.arange(tokens) - run.class_token
-    row, col = np.where(patch < 0, -1, np.divmod(patch, grid_columns))
+    """Makes the rows of one block; `names` are the names of all blocks."""
+    mask, tokens = images.mask, choices.experts.shape[1]
+    shape = (len(mask), images.num_views, tokens, k)
 
     def rows(values, dtype, *axes):
-        """Spreads values that have the given axes of (image, view, token, rank)."""
+        """Repeats values that have the given axes of (image, view, token, rank)."""
         values = np.asarray(values)
         index = tuple(slice(None) if axis in axes else None for axis in range(4))
         return np.broadcast_to(values[index], shape)[mask].reshape(-1).astype(dtype)
@@ -171,17 +192,19 @@ def _frame(
     def chosen(values, dtype):
         return values[..., :k].reshape(shape)[mask].reshape(-1).astype(dtype)
 
-    codes = np.full(int(mask.sum()) * views * tokens * k, blocks.index(block))
+    row, col = images.grid(tokens)
+    code = names.categories.get_loc(block)
+    codes = np.full(int(mask.sum()) * math.prod(shape[1:]), code)
     return pd.DataFrame(
         {
-            "image": rows(first + np.arange(num_images), np.int32, 0),
-            "label": rows(labels, np.int32, 0),
-            "view": rows(np.arange(views), np.int8, 1),
-            "block": pd.Categorical.from_codes(codes, list(blocks)),
+            "image": rows(images.first + np.arange(len(mask)), np.int32, 0),
+            "label": rows(images.labels, np.int32, 0),
+            "view": rows(np.arange(images.num_views), np.int8, 1),
+            "block": pd.Categorical.from_codes(codes, dtype=names),
             "token": rows(np.arange(tokens), np.int16, 2),
             "row": rows(row, np.int16, 2),
             "col": rows(col, np.int16, 2),
-            "match": rows(match, np.int16, 0, 1, 2),
+            "match": rows(images.matches(tokens), np.int16, 0, 1, 2),
             "rank": rows(1 + np.arange(k), np.int8, 3),
             "expert": chosen(choices.experts, np.int16),
             "gate": chosen(choices.gates, np.float32),

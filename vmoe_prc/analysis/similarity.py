@@ -1,4 +1,4 @@
-"""How alike the experts of a block are: in their weights, and in what they make of tokens."""
+"""Similarity of the experts of a block: of their weights, and of their outputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from vmoe_prc.arrays import Array, Float
 from vmoe_prc.models.moe import MlpBlock
 from vmoe_prc.steps.views import merge_views
 
-# Of each batch so many tokens, of each split so many batches.
+# Tokens sampled per batch, and batches per split.
 TOKENS, BATCHES = 512, 16
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -24,19 +24,19 @@ def similarity_table(
 ) -> pd.DataFrame:
     """Compares the experts of each block.
 
-    `weights` is the cosine of the kernels of two experts, flattened: it sees what experts
-    that began equal still share, but not that two experts may hold the same neurons in
-    another order. `outputs` does: linear CKA (Kornblith et al., arXiv 1905.00414) of what
-    the two make of the same tokens, whoever the router chose for them, estimated from parts
-    of batches (Nguyen et al., arXiv 2010.15327, equation 2).
+    `weights` is the cosine of the flattened kernels of two experts. It shows what experts with
+    equal initial values still share, but depends on the order of the neurons. `outputs` does
+    not: linear CKA (Kornblith et al., arXiv 1905.00414) of the outputs of two experts for the
+    same tokens, regardless of routing, estimated from parts of batches (Nguyen et al., arXiv
+    2010.15327, equation 2).
 
     Args:
       run: The opened run.
       split: Name of a split.
-      blocks: Blocks to measure; all that have experts by default.
+      blocks: Blocks to measure; all blocks with experts by default.
 
     Returns:
-      A row a block, measure and pair of experts: `block`, `measure`, `expert`, `other`,
+      One row per block, measure and pair of experts: `block`, `measure`, `expert`, `other`,
       `value`.
 
     Raises:
@@ -142,7 +142,7 @@ def expert_outputs(
 
 
 def token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
-    """Positions, among the tokens of a batch, of some that spread evenly over its images."""
+    """Returns positions of `TOKENS` tokens of a batch, spread evenly over its images."""
     *views, height, width, _ = batch["image"].shape[1:]
     patch_height, patch_width = run.config.model.patch_size
     tokens = (height // patch_height) * (width // patch_width) + run.class_token

@@ -1,7 +1,6 @@
-"""What each expert does: its share of the tokens, its classes, how sure its router is.
+"""Specialisation of experts: load, classes, entropy of the gates, co-activation.
 
-Everything is counted from a routing table as it streams by, see `routing_table`: only one
-batch is in memory.
+Counted from the parts of a routing table, see `routing_table`: only one batch is in memory.
 """
 
 from collections.abc import Iterable
@@ -16,21 +15,21 @@ ENTROPY_BINS = 30
 
 
 class Specialisation(NamedTuple):
-    """Tidy tables; a token is one of one view, the class token counted.
+    """Tidy tables. Tokens of both views count, and the class token.
 
     Attributes:
-      blocks: A row a block: `entropy`, mean entropy of the gates in nats, at most
-        `max_entropy` = ln E; `dropped`, share of choices that found their expert full;
-        `class_information`, mutual information of the first expert of a token and the class
-        of its image in nats, 0 if experts know nothing of classes.
-      experts: A row a block and expert: `load`, its share of the choices that were kept;
-        `first`, its share of first choices; `gate`, mean gate of the choices of it.
-      classes: A row a block, expert and class: `share`, of the class's tokens those whose
-        first choice it is.
-      entropy: A row a block and bin: `low` and `high` in nats, `share` of tokens.
-      similarity: A row a block and pair of experts, `measure` being `selection`: `value`, of
-        the tokens that `expert` processed the share that `other` processed, too (OLMoE,
-        arXiv 2409.02060, calls it co-activation). `similarity_table` has further measures.
+      blocks: One row per block: `entropy`, mean entropy of the gates in nats, at most
+        `max_entropy` = ln E; `dropped`, share of choices whose expert was full;
+        `class_information`, mutual information of a token's first expert and the class of its
+        image in nats, 0 if they are independent.
+      experts: One row per block and expert: `load`, share of the kept choices; `first`, share
+        of first choices; `gate`, mean gate of its choices.
+      classes: One row per block, expert and class: `share`, fraction of the class's tokens
+        whose first choice is this expert.
+      entropy: One row per block and bin: `low` and `high` in nats, `share` of tokens.
+      similarity: One row per block and pair of experts, with `measure` = `selection`: `value`,
+        P(processed by `other` | processed by `expert`) (OLMoE, arXiv 2409.02060, calls it
+        co-activation). `similarity_table` has further measures.
     """
 
     blocks: pd.DataFrame
@@ -43,7 +42,7 @@ class Specialisation(NamedTuple):
 def specialisation(
     frames: Iterable[pd.DataFrame], num_experts: int, num_classes: int
 ) -> Specialisation:
-    """Counts what the experts do.
+    """Computes the tables from a routing table.
 
     Args:
       frames: Parts of a routing table, each with all rows of its tokens.
@@ -69,7 +68,7 @@ class _Counts(NamedTuple):
 
     choices: int
     chosen: Float[np.ndarray, " E"]  # choices of each expert
-    kept: Float[np.ndarray, " E"]  # of these, those that were kept
+    kept: Float[np.ndarray, " E"]  # choices of each expert that were kept
     gates: Float[np.ndarray, " E"]  # sum of their gates
     first: Float[np.ndarray, "L E"]  # first choices, by class
     together: Float[np.ndarray, "E E"]  # tokens that both experts processed
@@ -159,14 +158,14 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
 def pair_rows(
     block: str, values: Float[np.ndarray, "A B"], names: tuple[str, str, str]
 ) -> pd.DataFrame:
-    """Makes a row of each entry of a matrix: `block`, and `names` of its indices and value."""
+    """Makes one row per entry of a matrix: `block`, and its indices and value as `names`."""
     a, b = np.indices(values.shape)
     columns = dict(zip(names, (a.ravel(), b.ravel(), values.ravel()), strict=True))
     return pd.DataFrame({"block": block, **columns})
 
 
 def _shares(part, whole) -> np.ndarray:
-    """Quotients, NaN where there is nothing."""
+    """Returns quotients, NaN where the denominator is 0."""
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1), np.nan)
 
 

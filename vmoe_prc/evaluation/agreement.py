@@ -5,12 +5,22 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.evaluation.bootstrap import Interval, ratio_intervals
 
 METRICS = ("top1", "top2", "top2_unordered", "overlap")
 # Beside the names of blocks: all of them together.
 ALL_BLOCKS = "all"
+
+
+def pairs_agree(first: Int[Array, "2 T"], pairs: Int[Array, "X 2"]) -> Bool[Array, " X"]:
+    """Returns for each pair (token of view 0, token of view 1) whether first experts are equal.
+
+    Args:
+      first: (2, T) first expert of each token of the two views of an image.
+      pairs: (X, 2) matched tokens, without (-1, -1).
+    """
+    return first[0, pairs[:, 0]] == first[1, pairs[:, 1]]
 
 
 def agreement_per_image(

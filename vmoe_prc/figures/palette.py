@@ -1,8 +1,10 @@
-"""Colours for experts that stay apart for colour-blind readers."""
+"""Colours of experts, and styles of lines, that colour-blind readers can tell apart."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.colors import to_hex
 
 from vmoe_prc.arrays import Array, Float
 
@@ -57,10 +59,10 @@ def _palette(num_experts: int) -> tuple[tuple[float, ...], ...]:
 
 
 def expert_colors(num_experts: int) -> Float[np.ndarray, "E 3"]:
-    """Returns as many distinct colours as there are experts.
+    """Returns a distinct colour for each expert.
 
-    Up to 7 they are Okabe and Ito's; each further one is the colour farthest from all
-    before it, so that a colour does not change as experts are added.
+    The first 7 are Okabe and Ito's; each further one is the colour farthest from all colours
+    before it, so that adding experts changes no colour.
 
     Args:
       num_experts: E.
@@ -71,11 +73,35 @@ def expert_colors(num_experts: int) -> Float[np.ndarray, "E 3"]:
     return np.asarray(_palette(num_experts), np.float64).reshape(-1, 3)
 
 
-def color_distance(a: Float[Array, "N 3"], b: Float[Array, "M 3"]) -> Float[Array, "N M"]:
-    """CIELAB distance of sRGB colours, to whoever sees the least of it.
+class LineStyle(NamedTuple):
+    """How the lines of an experiment look, in every figure of a page.
 
-    The least of the distances to normal sight, deuteranopia and protanopia; a difference
-    of 2.3 is just noticeable.
+    Attributes:
+      color: `#rrggbb`.
+      dashes: 'solid', 'dashed' or 'dotted', as Matplotlib and CSS call it.
+      marker: Marker of Matplotlib.
+    """
+
+    color: str
+    dashes: str
+    marker: str
+
+
+def line_styles(count: int) -> list[LineStyle]:
+    """Returns `count` styles; the first ones do not change with `count`.
+
+    Colours repeat after 5 lines, then with other dashes, and markers after 6.
+    """
+    # Without yellow, which is invisible on white.
+    colors = [to_hex(color) for color in expert_colors(6)[[4, 0, 5, 2, 1]]]
+    dashes = ("solid", "dashed", "dotted")
+    return [LineStyle(colors[i % 5], dashes[i // 5 % 3], "osD^vP"[i % 6]) for i in range(count)]
+
+
+def color_distance(a: Float[Array, "N 3"], b: Float[Array, "M 3"]) -> Float[Array, "N M"]:
+    """CIELAB distance of sRGB colours, for the reader who sees the smallest difference.
+
+    The minimum over normal sight, deuteranopia and protanopia; 2.3 is just noticeable.
     """
     distances = []
     for vision in _COLOR_VISION.values():

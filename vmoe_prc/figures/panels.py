@@ -1,6 +1,6 @@
-"""What routing pictures are put together from: panels of images, tinted patches, legends.
+"""Parts of routing figures: panels of images, tinted patches, legends.
 
-Sizes are in inches, so that panels and letters keep theirs as rows are added.
+Sizes are in inches, so that panels and letters keep their size as rows are added.
 """
 
 import math
@@ -21,14 +21,14 @@ from vmoe_prc.workdir.atomic import atomic_write
 
 _TINT, _PALE_TINT = 0.68, 0.20
 _LEGEND_ROW, _LEGEND_COLUMN = 0.205, 0.93
-# Share of the side of a patch that its second choice takes.
+# Side of the square of a second choice, as a share of the side of its patch.
 _INSET = 0.46
 SMALL, MEDIUM, LARGE = 8.5, 9.0, 13.0
 DIFFERENT_COLOR = "#C1121F"
 
 
 class Margins(NamedTuple):
-    """Room around panels, in inches."""
+    """Margins around panels, in inches."""
 
     top: float
     bottom: float
@@ -45,7 +45,7 @@ def place_panels(
       left: Distance of each panel of a row from the left margin, in inches.
       down: Distance of each row from the top margin.
       panel: Width and height of a panel.
-      margins: The room around them.
+      margins: Margins around them.
 
     Returns:
       The figure, bound to no window and not known to pyplot, and its panels by row.
@@ -94,10 +94,10 @@ def show_routing(
     """Shows an image in gray, each patch tinted by its expert.
 
     Args:
-      axes: Where to.
+      axes: The panel.
       image: (H, W, C) in [-1, 1].
       experts: (rows, cols) expert of each patch.
-      vivid: Which patches to show so; the others are pale and hatched.
+      vivid: (rows, cols), False for patches that are drawn pale and hatched.
       colors: (E, 3) sRGB by expert.
     """
     height, width, _ = image.shape
@@ -207,7 +207,7 @@ def expert_legend(
 def mark_legend(
     figure: Figure, entries: Sequence[Artist], right: float, top: float, handle_length: float = 1
 ) -> None:
-    """Explains marks in one row at the right, in line with the title of `expert_legend`.
+    """Explains marks in one row at the right, at the height of the title of `expert_legend`.
 
     Args:
       figure: The figure.
@@ -228,7 +228,7 @@ def mark_legend(
 
 
 def legend_height(num_experts: int, width: float) -> float:
-    """Returns the inches that the legends take of a figure `width` wide."""
+    """Returns the height of the legends in inches, in a figure of the given width."""
     return _LEGEND_ROW * (1 + math.ceil(num_experts / _legend_columns(width)))
 
 

@@ -1,4 +1,4 @@
-"""Routing maps: which experts the patches of images go to, for blocks, changes and runs.
+"""Routing maps: the experts of the patches of images, by block, perturbation and run.
 
 The tint of a patch is its first expert; a square in it is its second.
 """
@@ -7,12 +7,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.evaluation.agreement import pairs_agree
 from vmoe_prc.figures.palette import expert_colors
 from vmoe_prc.figures.panels import (
     DIFFERENT_COLOR,
@@ -31,7 +33,7 @@ from vmoe_prc.figures.panels import (
     show_second_choices,
 )
 
-# Inches; between groups of panels there is _GROUP_GAP.
+# Inches; _GROUP_GAP is the gap between groups of panels.
 _PANEL, _GAP, _GROUP_GAP = 1.45, 0.1, 0.3
 _TOP, _BOTTOM, _SIDE, _LABEL = 1.0, 0.16, 0.3, 0.34
 _ABOVE_LEGEND = 0.26
@@ -39,11 +41,11 @@ _ABOVE_LEGEND = 0.26
 
 @dataclasses.dataclass(frozen=True)
 class PatchRouting:
-    """The choices of a router for the patches of some images, the class token left out.
+    """The choices of a router for the patches of images, without the class token.
 
     Attributes:
       experts: (..., rows, cols, K) experts of the patches of a grid, best first.
-      kept: (..., rows, cols, K), False where the expert had no room.
+      kept: (..., rows, cols, K), False where the expert was full.
       num_experts: E.
     """
 
@@ -60,7 +62,7 @@ class PatchRouting:
         *,
         num_experts: int,
     ) -> "PatchRouting":
-        """Leaves out what stands before the patches of a (rows, cols) grid: a class token."""
+        """Takes the choices of T tokens; drops a class token before the (rows, cols) patches."""
 
         def patches(values):
             values = values[:, values.shape[1] - grid[0] * grid[1] :]
@@ -69,7 +71,7 @@ class PatchRouting:
         return cls(patches(experts), patches(kept), num_experts)
 
     def __getitem__(self, index) -> "PatchRouting":
-        """Takes some of the images."""
+        """Indexes the leading axes."""
         return dataclasses.replace(self, experts=self.experts[index], kept=self.kept[index])
 
     @property
@@ -85,13 +87,13 @@ def routing_map_figure(
     labels: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draws a row of images, and below it their map in each block.
+    """Draws a row of images, and below it their maps in each block.
 
     Args:
       images: (N, H, W, C) in [-1, 1], C = 3, or 1 for gray.
       routings: Choices for the N images, by the name of the block.
-      labels: N texts to stand above the images.
-      title: What follows "Which expert sees which patch".
+      labels: N titles of the images.
+      title: Text after "Which expert sees which patch".
 
     Returns:
       The figure, bound to no window and not known to pyplot.
@@ -108,7 +110,7 @@ def routing_map_figure(
     for row, name in zip(axes, ("image", *routings), strict=True):
         _name_row(row[0], name)
     text = "the tint of a patch is its first choice"
-    _describe(figure, title, text, routings, second=True)
+    _describe(figure, routings, _Caption(title, text, second=True))
     return figure
 
 
@@ -120,16 +122,16 @@ def sequence_figure(
     unit: str,
     title: str = "",
 ) -> Figure:
-    """Draws images that change step by step, and below each the maps of one or more runs.
+    """Draws images under a growing perturbation, and below them the maps of one or more runs.
 
-    A cross marks a patch whose first expert is not that of the first step.
+    A cross marks a patch whose first expert differs from the first step.
 
     Args:
-      images: (N, L, H, W, C) in [-1, 1], the first of the L steps being the image as it is.
+      images: (N, L, H, W, C) in [-1, 1]; the first of the L steps is the original image.
       routings: Choices for the (N, L) images, by the name of the run.
-      levels: L texts to stand above the steps.
-      unit: What the levels count.
-      title: What follows "Which expert sees which patch".
+      levels: L titles of the steps.
+      unit: Unit of the levels.
+      title: Text after "Which expert sees which patch".
 
     Returns:
       The figure, bound to no window and not known to pyplot.
@@ -151,7 +153,8 @@ def sequence_figure(
     for axis, level in zip(axes[0], levels, strict=True):
         axis.set_title(level, fontsize=MEDIUM, color="0.25", pad=4)
     marks = {f"another first expert than at {levels[0]}": DIFFERENT_COLOR}
-    _describe(figure, title, _changes_text(routings, levels[-1], unit), routings, marks)
+    text = _changes_text(routings, levels[-1], unit)
+    _describe(figure, routings, _Caption(title, text, marks))
     return figure
 
 
@@ -163,7 +166,7 @@ def comparison_figure(
     labels: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draws two views of each image, and beside them the maps of one or more runs.
+    """Draws two views of each image next to the maps of one or more runs.
 
     A cross marks a patch whose match in the other view goes to another expert; patches
     without a match are pale and hatched.
@@ -171,10 +174,10 @@ def comparison_figure(
     Args:
       images: (N, 2, H, W, C) in [-1, 1].
       routings: Choices for the (N, 2) views, by the name of the run.
-      pairs: (N, X, 2) matched patches (view 0, view 1) in row-major order, the class token
-        not counted; negative without a match.
-      labels: N texts to stand beside the rows.
-      title: What follows "Which expert sees which patch".
+      pairs: (N, X, 2) matched patches (view 0, view 1) in row-major order, without the class
+        token; negative where there is no match.
+      labels: N titles of the rows.
+      title: Text after "Which expert sees which patch".
 
     Returns:
       The figure, bound to no window and not known to pyplot.
@@ -206,7 +209,7 @@ def comparison_figure(
     ]
     text = "matched patches here with the same first expert \N{EN DASH} " + ", ".join(shares)
     marks = {"its match goes to another expert": DIFFERENT_COLOR}
-    _describe(figure, title, text, routings, marks, unmatched=True)
+    _describe(figure, routings, _Caption(title, text, marks, unmatched=True))
     return figure
 
 
@@ -214,7 +217,7 @@ def _show_views(axes, views, routing: PatchRouting, pairs) -> np.ndarray:
     """Shows the maps of two views; returns for each pair whether the first experts agree."""
     pairs = pairs[(pairs >= 0).all(axis=-1)]
     first = routing.first.reshape(2, -1)  # (2, P)
-    same = first[0, pairs[:, 0]] == first[1, pairs[:, 1]]
+    same = pairs_agree(first, pairs)
     for view in range(2):
         patches = np.arange(first.shape[1]).reshape(routing.first.shape[1:])
         matched = np.isin(patches, pairs[:, view])
@@ -233,7 +236,7 @@ def _show_map(axes: Axes, image, routing: PatchRouting, vivid=None, *, second=Fa
 
 
 def _grid(columns, rows, image_size, num_experts):
-    """Places panels, so many in each group of columns and of rows."""
+    """Places panels; `columns` and `rows` hold the number of panels of each group."""
     height = _PANEL * image_size[0] / image_size[1]
     left = _distances(columns, _PANEL)
     width = _SIDE + _LABEL + left[-1] + _PANEL + _SIDE
@@ -263,23 +266,43 @@ def _changes_text(routings: Mapping[str, PatchRouting], last: str, unit: str) ->
     return f"columns: {unit}; patches with another first expert at {last} \N{EN DASH} {shares}"
 
 
-def _describe(figure, title, text, routings, marks=None, *, second=False, unmatched=False) -> None:
-    """Adds the headline and the legends."""
-    whole = "Which expert sees which patch" + (f" \N{EN DASH} {title}" if title else "")
-    headline(figure, _SIDE, whole, text)
+@dataclasses.dataclass(frozen=True)
+class _Caption:
+    """Texts and marks around the panels of a figure.
+
+    Attributes:
+      title: Follows "Which expert sees which patch".
+      text: The line below the title.
+      marks: Colour of each kind of cross, by its label.
+      second: Whether second choices are drawn.
+      unmatched: Whether patches without a match are drawn pale.
+    """
+
+    title: str
+    text: str
+    marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    second: bool = False
+    unmatched: bool = False
+
+
+def _describe(figure: Figure, routings: Mapping[str, PatchRouting], caption: _Caption) -> None:
+    """Adds the title and the legends."""
+    subject = f" \N{EN DASH} {caption.title}" if caption.title else ""
+    headline(figure, _SIDE, f"Which expert sees which patch{subject}", caption.text)
     most = max(routing.num_experts for routing in routings.values())
     top = _BOTTOM + legend_height(most, figure.get_size_inches()[0])
-    title = "expert" if len(routings) == 1 or second else "expert (of each run by itself)"
+    single = len(routings) == 1 or caption.second
+    title = "expert" if single else "expert (numbered separately in each run)"
     expert_legend(figure, expert_colors(most), _SIDE, top, title=title)
-    entries = [
+    entries: list[Artist] = [
         Line2D([], [], marker="X", ls="", ms=6, c=color, mec="white", mew=0.5, label=name)
-        for name, color in (marks or {}).items()
+        for name, color in caption.marks.items()
     ]
     dropped = not all(routing.kept[..., 0].all() for routing in routings.values())
-    pale = ["no match"] * unmatched + ["no room"] * dropped
+    pale = ["no match"] * caption.unmatched + ["expert full"] * dropped
     if pale:
         entries.append(Patch(**NO_MATCH_STYLE, label=" or ".join(pale)))
-    if second and any(routing.experts.shape[-1] > 1 for routing in routings.values()):
+    if caption.second and any(routing.experts.shape[-1] > 1 for routing in routings.values()):
         square = {"marker": "s", "ls": "", "c": "0.55", "mec": "white"}
         entries.append(Line2D([], [], ms=7, **square, label="second choice"))
     mark_legend(figure, entries, _SIDE, top)

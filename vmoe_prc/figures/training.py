@@ -1,4 +1,4 @@
-"""The figure of its routing that a run draws at each evaluation."""
+"""The figure of routing that a run draws at each evaluation and at its end."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,8 +50,8 @@ def make_training_picture(
     Returns:
       A function of the parameters and a batch: `image` (B, 2, H, W, 3) or (B, H, W, 3),
       `labels` (B, classes), `mask` (B,) and with two views `view_from_image` (B, 2, 3, 3).
-      With several processes all of them call it, with a global batch. It returns what
-      draws the figure, for one of them to call, or None if the model has no experts.
+      All processes call it, with a global batch. It returns a function that draws the
+      figure, for process 0 to call, or None if the model has no experts.
     """
 
     def route(params, batch):

@@ -1,13 +1,16 @@
-"""The picture that a run ends with: which expert each patch of two views goes to."""
+"""The figure of matched patches: the experts of two views, joined patch by patch."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Patch
 
-from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.evaluation.agreement import pairs_agree
 from vmoe_prc.figures.palette import expert_colors
 from vmoe_prc.figures.panels import (
     DIFFERENT_COLOR,
@@ -23,7 +26,7 @@ from vmoe_prc.figures.panels import (
     show_routing,
 )
 
-# Inches. The lines cross _JOINED_GAP; the agreement of a row stands in the gap above it.
+# Inches. The lines cross _JOINED_GAP; the agreement of a row is written in the gap above it.
 _PANEL, _GAP, _ROW_GAP, _JOINED_GAP = 1.9, 0.1, 0.26, 1.3
 _LEFT = (0, _PANEL + _GAP, 2 * _PANEL + 4 * _GAP, 3 * _PANEL + 4 * _GAP + _JOINED_GAP)
 _TOP, _BOTTOM, _SIDE = 0.98, 0.16, 0.36
@@ -44,56 +47,55 @@ def routing_pairs_figure(
 ) -> Figure:
     """Draws two views of each image, their patches coloured by expert and joined by pair.
 
-    A row an image: the two views; then both in gray, each patch tinted by its expert.
-    Matched patches are joined, by a solid line where their experts are the same and by a
-    dashed red one where they differ. Patches without a match are pale and hatched.
+    Each row shows one image: the two views, then both in gray with each patch tinted by its
+    expert. Matched patches are joined, by a solid line where their experts are the same and
+    by a dashed red line where they differ. Patches without a match are pale and hatched.
 
     Args:
       images: (N, 2, H, W, C) in [-1, 1], C = 3, or 1 for gray.
       experts: (N, 2, T) first choice of each token; T = P patches in row-major order,
         after the class token if there is one.
       pairs: (N, X, 2) token indices (view 0, view 1), (-1, -1) for no match; a pair of
-        class tokens is left out.
+        class tokens is ignored.
       patch_size: Side of a patch in pixels, or (height, width).
       num_experts: E.
       class_token: Whether token 0 is the class token.
       block: Name of the MoE block, for the title.
-      labels: N texts, one for each row.
+      labels: N titles of the rows.
 
     Returns:
       The figure, bound to no window and not known to pyplot.
 
     Raises:
-      ValueError: If shapes do not fit each other, or an index is out of range.
+      ValueError: If shapes do not match, or an index is out of range.
     """
     images, experts, pairs = (np.asarray(array) for array in (images, experts, pairs))
-    if isinstance(patch_size, int):
-        patch_size = (patch_size, patch_size)
-    _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
+    grid = _PatchGrid.of(images.shape[2:4] if images.ndim == 5 else (0, 0), patch_size)
+    _check_images(images, grid, labels)
+    _check_tokens(images, experts, pairs, grid.count + class_token, num_experts)
     offset = int(class_token)
     experts = experts[:, :, offset:]  # (N, 2, P)
     matched = (pairs >= offset).all(axis=-1)  # (N, X)
     rows = [pairs[n][matched[n]] - offset for n in range(len(pairs))]  # (matches, 2) each
-    same = [experts[n, 0, r[:, 0]] == experts[n, 1, r[:, 1]] for n, r in enumerate(rows)]
+    same = [pairs_agree(experts[n], r) for n, r in enumerate(rows)]
 
     colors = expert_colors(num_experts)
     legend = legend_height(num_experts, _LEFT[-1] + _PANEL + 2 * _SIDE)
-    height, width = images.shape[2:4]
+    height, width = grid.image_size
     figure, axes = place_panels(
         _LEFT,
         [n * (_PANEL * height / width + _ROW_GAP) for n in range(len(images))],
         (_PANEL, _PANEL * height / width),
         Margins(_TOP, _BOTTOM + legend + _ROW_GAP, _SIDE, _SIDE),
     )
-    grid = (height // patch_size[0], width // patch_size[1])
     for n, panels in enumerate(axes):
         for view in range(2):
             show_image(panels[view], images[n, view])
-            vivid = np.isin(np.arange(experts.shape[-1]), rows[n][:, view]).reshape(grid)
-            chosen = experts[n, view].reshape(grid)
+            vivid = np.isin(np.arange(experts.shape[-1]), rows[n][:, view]).reshape(grid.shape)
+            chosen = experts[n, view].reshape(grid.shape)
             show_routing(panels[2 + view], images[n, view], chosen, vivid, colors)
-        _join(figure, panels[2], panels[3], rows[n], same[n], width, patch_size)
-        _note(figure, panels[2], panels[3], same[n])
+        _join(figure, panels[2:], rows[n], same[n], grid)
+        _note(figure, panels[2:], same[n])
         if labels is not None:
             panels[0].set_ylabel(labels[n], fontsize=MEDIUM, color="0.25")
     for axis, title in zip(axes[0], ("view 0", "view 1") * 2, strict=True):
@@ -105,28 +107,57 @@ def routing_pairs_figure(
     return figure
 
 
-def _check(images, experts, pairs, patch_size, num_experts, class_token, labels) -> None:
+@dataclasses.dataclass(frozen=True)
+class _PatchGrid:
+    """The patches of an image of `image_size` (height, width), each of `patch_size`."""
+
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, image_size: Sequence[int], patch_size: int | tuple[int, int]) -> "_PatchGrid":
+        height, width = image_size
+        size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+        return cls((height, width), size)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
+    def count(self) -> int:
+        """Number of patches."""
+        return self.shape[0] * self.shape[1]
+
+
+def _check_images(images: np.ndarray, grid: _PatchGrid, labels: Sequence[str] | None) -> None:
     if images.ndim != 5 or images.shape[1] != 2 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must be (N, 2, H, W, 3 or 1), but are {images.shape}")
-    num_images, _, height, width, _ = images.shape
-    if height % patch_size[0] or width % patch_size[1]:
-        raise ValueError(f"patch_size {patch_size} does not divide images {images.shape}")
-    patches = (height // patch_size[0]) * (width // patch_size[1])
-    expected = (num_images, 2, patches + class_token)
+    if any(size % patch for size, patch in zip(grid.image_size, grid.patch_size, strict=True)):
+        raise ValueError(f"patch_size {grid.patch_size} does not divide images {images.shape}")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images")
+
+
+def _check_tokens(
+    images: np.ndarray, experts: np.ndarray, pairs: np.ndarray, tokens: int, num_experts: int
+) -> None:
+    """Checks (N, 2, tokens) experts and (N, X, 2) pairs of N images."""
+    expected = (len(images), 2, tokens)
     if experts.shape != expected:
         raise ValueError(
-            f"experts must be {expected} for images {images.shape} with patch_size "
-            f"{patch_size} and class_token = {class_token}, but are {experts.shape}"
+            f"experts must be {expected} for images {images.shape} with this patch_size and "
+            f"class_token, but are {experts.shape}"
         )
-    if pairs.ndim != 3 or pairs.shape[0] != num_images or pairs.shape[2] != 2:
+    if pairs.ndim != 3 or pairs.shape[0] != len(images) or pairs.shape[2] != 2:
         raise ValueError(
-            f"pairs must be ({num_images}, X, 2) for images {images.shape}, but are {pairs.shape}"
+            f"pairs must be ({len(images)}, X, 2) for images {images.shape}, but are {pairs.shape}"
         )
-    if labels is not None and len(labels) != num_images:
-        raise ValueError(f"{len(labels)} labels for {num_images} images")
     for name, array, low, high in (
         ("experts", experts, 0, num_experts),
-        ("pairs", pairs, -1, expected[2]),
+        ("pairs", pairs, -1, tokens),
     ):
         if array.size and (array.min() < low or array.max() >= high):
             raise ValueError(
@@ -134,14 +165,21 @@ def _check(images, experts, pairs, patch_size, num_experts, class_token, labels)
             )
 
 
-def _join(figure, axes0, axes1, pairs, same, width, patch_size) -> None:
-    """Joins (matches, 2) patches of the views; those that differ lie on top."""
-    patch_height, patch_width = patch_size
-    columns = width // patch_width
+def _join(
+    figure: Figure,
+    panels: Sequence[Axes],
+    pairs: Int[np.ndarray, "M 2"],
+    same: Bool[np.ndarray, " M"],
+    grid: _PatchGrid,
+) -> None:
+    """Joins M pairs of patches of two panels; pairs that differ are drawn on top."""
+    axes0, axes1 = panels
+    patch_height, patch_width = grid.patch_size
+    columns = grid.shape[1]
     row, col = np.divmod(pairs, columns)
     x = (col + 0.5) * patch_width
-    # A line leaves its patch a little above or below the centre, by its column in view 0,
-    # against its slope: the lines of a row of patches would else lie on top of each other.
+    # A line starts a little above or below the centre of its patch, depending on its column in
+    # view 0 and against its slope: otherwise the lines of a row of patches would coincide.
     fall = np.bincount(row[:, 0], weights=row[:, 1] - row[:, 0])  # of each row of patches
     shift = np.where(fall[row[:, :1]] > 0, -0.56, 0.56) * ((col[:, :1] + 0.5) / columns - 0.5)
     y = (row + 0.5 + shift) * patch_height
@@ -166,9 +204,9 @@ def _join(figure, axes0, axes1, pairs, same, width, patch_size) -> None:
             )
 
 
-def _note(figure, axes0, axes1, same) -> None:
+def _note(figure: Figure, panels: Sequence[Axes], same: Bool[np.ndarray, " M"]) -> None:
     """Writes the agreement of a row between its joined panels, above the lines."""
-    left, right = axes0.get_position(), axes1.get_position()
+    left, right = (axes.get_position() for axes in panels)
     figure.text(
         (left.x1 + right.x0) / 2,
         left.y1 + 0.04 / figure.get_size_inches()[1],
@@ -179,15 +217,16 @@ def _note(figure, axes0, axes1, same) -> None:
     )
 
 
-def _agreement_text(same) -> str:
+def _agreement_text(same: Bool[np.ndarray, " M"]) -> str:
     if not same.size:
         return "no matched patch pairs"
-    share = f"{100 * same.mean():.1f}% of them go to the same expert"
-    return f"{same.size:,} matched patch pairs, {share} in both views"
+    return f"{same.size:,} matched patch pairs; {100 * same.mean():.1f}% have the same expert"
 
 
-def _legend(figure, colors, load) -> None:
-    """Names the experts with the share of patches each gets, and the kinds of lines."""
+def _legend(
+    figure: Figure, colors: Float[np.ndarray, "E 3"], load: Float[np.ndarray, " E"]
+) -> None:
+    """Names the experts with their shares of the patches, and the kinds of lines."""
     top = _BOTTOM + legend_height(len(colors), figure.get_size_inches()[0])
     title = "share of patches per expert"
     expert_legend(figure, colors, _SIDE, top, title=title, shares=load)

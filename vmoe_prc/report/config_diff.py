@@ -1,34 +1,33 @@
-"""In which fields of their configurations runs differ."""
+"""Fields in which configurations differ."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmoe_prc.config import flatten
-from vmoe_prc.report.runs import Run
 
-MISSING = "-"
+# Value of a field that a configuration lacks: a section that is None has no fields.
+MISSING = object()
 
 
-def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+def differing_fields(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Compares configurations.
 
     Args:
-      runs: Runs.
+      configs: Configurations, nested or flat.
 
     Returns:
-      By full name, in order, each field that is not the same in all runs: its value in
-      each of them as text, `MISSING` where there is none.
+      By dotted name, in alphabetical order, each field that is not the same in all
+      configurations: its value in each of them, or `MISSING`.
     """
-    configs = [flatten(run.config) for run in runs]
-    names = sorted({name for config in configs for name in config})
-    rows = {name: [_text(config, name) for config in configs] for name in names}
-    return {name: values for name, values in rows.items() if len(set(values)) > 1}
+    flat = [flatten(config) for config in configs]
+    names = sorted({name for config in flat for name in config})
+    values = {name: [config.get(name, MISSING) for config in flat] for name in names}
+    return {name: row for name, row in values.items() if len(set(map(value_text, row))) > 1}
 
 
-def _text(config: Mapping[str, Any], name: str) -> str:
-    # A section that is None has none of its fields.
-    value = config.get(name)
-    if value is None:
-        return MISSING
-    return value if isinstance(value, str) else json.dumps(value)
+def value_text(value: Any, missing: str = "-") -> str:
+    """Returns the value of a field as text: `missing` for None and `MISSING`."""
+    if value is None or value is MISSING:
+        return missing
+    return value if isinstance(value, str) else json.dumps(value, default=list)

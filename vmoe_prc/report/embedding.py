@@ -1,4 +1,4 @@
-"""Pictures inside an HTML page, as data URIs."""
+"""Figures and image files inside an HTML page, as data URIs."""
 
 import base64
 import dataclasses
@@ -10,23 +10,24 @@ import matplotlib
 import PIL.Image
 from matplotlib.figure import Figure
 
-# Ink of pictures without background, on a light and on a dark page.
+# Ink of drawings without a background, on a light and on a dark page.
 _INKS = {"light": "#3a3f45", "dark": "#c9ced6"}
 _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 # The same figure gives the same file.
 _SVG = {"metadata": {"Date": None}, "format": "svg", "transparent": True}
 _DPI = 144
+MAX_PIXELS = 40_000_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture and what is said of it.
+    """An image of a page with its texts.
 
     Attributes:
       source: Data URI.
       dark_source: Data URI for a dark page; None if it is the same.
-      alt: What it shows, for readers who do not see it.
-      caption: What stands below it.
+      alt: Description for readers who cannot see it.
+      caption: Text below it.
       width: Its width in CSS pixels where there is room.
       height: Its height.
     """
@@ -50,11 +51,19 @@ def embedded_file(path: pathlib.Path, caption: str) -> Picture:
     """Embeds a PNG file.
 
     Raises:
-      OSError: If it cannot be read, or is no picture.
+      OSError: If it cannot be read, or is no PNG file.
+      ValueError: If it has more than `MAX_PIXELS`, which would stop a browser.
     """
-    with PIL.Image.open(path, formats=["PNG"]) as image:
-        image.verify()
-        width, height = image.size
+    try:
+        with PIL.Image.open(path, formats=["PNG"]) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+            image.verify()
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"too large: {error}") from None
+    except SyntaxError as error:  # of a damaged PNG chunk
+        raise OSError(f"damaged: {error}") from None
     source = _data_uri("image/png", path.read_bytes())
     return Picture(source, None, f"{caption}.", caption, width, height)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from vmoe_prc.config import flatten
 from vmoe_prc.report import published
+from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.runs import Run
 
-# What a run may differ in without being another experiment.
+# Fields in which runs of one experiment may differ.
 IGNORED = {
     "seed",
     "description",
@@ -21,19 +22,21 @@ IGNORED = {
     "evaluate.every_steps",
     "profile",
 }
-IGNORED_OF_DATASETS = {"data_dir", "manual_dir", "cache", "prefetch", "prefetch_device"}
+# The same, in each section of `dataset`.
+IGNORED_OF_DATASETS = {"data_dir", "cache", "prefetch", "prefetch_device"}
+# Methods by consistency loss, in the order of tables; another loss is called by its own name.
 METHODS = {None: "V-MoE", "prc": "PRC", "l2": "L2", "jsd": "JSD"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in their seeds alone.
+    """Runs that differ only in their seeds.
 
     Attributes:
       dataset: Name of the data set.
       method: 'V-MoE', 'PRC', ...
       k: Selected experts; None where the experts select.
-      settings: What sets it apart from others of the same method, if there are any.
+      settings: What distinguishes it from other experiments of the same method and k.
       runs: Its runs, in the order of their seeds.
     """
 
@@ -50,20 +53,21 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """Tells it apart from other experiments with the same data set."""
+        """Distinguishes it from other experiments on the same data set."""
         k = "" if self.k is None else f"k={self.k}"
         return ", ".join(filter(None, [self.method, k, self.settings]))
 
 
 def group_runs(runs: Iterable[Run]) -> tuple[list[Experiment], list[str]]:
-    """Gathers the runs of each experiment.
+    """Groups runs by experiment.
 
     Args:
       runs: Finished runs, in any order.
 
     Returns:
-      The experiments in the order of the paper's table, and warnings of runs that are left
-      out since another one has the same configuration and seed.
+      The experiments in the order of the paper's table, and a warning for each run that is
+      left out because another run has the same configuration, data and seed, and for each
+      run that diverged.
     """
     groups, warnings = _group(runs)
     experiments = [
@@ -74,17 +78,20 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Experiment], list[str]]:
 
 
 def name_experiment(runs: Sequence[Run], settings: str) -> Experiment:
-    """Makes an experiment of runs that are known to differ in their seeds alone.
+    """Makes an experiment of runs that differ only in their seeds.
 
     Args:
       runs: The runs, in the order of their seeds; at least one.
-      settings: What sets it apart from other experiments of the same method and k.
+      settings: See `Experiment`.
     """
     return Experiment(*_name(runs[0]), settings, tuple(runs))
 
 
 def experiment_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make an experiment what it is, by dotted names."""
+    """Returns the fields that define an experiment, by dotted names.
+
+    The directory of own images (`manual_dir`) is one of them: other images are other data.
+    """
     flat = flatten(config)
     datasets = {name for name in flat if name.startswith("dataset.")}
     dropped = {name for name in datasets if name.rpartition(".")[2] in IGNORED_OF_DATASETS}
@@ -99,42 +106,45 @@ def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
         seed = run.config["seed"]
         if seed in group:
             warnings.append(
-                f"left out: {run.workdir}: the same configuration and seed {seed} as "
+                f"left out: {run.workdir}: the same configuration, data and seed {seed} as "
                 f"{group[seed].workdir}"
             )
-        else:
-            group[seed] = run
+            continue
+        group[seed] = run
+        if run.diverged:
+            warnings.append(
+                f"{run.workdir}: diverged: its loss is not finite; it counts in no mean"
+            )
     return [[group[seed] for seed in sorted(group)] for group in groups.values()], warnings
 
 
 def _settings(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Tells groups apart that the first columns do not."""
-    alike = collections.defaultdict(list)
-    for group in groups:
-        alike[_name(group[0])].append(experiment_fields(group[0].config))
-    settings = []
-    for group in groups:
-        experiment, others = experiment_fields(group[0].config), alike[_name(group[0])]
-        differing = sorted(
-            name
-            for name in {name for other in others for name in other}
-            if len({json.dumps(other.get(name)) for other in others}) > 1
-        )
-        settings.append(", ".join(f"{name}={experiment.get(name)}" for name in differing))
+    """Returns the differing fields of groups with the same data set, method and k."""
+    fields = [experiment_fields(group[0].config) for group in groups]
+    names = [_name(group[0]) for group in groups]
+    settings = [""] * len(groups)
+    for name in set(names):
+        members = [i for i, other in enumerate(names) if other == name]
+        differing = differing_fields([fields[i] for i in members])
+        for column, i in enumerate(members):
+            settings[i] = ", ".join(
+                f"{field}={value_text(values[column], 'None')}"
+                for field, values in differing.items()
+            )
     return settings
 
 
 def _name(run: Run) -> tuple[str, str, int | None]:
-    consistency = run.config["consistency"]
-    method = METHODS[consistency and consistency["name"]]
-    moe = run.config["model"]["encoder"]["moe"]
-    k = moe["router"].get("num_selected_experts") if moe["layers"] else None
-    return run.config["dataset"]["train"]["name"], method if moe["layers"] else "dense", k
+    consistency, moe = run.config["consistency"], run.config["model"]["encoder"]["moe"]
+    loss = consistency and consistency["name"]
+    method = METHODS.get(loss, loss) if moe["layers"] else "dense"
+    k = moe.get("router", {}).get("num_selected_experts") if moe["layers"] else None
+    return run.config["dataset"]["train"]["name"], method, k
 
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:
-    """The order of the paper's table; other data sets and methods follow."""
-    datasets, methods = list(published.ACCURACY), list(METHODS.values())
+    """Sorts as the paper's table does; other data sets and methods follow."""
+    datasets, methods = list(published.ACCURACIES), list(METHODS.values())
     known = experiment.dataset in datasets
     return (
         datasets.index(experiment.dataset) if known else len(datasets),

@@ -5,7 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from vmoe_prc.report.paired import Comparison, Difference, DifferenceTable
-from vmoe_prc.report.tables import Figure, Row, Table
+from vmoe_prc.report.tables import ACCURACY, IMAGES, SAMPLING_ERROR, Estimate, Row, Table
 from vmoe_prc.workdir.text_tables import aligned_lines
 
 
@@ -20,7 +20,7 @@ def to_markdown(tables: Sequence[Table | DifferenceTable]) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """Writes one row a figure, with full precision: `mean` and `std` are in %."""
+    """Writes one row per estimate, with full precision: `mean` and `std` are in %."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
@@ -29,12 +29,17 @@ def to_csv(tables: Sequence[Table]) -> str:
     for table in tables:
         for row in table.rows:
             for column in table.columns:
-                if column in row.figures:
-                    figure = row.figures[column]
-                    arm = row.experiment
-                    seeds = " ".join(map(str, arm.seeds))
-                    described = [arm.dataset, arm.method, arm.k, arm.settings, seeds]
-                    writer.writerow([table.title, *described, column, figure.mean, figure.std])
+                if column in row.estimates:
+                    estimate, experiment = row.estimates[column], row.experiment
+                    seeds = " ".join(map(str, experiment.seeds))
+                    described = [
+                        experiment.dataset,
+                        experiment.method,
+                        experiment.k,
+                        experiment.settings,
+                        seeds,
+                    ]
+                    writer.writerow([table.title, *described, column, estimate.mean, estimate.std])
     return file.getvalue().rstrip("\n")
 
 
@@ -42,14 +47,21 @@ def table_cells(table: Table | DifferenceTable) -> list[list[str]]:
     """Returns the texts of a table, its header first."""
     if isinstance(table, DifferenceTable):
         header = ["comparison", "seeds", *table.columns]
-        return [header, *(_comparison(row, table.columns) for row in table.rows)]
+        rows = [_comparison(row, table.columns) for row in table.rows]
+        if any(row.sampling_error is not None for row in table.rows):
+            header.append(f"{ACCURACY}: {SAMPLING_ERROR}, at most")
+            errors = [row.sampling_error for row in table.rows]
+            rows = [
+                [*r, "-" if e is None else f"{e:.2f}"] for r, e in zip(rows, errors, strict=True)
+            ]
+        return [header, *rows]
     with_settings = any(row.experiment.settings for row in table.rows)
     header = ["data set", "method", "k", *["settings"] * with_settings, "seeds", *table.columns]
     return [header, *(_row(row, table.columns, with_settings) for row in table.rows)]
 
 
 def differences_to_csv(table: DifferenceTable) -> str:
-    """Writes one row a difference, with full precision, in points of %."""
+    """Writes one row per difference, with full precision, in points of %."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["comparison", "seeds", "figure", "mean", "low", "high"])
@@ -68,11 +80,13 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
 
 
 def _row(row: Row, columns: Sequence[str], with_settings: bool) -> list[str]:
-    arm = row.experiment
-    k = "-" if arm.k is None else str(arm.k)
-    settings = [arm.settings] * with_settings
-    figures = [_figure(row.figures.get(column)) for column in columns]
-    return [arm.dataset, arm.method, k, *settings, str(len(arm.seeds)), *figures]
+    experiment = row.experiment
+    k = "-" if experiment.k is None else str(experiment.k)
+    settings = [experiment.settings] * with_settings
+    diverged = sum(run.diverged for run in experiment.runs)
+    seeds = str(len(experiment.runs) - diverged) + (f" + {diverged} diverged" if diverged else "")
+    cells = [_cell(row.estimates.get(column), column) for column in columns]
+    return [experiment.dataset, experiment.method, k, *settings, seeds, *cells]
 
 
 def _comparison(row: Comparison, columns: Sequence[str]) -> list[str]:
@@ -87,10 +101,12 @@ def _difference(value: Difference | None) -> str:
     return f"{value.mean:+.2f}{interval}"
 
 
-def _figure(figure: Figure | None) -> str:
-    if figure is None:
+def _cell(estimate: Estimate | None, column: str) -> str:
+    if estimate is None:
         return "-"
-    return f"{figure.mean:.2f}" + ("" if figure.std is None else f" ± {figure.std:.2f}")
+    if column == IMAGES:
+        return f"{estimate.mean:,.0f}"
+    return f"{estimate.mean:.2f}" + ("" if estimate.std is None else f" ± {estimate.std:.2f}")
 
 
 def _text_table(table: Table | DifferenceTable) -> str:

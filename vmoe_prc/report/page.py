@@ -1,4 +1,4 @@
-"""One HTML page about several runs, which needs nothing but itself."""
+"""One self-contained HTML page about several runs."""
 
 import dataclasses
 import functools
@@ -9,14 +9,15 @@ from collections.abc import Sequence
 
 import jinja2
 
-from vmoe_prc.report.config_diff import config_differences
-from vmoe_prc.report.curves import CURVES, Style, available_curves, learning_curve, line_styles
+from vmoe_prc.figures.palette import LineStyle, line_styles
+from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.embedding import Picture, drawing
 from vmoe_prc.report.experiments import METHODS, Experiment
+from vmoe_prc.report.figures import CURVES, available_curves, learning_curve
 from vmoe_prc.report.formats import table_cells
-from vmoe_prc.report.paired import DifferenceTable, compare, difference_table
+from vmoe_prc.report.paired import MIN_SEEDS, DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import Run
-from vmoe_prc.report.tables import Table, make_tables
+from vmoe_prc.report.tables import PUBLISHED, SAMPLING_ERROR, Table, make_tables
 
 BASELINE = METHODS[None]
 
@@ -26,10 +27,10 @@ class PageTable:
     """A table as text.
 
     Attributes:
-      title: What it shows.
+      title: Its title.
       header: Titles of the columns.
       rows: The cells of each row.
-      first_number: The column from which on there are figures.
+      first_number: The first column of numbers.
     """
 
     title: str
@@ -47,7 +48,7 @@ class Section:
       title: Its title.
       text: A paragraph that explains it.
       tables: Its tables.
-      legend: Styles of the lines in its pictures, and what they are.
+      legend: Styles of the lines in its pictures, and their labels.
       pictures: Its pictures.
     """
 
@@ -55,7 +56,7 @@ class Section:
     title: str
     text: str = ""
     tables: Sequence[PageTable] = ()
-    legend: Sequence[tuple[Style, str]] = ()
+    legend: Sequence[tuple[LineStyle, str]] = ()
     pictures: Sequence[Picture] = ()
 
 
@@ -67,9 +68,9 @@ def make_page(
     """Makes the page: tables, learning curves, the given sections, configurations.
 
     Args:
-      experiments: What the runs are about, in order.
+      experiments: The experiments, in order.
       sections: Further parts.
-      warnings: What the reader should know of runs that are missing.
+      warnings: Warnings to show, such as of runs that are missing.
 
     Returns:
       HTML; every text in it is escaped.
@@ -87,7 +88,10 @@ def make_page(
         summary=_summary(experiments),
         warnings=warnings,
         sections=[part for part in parts if part.tables or part.pictures],
-        differences=config_differences(runs),
+        differences={
+            field: [value_text(value) for value in values]
+            for field, values in differing_fields([run.config for run in runs]).items()
+        },
         runs=[
             {"name": name, "config": json.dumps(run.config, indent=2)}
             for name, run in zip(names, runs, strict=True)
@@ -96,7 +100,7 @@ def make_page(
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
-    """Names runs by their work directories, from the deepest that holds them all."""
+    """Names runs by their work directories, relative to the deepest common parent."""
     if len(runs) == 1:
         return [runs[0].workdir.name]
     parent = _parent(runs)
@@ -113,52 +117,69 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _summary(experiments: Sequence[Experiment]) -> str:
     runs = sum(len(experiment.runs) for experiment in experiments)
-    arms = "; ".join(dict.fromkeys(e.label for e in experiments))
-    counted = f"{runs} finished run" + "s" * (runs > 1)
-    return f"{counted}: {arms}."
+    labels = "; ".join(dict.fromkeys(e.label for e in experiments))
+    return f"{runs} finished run{'s' * (runs > 1)}: {labels}."
 
 
 def _results(experiments: Sequence[Experiment]) -> Section:
-    text = (
-        "Shares in %, at the end of training: mean ± sample standard deviation over seeds. "
-        "Published figures are those of Kada et al., IEEE OJSP 2025, for V-MoE-S/32 with 8 experts."
-    )
     tables: list[Table | DifferenceTable] = [*make_tables(experiments)]
     differences = difference_table(
         [
-            compare(arm, baseline)
+            compare(experiment, baseline)
             for baseline in experiments
-            for arm in experiments
-            if baseline.method == BASELINE != arm.method
-            and (arm.dataset, arm.k) == (baseline.dataset, baseline.k)
+            for experiment in experiments
+            if baseline.method == BASELINE != experiment.method
+            and (experiment.dataset, experiment.k) == (baseline.dataset, baseline.k)
         ]
     )
     if differences.rows:
         tables.append(differences)
+    text = _results_text(tables)
     return Section("results", "Results", text, [_page_table(table) for table in tables])
+
+
+def _results_text(tables: Sequence[Table | DifferenceTable]) -> str:
+    """Explains the columns that the tables have."""
+    columns = {column for table in tables for column in table.columns}
+    sentences = [
+        "Shares in %, at the end of training: mean ± sample standard deviation over seeds."
+    ]
+    if SAMPLING_ERROR in columns:
+        sentences.append(
+            "The sampling error is the standard error of an accuracy that comes from the choice "
+            "of test images; more seeds do not reduce it."
+        )
+    if any(isinstance(table, DifferenceTable) for table in tables):
+        sentences.append(f"Differences have an interval from {MIN_SEEDS} seeds on.")
+    if any(column.endswith(PUBLISHED) for column in columns):
+        sentences.append(
+            "Published values are from Kada et al., IEEE OJSP 2025, for V-MoE-S/32 with 8 experts."
+        )
+    return " ".join(sentences)
 
 
 def _page_table(table: Table | DifferenceTable) -> PageTable:
     header, *rows = table_cells(table)
-    return PageTable(table.title, header, rows, len(header) - len(table.columns))
+    first = header.index("seeds") + 1
+    return PageTable(table.title, header, rows, first)
 
 
 def _learning(experiments: Sequence[Experiment]) -> list[Section]:
-    """A section for each data set."""
+    """Returns one section per data set."""
     datasets = list(dict.fromkeys(e.dataset for e in experiments))
     sections = []
     for dataset in datasets:
-        arms = [e for e in experiments if e.dataset == dataset]
+        shown = [e for e in experiments if e.dataset == dataset]
         title = "Learning curves" + (f", {dataset}" if len(datasets) > 1 else "")
-        labels = [_with_seeds(arm) for arm in arms]
+        labels = [_with_seeds(experiment) for experiment in shown]
         pictures = [
             drawing(
-                functools.partial(learning_curve, arms, name),
+                functools.partial(learning_curve, shown, name),
                 f"{CURVES[name][0]} of {', '.join(labels)} by step, on {dataset}.",
             )
-            for name in available_curves(arms)
+            for name in available_curves(shown)
         ]
-        legend = list(zip(line_styles(len(arms)), labels, strict=True))
+        legend = list(zip(line_styles(len(shown)), labels, strict=True))
         anchor = f"learning-{len(sections)}"
         sections.append(Section(anchor, title, legend=legend, pictures=pictures))
     return sections
@@ -166,4 +187,4 @@ def _learning(experiments: Sequence[Experiment]) -> list[Section]:
 
 def _with_seeds(experiment: Experiment) -> str:
     count = len(experiment.runs)
-    return experiment.label + (f" ({count} seeds, a line each)" if count > 1 else "")
+    return experiment.label + (f" ({count} seeds, one line each)" if count > 1 else "")

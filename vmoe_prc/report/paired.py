@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from scipy.special import stdtrit
 
 from vmoe_prc.report.experiments import Experiment
-from vmoe_prc.report.tables import ACCURACY, AGREEMENT, figures_of
+from vmoe_prc.report.tables import ACCURACY, AGREEMENT, metrics_of, num_images, sampling_error
 
 LEVEL = 0.95
-# All figures in one table: unlike in the tables of the paper, agreement has to be called so.
+# Two seeds have one degree of freedom: their interval, 12.7 standard errors, tells nothing.
+MIN_SEEDS = 3
+# Accuracy and agreement share this table, so agreement columns carry the word.
 COLUMNS = {ACCURACY: ACCURACY} | {column: f"{column} agreement" for column in AGREEMENT}
 
 
@@ -21,7 +23,7 @@ class Difference:
 
     Attributes:
       mean: The mean.
-      low: Lower bound of its confidence interval; None for a single pair.
+      low: Lower bound of its confidence interval, None where there is none.
       high: Upper bound.
     """
 
@@ -36,13 +38,17 @@ class Comparison:
 
     Attributes:
       name: What is subtracted from what.
-      seeds: The seeds that both have, in order.
+      seeds: The seeds that both have, in order; without runs that diverged.
       differences: Differences by column; a column that a run lacks is missing.
+      sampling_error: Standard error of the difference of accuracy that comes from the
+        choice of test images, in points; None if their number is unknown. It is computed
+        for two independent samples: on the same images, as here, it is an upper bound.
     """
 
     name: str
     seeds: tuple[int, ...]
     differences: Mapping[str, Difference]
+    sampling_error: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +56,7 @@ class DifferenceTable:
     """A table of comparisons.
 
     Attributes:
-      title: What it shows.
+      title: Its title.
       columns: Titles of the columns of differences.
       rows: The comparisons.
     """
@@ -63,11 +69,13 @@ class DifferenceTable:
 def paired_difference(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Difference:
     """Estimates the mean of a - b, with the interval of Student's t.
 
-    Pairs share what their seed decides (the initial parameters, the order of the data), so
-    what it does to both of them cancels.
+    Runs with the same seed share initial parameters and the order of the data, so effects of
+    the seed on both cancel. There is no interval for fewer than `MIN_SEEDS` pairs, nor where
+    all differences are equal: they are multiples of one test image, and a width of 0 is
+    chance.
 
     Args:
-      a: Values, one a seed.
+      a: One value per seed.
       b: Values of the same seeds.
       level: Probability of the interval.
 
@@ -78,7 +86,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = LEV
     if not values:
         raise ValueError("there is no pair to compare")
     mean, count = statistics.mean(values), len(values)
-    if count == 1:
+    # Differences that are equal but for the rounding of floats are equal.
+    if count < MIN_SEEDS or max(values) - min(values) < 1e-9:
         return Difference(mean, None, None)
     quantile = float(stdtrit(count - 1, (1 + level) / 2))
     margin = quantile * statistics.stdev(values) / math.sqrt(count)
@@ -86,24 +95,28 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = LEV
 
 
 def compare(a: Experiment, b: Experiment, split: str = "test") -> Comparison:
-    """Compares two experiments on the seeds that both of them have.
+    """Compares two experiments on the seeds that both have.
 
     Args:
       a: One experiment.
-      b: The one that is subtracted.
-      split: The split of the accuracy; agreement is that of `{split}_pairs`.
+      b: The experiment that is subtracted.
+      split: The split of the accuracy; agreement is from `{split}_pairs`.
     """
     by_seed = [
-        {run.config["seed"]: figures_of(run, split) for run in experiment.runs}
+        {run.config["seed"]: metrics_of(run, split) for run in experiment.runs if not run.diverged}
         for experiment in (a, b)
     ]
     seeds = tuple(sorted(by_seed[0].keys() & by_seed[1].keys()))
-    differences = {}
+    differences, error = {}, None
     for column, title in COLUMNS.items() if seeds else ():
-        values = [[own[seed].get(column) for seed in seeds] for own in by_seed]
-        if None not in values[0] + values[1]:
-            differences[title] = paired_difference(*values)
-    return Comparison(f"{a.label} \N{MINUS SIGN} {b.label}", seeds, differences)
+        values = [[metrics[seed].get(column) for seed in seeds] for metrics in by_seed]
+        if None in values[0] + values[1]:
+            continue
+        differences[title] = paired_difference(*values)
+        count = num_images([*a.runs, *b.runs], split)
+        if column == ACCURACY and count:
+            error = math.hypot(*(sampling_error(statistics.mean(v), count) for v in values))
+    return Comparison(f"{a.label} \N{MINUS SIGN} {b.label}", seeds, differences, error)
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> DifferenceTable:

@@ -4,7 +4,7 @@ V-MoE-S/32 with 8 experts. A standard deviation of None was not given.
 """
 
 # Top-1 accuracy by data set (its TFDS name), method and k: mean, standard deviation.
-ACCURACY = {
+ACCURACIES = {
     "imagenet2012": {
         ("V-MoE", 1): (75.23, 0.01),
         ("PRC", 1): (75.92, 0.02),
@@ -31,7 +31,7 @@ ACCURACY = {
     },
 }
 # Agreement of the experts of matched patches, k = 2, ImageNet-1K.
-AGREEMENT = {
+AGREEMENTS = {
     "imagenet2012": {
         ("V-MoE", 2): {
             "top1": (63.04, None),

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
+
+# Fields that every report reads.
+_NEEDED = ("seed", "consistency", "dataset.train.name", "model.encoder.moe.layers")
 
 
 class ReportError(ValueError):
@@ -16,19 +20,29 @@ class ReportError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One finished run.
+    """A finished run.
 
     Attributes:
       workdir: Its work directory.
       config: Its configuration.
       metrics: The metrics of its last evaluation, such as 'test/accuracy'; shares in [0, 1].
-      records: The metrics of every step that has any, see `metrics.read_metrics`.
+      records: The metrics of each step that logged any, see `workdir.metrics.read_metrics`.
     """
 
     workdir: pathlib.Path
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, float]]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss of the last evaluation is not finite.
+
+        The other metrics mean nothing then: gates that are NaN choose the same experts for
+        all tokens, which looks like perfect agreement.
+        """
+        losses = [value for name, value in self.metrics.items() if name.endswith("/loss")]
+        return not all(map(math.isfinite, losses))
 
 
 def find_runs(directories: Iterable[str | pathlib.Path]) -> tuple[list[Run], list[str]]:
@@ -38,13 +52,14 @@ def find_runs(directories: Iterable[str | pathlib.Path]) -> tuple[list[Run], lis
       directories: Work directories, or directories of work directories.
 
     Returns:
-      The finished runs by their paths, and a warning for each run that is left out.
+      The finished runs by their paths, and a warning for each run that is left out and for
+      each directory without a finished run.
 
     Raises:
-      ReportError: If a directory is missing, or there is no finished run in it.
+      ReportError: If a directory is missing, or no directory has a finished run.
     """
-    runs, warnings = {}, []
-    for directory in map(pathlib.Path, directories):
+    runs, warnings, empty = {}, [], []
+    for directory in (pathlib.Path(path).expanduser() for path in directories):
         if not directory.is_dir():
             raise ReportError(f"{directory}: no such directory")
         found = {path.parent.resolve() for path in directory.rglob(CONFIG_FILE)}
@@ -54,28 +69,46 @@ def find_runs(directories: Iterable[str | pathlib.Path]) -> tuple[list[Run], lis
             except ReportError as error:
                 warnings.append(f"left out: {error}")
         if not found & runs.keys():
-            raise ReportError("; ".join([f"{directory}: no finished run", *warnings]))
-    return [runs[workdir] for workdir in sorted(runs)], warnings
+            empty.append(f"{directory}: no finished run")
+    if not runs:
+        raise ReportError("; ".join([*empty, *warnings]))
+    return [runs[workdir] for workdir in sorted(runs)], [*empty, *warnings]
 
 
 def read_run(workdir: pathlib.Path) -> Run:
     """Reads a finished run.
 
     Raises:
-      ReportError: If it has not ended, or its files cannot be read.
+      ReportError: If the run has not finished, or its files cannot be read.
     """
     if not (workdir / SUMMARY_FILE).exists():
-        raise ReportError(f"{workdir}: has not ended; the same command resumes it")
+        raise ReportError(f"{workdir}: not finished; run its command again to resume it")
     try:
         config = json.loads((workdir / CONFIG_FILE).read_text())
-        records = read_metrics(workdir / METRICS_FILE)
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{workdir}: cannot be read: {error}") from None
-    evaluated = [r for r in records if any(name.endswith("/accuracy") for name in _evaluated(r))]
+        records = [_numbers(record) for record in read_metrics(workdir / METRICS_FILE)]
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ReportError(f"{workdir}: cannot be read: {reason}") from None
+    for field in _NEEDED:
+        if not _has_field(config, field):
+            raise ReportError(f"{workdir}: {CONFIG_FILE} lacks the field {field}")
+    evaluated = [record for record in records if _is_evaluation(record)]
     if not evaluated:
         raise ReportError(f"{workdir}: has no evaluation")
     return Run(workdir, config, evaluated[-1], records)
 
 
-def _evaluated(record: Mapping[str, float]) -> Sequence[str]:
-    return [name for name in record if not name.startswith("train/")]
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in record.items() if isinstance(v, int | float)}
+
+
+def _has_field(config: Any, field: str) -> bool:
+    for name in field.split("."):
+        if not isinstance(config, Mapping) or name not in config:
+            return False
+        config = config[name]
+    return True
+
+
+def _is_evaluation(record: Mapping[str, float]) -> bool:
+    return any(n.endswith("/accuracy") and not n.startswith("train/") for n in record)

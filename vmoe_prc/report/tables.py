@@ -1,4 +1,4 @@
-"""The tables of the paper, accuracy and agreement of the routers, and how they use the experts."""
+"""The tables of the paper: accuracy, agreement of the routers, and use of the experts."""
 
 import dataclasses
 import math
@@ -21,15 +21,17 @@ AGREEMENT = {
 IN_USE = "experts in use"
 COLUMNS = (ACCURACY, *AGREEMENT, IN_USE)
 PUBLISHED = "published"
+# Number of test images, and the standard error of the accuracy that follows from it.
+IMAGES, SAMPLING_ERROR = "images", "sampling error"
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A quantity in %, over seeds.
+class Estimate:
+    """A quantity over seeds, in % except for numbers of images.
 
     Attributes:
       mean: Its mean.
-      std: Sample standard deviation (n − 1); None for one run, or if it was not given.
+      std: Sample standard deviation (n - 1); None for one run, or if it was not published.
     """
 
     mean: float
@@ -38,24 +40,24 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The figures of an experiment.
+    """The estimates of an experiment.
 
     Attributes:
       experiment: The experiment.
-      figures: Figures by column; a column that the runs do not have is missing.
+      estimates: Estimates by column; a column that the runs lack is missing.
     """
 
     experiment: Experiment
-    figures: Mapping[str, Figure]
+    estimates: Mapping[str, Estimate]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of figures.
+    """A table of estimates.
 
     Attributes:
-      title: What it shows.
-      columns: Titles of the columns of figures.
+      title: Its title.
+      columns: Titles of the columns of estimates.
       rows: The rows.
     """
 
@@ -65,33 +67,52 @@ class Table:
 
 
 def make_tables(experiments: Iterable[Experiment], split: str = "test") -> list[Table]:
-    """Makes the tables that the experiments have figures for.
+    """Makes the tables for which the experiments have metrics.
 
     Args:
       experiments: The experiments.
-      split: The split of accuracy and load; agreement is that of `{split}_pairs`.
+      split: The split of accuracy and load; agreement is from `{split}_pairs`.
     """
     rows = [_row(experiment, split) for experiment in experiments]
     tables = [
-        _table("Top-1 accuracy (%)", [ACCURACY], rows),
+        _table("Top-1 accuracy (%)", [ACCURACY, SAMPLING_ERROR, IMAGES], rows),
         _table("Agreement of the experts of matched patches (%)", list(AGREEMENT), rows),
         _table("Experts in use: perplexity of their load (% of all)", [IN_USE], rows),
     ]
     return [table for table in tables if table.rows]
 
 
-def figures_of(run: Run, split: str = "test") -> dict[str, float]:
-    """Returns the figures of one run by their columns, in %."""
-    metrics = {ACCURACY: f"{split}/accuracy"} | {
+def metrics_of(run: Run, split: str = "test") -> dict[str, float]:
+    """Returns the metrics of one run by column, in %; none if the run diverged."""
+    if run.diverged:
+        return {}
+    names = {ACCURACY: f"{split}/accuracy"} | {
         column: f"{split}_pairs/{metric}" for column, metric in AGREEMENT.items()
     }
     found = {
-        column: 100 * run.metrics[name] for column, name in metrics.items() if name in run.metrics
+        column: 100 * run.metrics[name] for column, name in names.items() if name in run.metrics
     }
     loads = _loads(run.metrics, split)
     if loads:
         found[IN_USE] = 100 * statistics.mean(map(_share_in_use, loads))
     return found
+
+
+def num_images(runs: Iterable[Run], split: str = "test") -> int | None:
+    """Returns the smallest number of images that a run was evaluated on, if runs logged it."""
+    counts = [run.metrics[f"{split}/images"] for run in runs if f"{split}/images" in run.metrics]
+    return int(min(counts)) if counts else None
+
+
+def sampling_error(percent: float, count: int) -> float:
+    """Standard error, in points of %, of a share that was counted on `count` images.
+
+    It is the error from drawing these test images and not others; more seeds do not reduce
+    it. sqrt(p (1 - p) / n), with p of (hits + 2) / (n + 4) (Agresti and Coull, 1998), so that
+    it is not 0 where all or no images were right.
+    """
+    share = (percent / 100 * count + 2) / (count + 4)
+    return 100 * math.sqrt(share * (1 - share) / (count + 4))
 
 
 def _loads(metrics: Mapping[str, float], split: str) -> list[list[float]]:
@@ -104,28 +125,33 @@ def _loads(metrics: Mapping[str, float], split: str) -> list[list[float]]:
 
 
 def _share_in_use(load: Sequence[float]) -> float:
-    """How many equally used experts have the entropy of this load, as a share of all."""
+    """Number of equally used experts with the entropy of this load, as a share of all."""
     entropy = -sum(share * math.log(share) for share in load if share > 0)
     return math.exp(entropy) / len(load)
 
 
 def _row(experiment: Experiment, split: str) -> Row:
-    figures = {}
-    found = [figures_of(run, split) for run in experiment.runs]
+    estimates = {}
+    converged = [run for run in experiment.runs if not run.diverged]
+    found = [metrics_of(run, split) for run in converged]
     for column in COLUMNS:
-        values = [own[column] for own in found if column in own]
-        if len(values) == len(found):
+        values = [metrics[column] for metrics in found if column in metrics]
+        if values and len(values) == len(found):
             std = statistics.stdev(values) if len(values) > 1 else None
-            figures[column] = Figure(statistics.mean(values), std)
-    for column, figure in _published(experiment).items():
-        figures[f"{column}, {PUBLISHED}"] = Figure(*figure)
-    return Row(experiment, figures)
+            estimates[column] = Estimate(statistics.mean(values), std)
+    count = num_images(converged, split)
+    if count and ACCURACY in estimates:
+        error = sampling_error(estimates[ACCURACY].mean, count)
+        estimates |= {SAMPLING_ERROR: Estimate(error, None), IMAGES: Estimate(count, None)}
+    for column, values in _published(experiment).items():
+        estimates[f"{column}, {PUBLISHED}"] = Estimate(*values)
+    return Row(experiment, estimates)
 
 
 def _published(experiment: Experiment) -> dict[str, tuple[float, float | None]]:
-    dataset, arm = experiment.dataset, (experiment.method, experiment.k)
-    accuracy = published.ACCURACY.get(dataset, {}).get(arm)
-    agreement = published.AGREEMENT.get(dataset, {}).get(arm, {})
+    dataset, variant = experiment.dataset, (experiment.method, experiment.k)
+    accuracy = published.ACCURACIES.get(dataset, {}).get(variant)
+    agreement = published.AGREEMENTS.get(dataset, {}).get(variant, {})
     found = {ACCURACY: accuracy} if accuracy else {}
     for column, metric in AGREEMENT.items():
         if metric in agreement:
@@ -134,12 +160,17 @@ def _published(experiment: Experiment) -> dict[str, tuple[float, float | None]]:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Row]) -> Table:
-    """Keeps the rows that have a figure of their own, and the columns that have any."""
-    kept = tuple(row for row in rows if any(column in row.figures for column in columns))
+    """Keeps rows that have a measured estimate, and columns that have any estimate."""
+    kept = tuple(
+        row
+        for row in rows
+        if any(column in row.estimates for column in columns)
+        or all(run.diverged for run in row.experiment.runs)
+    )
     shown = tuple(
         name
         for column in columns
         for name in (column, f"{column}, {PUBLISHED}")
-        if any(name in row.figures for row in kept)
+        if any(name in row.estimates for row in kept)
     )
     return Table(title, shown, kept)

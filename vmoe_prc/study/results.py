@@ -7,7 +7,7 @@ from vmoe_prc.report.experiments import Experiment, name_experiment
 from vmoe_prc.report.formats import differences_to_csv, to_csv, to_markdown
 from vmoe_prc.report.paired import DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import read_run
-from vmoe_prc.report.tables import figures_of, make_tables
+from vmoe_prc.report.tables import make_tables, metrics_of
 from vmoe_prc.study.plan import PlannedRun, Study, robustness_path
 from vmoe_prc.workdir.atomic import atomic_write
 
@@ -72,23 +72,23 @@ def _heading(study: Study, num_done: int) -> str:
 
 
 def _write_runs(study: Study, experiments: Experiments) -> None:
-    figures = [
-        (name, run.config["seed"], figures_of(run, study.options["split"]))
+    rows = [
+        (name, run.config["seed"], metrics_of(run, study.options["split"]))
         for name, experiment in experiments.items()
         for run in experiment.runs
     ]
-    columns = list(dict.fromkeys(column for _, _, own in figures for column in own))
+    columns = list(dict.fromkeys(column for _, _, metrics in rows for column in metrics))
     with atomic_write(study.workdir / "runs.csv") as path, path.open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", *columns])
-        for name, seed, own in figures:
-            writer.writerow([name, seed, *(own.get(column, "") for column in columns)])
+        for name, seed, metrics in rows:
+            writer.writerow([name, seed, *(metrics.get(column, "") for column in columns)])
 
 
 def _draw_differences(study: Study, differences: DifferenceTable) -> None:
     # Imported here: listing a study needs no Matplotlib.
     from vmoe_prc.figures.panels import save_figure
-    from vmoe_prc.report.differences import differences_figure
+    from vmoe_prc.report.figures import differences_figure
 
     save_figure(differences_figure(differences), study.workdir / "differences.png", dpi=110)
 
@@ -96,7 +96,7 @@ def _draw_differences(study: Study, differences: DifferenceTable) -> None:
 def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Experiments) -> None:
     import pandas as pd
 
-    from vmoe_prc.analysis.figures.robustness import robustness_figure
+    from vmoe_prc.analysis.figures.robustness_curves import robustness_figure
     from vmoe_prc.analysis.robustness import UNITS
     from vmoe_prc.figures.panels import save_figure
 

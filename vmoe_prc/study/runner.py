@@ -68,11 +68,10 @@ def _measure_robustness(study: Study, run: PlannedRun) -> None:
     from vmoe_prc.workdir.atomic import atomic_write
 
     options = study.options["robustness"]
-    opened = open_run(run.workdir)
+    opened, split = open_run(run.workdir), options["split"]
     if options["examples"]:
-        with opened.config.unlocked():
-            opened.config.dataset[options["split"]].split = options["examples"]
-    table = robustness_table(opened, options["split"], options["perturbations"])
+        opened = opened.with_examples(split, options["examples"])
+    table = robustness_table(opened, split, options["perturbations"])
     with atomic_write(robustness_path(run)) as path:
         table.to_csv(path, index=False)
 

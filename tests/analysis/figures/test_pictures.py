@@ -6,6 +6,7 @@ import pytest
 
 from vmoe_prc import analyze
 from vmoe_prc.analysis.figures.pictures import draw_pictures, make_patch_router
+from vmoe_prc.analysis.naming import distinct_names
 from vmoe_prc.analysis.opened_run import name_apart, open_run
 from vmoe_prc.analysis.routing_table import routing_table
 from vmoe_prc.config import ConfigError
@@ -44,6 +45,12 @@ def test_runs_of_one_name_are_told_apart(run):
     runs = name_apart([run, run, run], ["p/a/x", "b/x", "b/x"])
     assert [run.name for run in runs] == ["a/x", "b/x", "b/x (2)"]
     assert name_apart([run], ["a/x"])[0].name == run.name
+
+
+def test_names_are_as_short_as_can_be():
+    assert distinct_names([("PRC", "PRC, k=1"), ("V-MoE", "V-MoE, k=1")]) == ["PRC", "V-MoE"]
+    assert distinct_names([("PRC", "PRC, k=1"), ("PRC", "PRC, k=2")]) == ["PRC, k=1", "PRC, k=2"]
+    assert distinct_names([("a", "b/a")] * 2) == ["b/a", "b/a (2)"]
 
 
 @pytest.mark.parametrize(

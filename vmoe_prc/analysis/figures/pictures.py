@@ -1,17 +1,18 @@
-"""Pictures of the routing of one or more runs on the same images."""
+"""Figures of the routing of one or several runs on the same images."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from vmoe_prc.analysis.opened_run import OpenedRun
+from vmoe_prc.analysis.choices import make_routing_step
+from vmoe_prc.analysis.opened_run import OpenedRun, ValueRange
 from vmoe_prc.analysis.perturbations import PERTURBATIONS
 from vmoe_prc.analysis.robustness import ATTACKS, default_levels, make_perturbation
-from vmoe_prc.analysis.routing import make_routing_step
 from vmoe_prc.config import ConfigError, check_batch
 from vmoe_prc.figures.routing_maps import (
     PatchRouting,
@@ -26,8 +27,57 @@ from vmoe_prc.steps.views import match_views
 SEQUENCE_IMAGES = 2
 SEQUENCES = {"gaussian_noise": (0, 0.02, 0.05, 0.1, 0.2, 0.3), "shift": (0, 1, 2, 3, 4)}
 
-# Takes (N, H, W, C) images in [-1, 1] to the choices of each block.
+# Maps (N, H, W, C) images, as the model takes them, to the choices of each block.
 PatchRouter = Callable[[np.ndarray], dict[str, PatchRouting]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingPicture:
+    """A figure of routing.
+
+    Attributes:
+      kind: `map`, all blocks of a run; `views`, two views with their matched patches;
+        `sequence`, growing perturbation; `comparison`, two views as several runs route them.
+      subject: The run of `map` and `views`, the perturbation of `sequence`, or ''.
+      figure: The figure.
+    """
+
+    kind: Literal["map", "views", "sequence", "comparison"]
+    subject: str
+    figure: Figure
+
+    @property
+    def name(self) -> str:
+        """Kind and subject, for a file name."""
+        return f"{self.kind}_{self.subject}" if self.subject else self.kind
+
+
+@dataclasses.dataclass(frozen=True)
+class _RoutedRun:
+    """A run, the blocks to draw of it, and its compiled router."""
+
+    run: OpenedRun
+    blocks: Sequence[str]
+    route: PatchRouter
+
+    @property
+    def block(self) -> str:
+        """The block that figures of one block show."""
+        return self.blocks[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """A batch on the host, the rows of it to draw with their titles, and its value range."""
+
+    batch: Mapping[str, np.ndarray]
+    rows: np.ndarray
+    titles: Sequence[str]
+    value_range: ValueRange
+
+    def display(self, images: np.ndarray) -> np.ndarray:
+        """Maps images from the value range of the data to [-1, 1], for figures."""
+        return 2 * self.value_range.to_unit(images) - 1
 
 
 def draw_pictures(
@@ -37,28 +87,28 @@ def draw_pictures(
     blocks: Sequence[str] | None = None,
     sequences: Mapping[str, Sequence[float]] | None = None,
     num_images: int = 4,
-) -> Iterator[tuple[str, Figure]]:
-    """Draws the first images of the first run's data, of a class each while there are more.
+) -> Iterator[RoutingPicture]:
+    """Draws the first images of the first run's data, of different classes where possible.
 
     Args:
       runs: Opened runs, whose models take images of one size.
-      split: Name of a split with one view or two; by default one of each, if there is.
-      blocks: Blocks for the maps, the last of which is used for the other pictures; by
-        default all that have experts.
+      split: Name of a split with one view or two; by default one split of each kind, where
+        there is one.
+      blocks: Blocks for the maps, the last of which is used for the other figures; by
+        default all blocks with experts.
       sequences: Levels by kind of perturbation, from 0; `SEQUENCES` by default.
       num_images: Images to draw.
 
     Yields:
-      Names and figures: `map_RUN`, all blocks; `views_RUN`, two views with their matched
-      patches; `sequence_KIND`, growing perturbation; and of several runs `comparison`, two
-      views. The latter two show all runs.
+      Figures: a map of each run and a sequence of each kind from a split with one view; the
+      matched views of each run, and of several runs their comparison, from a split with two.
 
     Raises:
       ConfigError: If there is no such split, block or perturbation, or a run cannot take
         the images of the first.
     """
     if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "pictures are drawn by one process")
+        raise ConfigError("processes", jax.process_count(), "figures are drawn by one process")
     if num_images < 1:
         raise ConfigError("--images", num_images, "expected at least 1")
     sequences = sequences or SEQUENCES
@@ -66,26 +116,15 @@ def draw_pictures(
         default_levels(kind)
         if kind in ATTACKS:
             raise ConfigError("--perturbation", kind, "is an attack on one run, not a sequence")
-    chosen = {run.name: run.choose_blocks(blocks) for run in runs}
-    routers = {run.name: make_patch_router(run) for run in runs}
-    first = runs[0]
-    one_view, two_views = (_find_split(first, split, views) for views in (False, True))
+    models = [_RoutedRun(run, run.choose_blocks(blocks), make_patch_router(run)) for run in runs]
+    one_view, two_views = (_find_split(runs[0], split, views) for views in (False, True))
     if one_view:
-        images, shown, labels = _first_images(first, one_view, num_images)
-        _check_images(runs, one_view, images.shape)
-        for name, route in routers.items():
-            routed = route(images)
-            routings = {block: routed[block][shown] for block in chosen[name]}
-            title = name if len(runs) > 1 else ""
-            yield (
-                f"map_{name}",
-                routing_map_figure(images[shown], routings, labels=labels, title=title),
-            )
+        examples = _first_examples(runs, one_view, num_images)
+        yield from (_map(model, examples, named=len(runs) > 1) for model in models)
         for kind, levels in sequences.items():
-            some = shown[:SEQUENCE_IMAGES]
-            yield f"sequence_{kind}", _sequence(first, routers, chosen, images, some, kind, levels)
+            yield _sequence(models, one_view, examples, kind, levels)
     if two_views:
-        yield from _two_views(runs, routers, chosen, two_views, num_images)
+        yield from _two_views(models, _first_examples(runs, two_views, num_images))
 
 
 def make_patch_router(run: OpenedRun) -> PatchRouter:
@@ -108,103 +147,120 @@ def make_patch_router(run: OpenedRun) -> PatchRouter:
     return route
 
 
-def _sequence(run, routers, chosen, images, shown, kind, levels) -> Figure:
-    perturb = make_perturbation(run, kind, seed=0)
-    with jax.set_mesh(run.mesh):
-        batch = {"image": jax.device_put(images, batch_sharding(run.mesh))}
+def _map(model: _RoutedRun, examples: _Examples, *, named: bool) -> RoutingPicture:
+    images = examples.batch["image"]
+    routed = model.route(images)
+    figure = routing_map_figure(
+        examples.display(images[examples.rows]),
+        {block: routed[block][examples.rows] for block in model.blocks},
+        labels=examples.titles,
+        title=model.run.name if named else "",
+    )
+    return RoutingPicture("map", model.run.name, figure)
+
+
+def _sequence(
+    models: Sequence[_RoutedRun],
+    split: str,
+    examples: _Examples,
+    kind: str,
+    levels: Sequence[float],
+) -> RoutingPicture:
+    first, rows = models[0].run, examples.rows[:SEQUENCE_IMAGES]
+    perturb = make_perturbation(first, split, kind, seed=0)
+    with jax.set_mesh(first.mesh):
+        batch = {"image": jax.device_put(examples.batch["image"], batch_sharding(first.mesh))}
         steps = [np.asarray(perturb(batch, float(level), 0)) for level in levels]
     routings = {}
-    for name, route in routers.items():
-        parts = [route(step)[chosen[name][-1]][shown] for step in steps]
-        routings[name] = dataclasses.replace(
+    for model in models:
+        parts = [model.route(step)[model.block][rows] for step in steps]
+        routings[model.run.name] = dataclasses.replace(
             parts[0],
             experts=np.stack([part.experts for part in parts], axis=1),
             kept=np.stack([part.kept for part in parts], axis=1),
         )
-    return sequence_figure(
-        np.stack([step[shown] for step in steps], axis=1),
+    figure = sequence_figure(
+        examples.display(np.stack([step[rows] for step in steps], axis=1)),
         routings,
         [f"{level:g}" for level in levels],
-        title=f"{_block_name(chosen)}, {kind.replace('_', ' ')}",
+        title=f"{_block_names(models)}, {kind.replace('_', ' ')}",
         unit=PERTURBATIONS[kind].unit,
     )
+    return RoutingPicture("sequence", kind, figure)
 
 
-def _two_views(runs, routers, chosen, split, num_images) -> Iterator[tuple[str, Figure]]:
-    batch = _first_batch(runs[0], split)
-    views = batch["image"]  # (B, 2, H, W, C)
-    _check_images(runs, split, views.shape)
-    shown, labels = _choose_images(batch, num_images)
-    routings = {}
-    for run in runs:
-        block = chosen[run.name][-1]
-        routing = routers[run.name](views.reshape(-1, *views.shape[2:]))[block]
+def _two_views(models: Sequence[_RoutedRun], examples: _Examples) -> Iterator[RoutingPicture]:
+    views = examples.batch["image"]  # (B, 2, H, W, C)
+    shown = examples.display(views[examples.rows])
+    routings, pairs = {}, {}
+    for model in models:
+        run, name = model.run, model.run.name
+        routing = model.route(views.reshape(-1, *views.shape[2:]))[model.block]
         experts, kept = (
-            x.reshape(-1, 2, *x.shape[1:])[shown] for x in (routing.experts, routing.kept)
+            x.reshape(-1, 2, *x.shape[1:])[examples.rows] for x in (routing.experts, routing.kept)
         )
-        routings[run.name] = dataclasses.replace(routing, experts=experts, kept=kept)
-        on_device = jax.tree.map(jnp.asarray, batch)
-        pairs = np.asarray(match_views(run.model, on_device))[shown] - run.class_token
+        routings[name] = dataclasses.replace(routing, experts=experts, kept=kept)
+        on_device = jax.tree.map(jnp.asarray, dict(examples.batch))
+        tokens = np.asarray(match_views(run.model, on_device))[examples.rows]
+        pairs[name] = np.maximum(tokens - run.class_token, -1)  # of patches
         figure = routing_pairs_figure(
-            views[shown],
+            shown,
             experts[..., 0].reshape(len(shown), 2, -1),
-            np.maximum(pairs, -1),
+            pairs[name],
             tuple(run.config.model.patch_size),
             num_experts=run.num_experts,
             class_token=False,
-            block=f"{run.name}, {block}" if len(runs) > 1 else block,
-            labels=labels,
+            block=f"{name}, {model.block}" if len(models) > 1 else model.block,
+            labels=examples.titles,
         )
-        yield f"views_{run.name}", figure
-    if len(runs) > 1:
-        grids = {routing.first.shape[2:] for routing in routings.values()}
-        if len(grids) > 1:
-            raise ConfigError("--workdir", runs[1].name, "has patches of another size")
-        title = _block_name(chosen)
-        yield (
-            "comparison",
-            comparison_figure(
-                views[shown], routings, np.maximum(pairs, -1), labels=labels, title=title
-            ),
-        )
+        yield RoutingPicture("views", name, figure)
+    if len(models) == 1:
+        return
+    if len({routing.first.shape[2:] for routing in routings.values()}) > 1:
+        raise ConfigError("--workdir", models[1].run.name, "has patches of another size")
+    figure = comparison_figure(
+        shown,
+        routings,
+        pairs[models[0].run.name],
+        labels=examples.titles,
+        title=_block_names(models),
+    )
+    yield RoutingPicture("comparison", "", figure)
 
 
 def _find_split(run: OpenedRun, split: str | None, two_views: bool) -> str | None:
-    """Returns the split to draw with one view or two, None where there is none."""
+    """Returns the split to draw with one view or two, None if there is none."""
     names = [run.choose_split(split)] if split else list(run.config.dataset)
     if not any(run.has_two_views(name) == two_views for name in names):
         return None
     return run.choose_split(split, two_views=two_views)
 
 
-def _first_batch(run: OpenedRun, split: str) -> dict[str, np.ndarray]:
-    with jax.set_mesh(run.mesh):
-        return jax.device_get(next(run.batches(split)))
-
-
-def _first_images(run, split, num_images) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    batch = _first_batch(run, split)
-    return batch["image"], *_choose_images(batch, num_images)
-
-
-def _choose_images(batch, num_images: int) -> tuple[np.ndarray, list[str]]:
-    """Chooses rows of a batch, as many classes as can be, in the order of the split."""
-    classes = batch["labels"].argmax(-1)
-    rows = np.flatnonzero(batch["mask"])
-    _, firsts = np.unique(classes[rows], return_index=True)
-    others = np.setdiff1d(np.arange(len(rows)), firsts)
-    shown = rows[np.sort(np.concatenate([np.sort(firsts), others])[:num_images])]
-    return shown, [f"class {c}" for c in classes[shown]]
-
-
-def _check_images(runs: Sequence[OpenedRun], split: str, shape: tuple[int, ...]) -> None:
+def _first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> _Examples:
+    """Reads the first batch of the first run's split; other runs must take its images."""
+    with jax.set_mesh(runs[0].mesh):
+        batch: dict[str, Any] = jax.device_get(next(runs[0].batches(split)))
+    shape = batch["image"].shape
     for run in runs[1:]:
         size = run.batch_spec("train")["image"].shape[-3:]
         if size != shape[-3:]:
             expected = f"takes images of {size}, but those of {runs[0].name} are {shape[-3:]}"
             raise ConfigError("--workdir", run.name, expected)
         check_batch(run.config, f"dataset.{split}", shape, run.mesh.size)
+    rows, classes = _choose_rows(batch, num_images)
+    titles = [f"class {c}" for c in classes]
+    return _Examples(batch, rows, titles, runs[0].value_range(split))
 
 
-def _block_name(chosen: Mapping[str, Sequence[str]]) -> str:
-    return " and ".join(dict.fromkeys(blocks[-1] for blocks in chosen.values()))
+def _choose_rows(batch: Mapping[str, np.ndarray], num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses rows of as many classes as possible, in the order of the split."""
+    classes = batch["labels"].argmax(-1)
+    rows = np.flatnonzero(batch["mask"])
+    _, firsts = np.unique(classes[rows], return_index=True)
+    others = np.setdiff1d(np.arange(len(rows)), firsts)
+    chosen = rows[np.sort(np.concatenate([np.sort(firsts), others])[:num_images])]
+    return chosen, classes[chosen]
+
+
+def _block_names(models: Sequence[_RoutedRun]) -> str:
+    return " and ".join(dict.fromkeys(model.block for model in models))

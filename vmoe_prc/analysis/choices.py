@@ -1,4 +1,4 @@
-"""One pass of a model over images, with all that its routers decided."""
+"""One pass of a model over images, with the choices of its routers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +14,14 @@ from vmoe_prc.steps.views import by_image
 
 @flax.struct.dataclass
 class Choices:
-    """What a router decided for the tokens of N images, free of noise.
+    """The choices of a router for the tokens of N images, without noise.
 
     Attributes:
       experts: (N, T, K) int32, best first.
       gates: (N, T, K) float32, the probabilities of these experts.
       kept: (N, T, K) bool, False where the expert had no room.
-      selected: (N, T, K) bool, whether the router selected the expert, if it had room or
-        not: always, but with Expert Choice, where K = E, only where the expert took the
-        token.
+      selected: (N, T, K) bool, whether the router selected the expert, with room or without:
+        always True, except with Expert Choice (K = E), where it equals `kept`.
       entropy: (N, T) float32, entropy of the gates over all experts, in nats.
     """
 

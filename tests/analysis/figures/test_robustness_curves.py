@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from vmoe_prc.analysis.figures.robustness import PANELS, robustness_figure
+from vmoe_prc.analysis.figures.robustness_curves import PANELS, robustness_figure
 
 
 def table(run, shift=0.0):
