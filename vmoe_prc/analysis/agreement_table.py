@@ -1,4 +1,4 @@
-"""Agreement of the two views of a split, as a table."""
+"""Agreement of the two views of a split, in parts, as a table and as bars."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,10 @@ import jax
 import pandas as pd
 
 from vmoe_prc.analysis.opened_run import OpenedRun
-from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.evaluation.agreement import ALL_BLOCKS, PARTS, SETS, agreement_intervals
 from vmoe_prc.evaluation.splits import sum_batches
 from vmoe_prc.evaluation.step import make_eval_step
+from vmoe_prc.figures.agreement_bars import AgreementBar
 from vmoe_prc.runtime.mesh import replicated
 
 
@@ -20,11 +21,12 @@ def agreement_table(
     Args:
       run: The opened run.
       split: Name of a split with two views.
-      blocks: Blocks to measure; all that have experts by default.
+      blocks: Blocks to measure; all blocks with experts by default.
 
     Returns:
-      A row a block and metric, and for all of these blocks together: `block`, `metric`,
-      `value`, `low` and `high`, shares in [0, 1] with a 95% interval over images.
+      One row per block and metric, and for all of these blocks together: `block`, `metric`
+      (see `evaluation.agreement`), `value`, `low` and `high`: shares in [0, 1] with a 95%
+      interval over images.
 
     Raises:
       ConfigError: If there is no such split or block, or the split has one view.
@@ -42,3 +44,19 @@ def agreement_table(
         for metric, interval in intervals[block].items()
     ]
     return pd.DataFrame(rows)
+
+
+def agreement_bars(table: pd.DataFrame) -> list[AgreementBar]:
+    """Makes the bars of a table: first choices of each block, and sets of K where K > 1."""
+    bars = []
+    for block in table["block"].unique():
+        part = table[table["block"] == block].set_index("metric")
+        for prefix, choices in (("", "first choices"), (SETS, "sets of K")):
+            if prefix + PARTS[0] not in part.index:
+                continue
+            values = {name: float(part.loc[prefix + name, "value"]) for name in PARTS}
+            low, high = part.loc[f"{prefix}kappa_place", ["low", "high"]]
+            name = "all blocks" if block == ALL_BLOCKS else block
+            interval = (float(low), float(high))
+            bars.append(AgreementBar(f"{name}, {choices}", kappa_place_interval=interval, **values))
+    return bars

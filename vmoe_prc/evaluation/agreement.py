@@ -1,4 +1,4 @@
-"""Do the two views of an image choose the same experts where they show the same place?"""
+"""Agreement of the two views of an image on the experts of matched patches."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
-from vmoe_prc.evaluation.bootstrap import Interval, ratio_intervals
+from vmoe_prc.evaluation.bootstrap import Interval, percentile_interval, resampled_sums
+from vmoe_prc.evaluation.decomposition import (
+    Decomposition,
+    average,
+    decompose,
+    decomposition_sums,
+)
 
 METRICS = ("top1", "top2", "top2_unordered", "overlap")
-# Beside the names of blocks: all of them together.
+# Names of the parts of the agreement of first choices (see `decomposition`); those of the sets
+# of K, where K > 1, begin with "overlap_".
+PARTS = Decomposition._fields
+SETS = "overlap_"
+# Stands for all blocks together in the place of the name of a block.
 ALL_BLOCKS = "all"
 
 
@@ -24,8 +34,8 @@ def pairs_agree(first: Int[Array, "2 T"], pairs: Int[Array, "X 2"]) -> Bool[Arra
 
 
 def agreement_per_image(
-    experts: Int[Array, "B 2 T K"], pairs: Int[Array, "B X 2"]
-) -> dict[str, Float[Array, " B"]]:
+    experts: Int[Array, "B 2 T K"], pairs: Int[Array, "B X 2"], num_experts: int
+) -> dict[str, Float[Array, "B ..."]]:
     """Sums the agreement of the matched pairs of each image.
 
     Divide the sum over images of a metric by that of `num_pairs` for its mean.
@@ -34,12 +44,14 @@ def agreement_per_image(
       experts: (B, 2, T, K) experts of each token, best first.
       pairs: (B, X, 2) matched tokens of the views, without the class pair; (-1, -1) marks
         no match.
+      num_experts: E.
 
     Returns:
       Sums over the pairs of an image, each (B,) float32: `num_pairs`; `top1`, pairs with
       the same first expert; `overlap`, the shared part of the two sets of K. For K > 1,
       `top2`, pairs with the same first and second expert, and `top2_unordered`, pairs
-      with the same set of two.
+      with the same set of two. And the sums of `decomposition_sums`, with the prefix `first_`
+      for first choices and, for K > 1, `sets_` for the sets of K.
     """
     num_selected = experts.shape[-1]
     matched = pairs[..., 0] >= 0  # (B, X)
@@ -57,31 +69,70 @@ def agreement_per_image(
         (a0, a1), (b0, b1) = (jnp.moveaxis(x[..., :2], -1, 0) for x in (a, b))
         straight, crossed = (a0 == b0) & (a1 == b1), (a0 == b1) & (a1 == b0)
         per_pair |= {"top2": straight, "top2_unordered": straight | crossed}
-    return {
+    sums = {
         name: jnp.sum(jnp.where(matched, values, 0), axis=1, dtype=jnp.float32)
         for name, values in per_pair.items()
     }
+    choices = {"first": 1} | ({"sets": num_selected} if num_selected > 1 else {})
+    for prefix, k in choices.items():
+        parts = decomposition_sums(a[..., :k], b[..., :k], matched, num_experts)
+        sums |= {f"{prefix}_{name}": values for name, values in parts.items()}
+    return sums
 
 
 def agreement_intervals(
-    per_image: Mapping[str, Mapping[str, Float[np.ndarray, " N"]]],
+    per_image: Mapping[str, Mapping[str, Float[np.ndarray, "N ..."]]],
 ) -> dict[str, dict[str, Interval]]:
     """Estimates the agreement over a split, with 95% intervals that resample its images.
+
+    All quantities of a block are functions of sums over images, which are resampled jointly.
 
     Args:
       per_image: By block, what `agreement_per_image` gives for the N images.
 
     Returns:
-      Shares in [0, 1] by block and metric; the block 'all' has the pairs of all blocks.
+      Shares in [0, 1] by block and metric: `METRICS`, the `PARTS` of the agreement of first
+      choices and, for K > 1, of sets (`overlap_chance` and so on). The block 'all' has the
+      pairs of all blocks.
     """
-    totals = {
-        name: np.sum([block[name] for block in per_image.values()], axis=0)
-        for name in next(iter(per_image.values()), {})
+    estimates = {block: _estimates(sums) for block, sums in per_image.items()}
+    if estimates:
+        estimates[ALL_BLOCKS] = _average(list(estimates.values()))
+    return {
+        block: {
+            name: percentile_interval(values[0], values[1:]) for name, values in metrics.items()
+        }
+        for block, metrics in estimates.items()
     }
-    results = {}
-    for block, sums in {**per_image, ALL_BLOCKS: totals}.items():
-        names = [name for name in METRICS if name in sums]
-        numerators = np.stack([sums[name] for name in names], axis=1)
-        intervals = ratio_intervals(numerators, sums["num_pairs"])
-        results[block] = dict(zip(names, intervals, strict=True))
-    return results
+
+
+# Metrics and decompositions of a block over all images, and after that over each resample.
+_Estimates = dict[str, Float[np.ndarray, " R"]]
+
+
+def _estimates(sums: Mapping[str, Float[np.ndarray, "N ..."]]) -> _Estimates:
+    columns = {name: values.reshape(len(values), -1) for name, values in sums.items()}
+    table = np.concatenate(list(columns.values()), axis=1).astype(np.float64)
+    rows = np.concatenate([table.sum(axis=0)[None], resampled_sums(table)])
+    edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
+    total = dict(zip(columns, np.split(rows, edges, axis=1), strict=True))
+    with np.errstate(invalid="ignore"):
+        found = {
+            name: total[name][:, 0] / total["num_pairs"][:, 0] for name in METRICS if name in total
+        }
+    for choices, prefix in (("first_", ""), ("sets_", SETS)):
+        parts = {n.removeprefix(choices): v for n, v in total.items() if n.startswith(choices)}
+        if parts:
+            scalars = {n: v[:, 0] if v.shape[1] == 1 else v for n, v in parts.items()}
+            found |= {prefix + n: v for n, v in decompose(scalars)._asdict().items()}
+    return found
+
+
+def _average(blocks: list[_Estimates]) -> _Estimates:
+    """Averages over blocks, which have the same pairs; kappas follow from the averages."""
+    found = {name: np.mean([block[name] for block in blocks], axis=0) for name in blocks[0]}
+    for prefix in ("", SETS):
+        if prefix + PARTS[0] in found:
+            parts = [Decomposition(*(block[prefix + n] for n in PARTS)) for block in blocks]
+            found |= {prefix + n: v for n, v in average(parts)._asdict().items()}
+    return found

@@ -29,11 +29,11 @@ def ratio_intervals(
     """Estimates sum(numerators) / sum(denominators), resampling the N units.
 
     The percentile bootstrap (Efron, "Bootstrap Methods: Another Look at the Jackknife",
-    1979): what belongs to one unit, such as the patches of an image, stays together.
+    1979) over units: the patches of an image, for example, stay together.
 
     Args:
       numerators: (N, M) sums over each unit, of M quantities.
-      denominators: (N,) what each unit counts, such as its number of patches.
+      denominators: (N,) size of each unit, such as its number of patches.
       level: Probability of the interval.
       replicates: Number of resamples.
       seed: Seed of the resampling.
@@ -44,22 +44,51 @@ def ratio_intervals(
     Raises:
       ValueError: If there are no units.
     """
-    if not len(denominators):
-        raise ValueError("there is nothing to resample")
     both = np.column_stack([numerators, denominators]).astype(np.float64)  # (N, M + 1)
-    rng = np.random.default_rng(seed)
-    count = len(both)
-    sums = np.stack(
-        [
-            np.bincount(rng.integers(count, size=count), minlength=count) @ both
-            for _ in range(replicates)
-        ]
-    )  # (R, M + 1)
+    sums = resampled_sums(both, replicates=replicates, seed=seed)  # (R, M + 1)
     with np.errstate(invalid="ignore"):
         values = both[:, :-1].sum(axis=0) / both[:, -1].sum()
         ratios = sums[:, :-1] / sums[:, -1:]
     ratios = ratios[sums[:, -1] > 0]
     if not len(ratios):
         return [Interval(np.nan, np.nan, np.nan)] * (both.shape[1] - 1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(*map(float, bounds)) for bounds in zip(values, low, high, strict=True)]
+    return [
+        percentile_interval(value, ratio, level=level)
+        for value, ratio in zip(values, ratios.T, strict=True)
+    ]
+
+
+def resampled_sums(
+    values: Float[np.ndarray, "N M"], *, replicates: int = REPLICATES, seed: int = 0
+) -> Float[np.ndarray, "R M"]:
+    """Sums M quantities jointly over resamples of N units, with replacement.
+
+    Args:
+      values: (N, M) quantities of each unit.
+      replicates: R, the number of resamples.
+      seed: Seed of the resampling.
+
+    Raises:
+      ValueError: If there are no units.
+    """
+    count = len(values)
+    if not count:
+        raise ValueError("there is nothing to resample")
+    rng = np.random.default_rng(seed)
+    return np.stack(
+        [
+            np.bincount(rng.integers(count, size=count), minlength=count) @ values
+            for _ in range(replicates)
+        ]
+    )
+
+
+def percentile_interval(
+    value: float, replicates: Float[np.ndarray, " R"], *, level: float = LEVEL
+) -> Interval:
+    """Returns an estimate with the percentiles of the replicates in which it is defined."""
+    replicates = replicates[np.isfinite(replicates)]
+    if not np.isfinite(value) or not len(replicates):
+        return Interval(float(value), np.nan, np.nan)
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))

@@ -96,9 +96,11 @@ def finish_metrics(sums: Mapping[str, Array], pair_sums: PairSums) -> dict[str, 
     Returns:
       `accuracy`, `loss` and `images`; per block `{block}/dropped`, the share of choices
       that found their expert full, `{block}/load/{e}`, the share of the kept choices that
-      went to expert e, and with two views the agreement metrics (spec: top1, top2,
-      top2_unordered, overlap). These are also given over all blocks without a prefix,
-      with the bounds of a 95% interval over images: `top1_low`, `top1_high`.
+      went to expert e, and with two views the agreement metrics (top1, top2,
+      top2_unordered, overlap) and their parts (chance, image, place, kappa, kappa_place; for
+      sets with the prefix `overlap_`), see `decomposition`. These are also given over all
+      blocks without a prefix, with the bounds of a 95% interval over images: `top1_low`,
+      `top1_high`.
     """
     images = float(sums["images"])
     metrics = {

@@ -47,8 +47,13 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
             if two_views:
                 experts = by_image(routing.experts, 2 * len(batch["mask"]))
                 views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
-                for name, value in agreement_per_image(views, pairs).items():
-                    per_image[f"{block}/{name}"] = value
+                sums_per_image = agreement_per_image(views, pairs, routing.gates.shape[-1])
+                # NaN gates choose the same experts everywhere: no agreement, but divergence.
+                finite = jnp.isfinite(by_image(routing.gates, len(mask)).sum((1, 2)))
+                finite = finite.reshape(-1, 2).all(axis=1)  # (B,)
+                for name, value in sums_per_image.items():
+                    valid = finite.reshape(-1, *[1] * (value.ndim - 1))
+                    per_image[f"{block}/{name}"] = jnp.where(valid, value, jnp.nan)
         return sums, per_image
 
     return eval_step

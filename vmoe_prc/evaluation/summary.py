@@ -14,6 +14,8 @@ _COLUMNS = {
     "top2": "top-2",
     "top2_unordered": "top-2 unord.",
     "overlap": "overlap",
+    "kappa": "kappa",
+    "kappa_place": "kappa place",
     "dropped": "dropped",
 }
 
