@@ -133,7 +133,8 @@ def _with_paths_of_imports(
     config: ml_collections.ConfigDict, folder: pathlib.Path
 ) -> ml_collections.ConfigDict:
     """Names modules in the folder of a config by their paths, so that any program finds them."""
-    names = config.get("imports", ())
+    names = config.get("imports")
+    # A study file has no such field.
     if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
         return config
     with config.unlocked():
