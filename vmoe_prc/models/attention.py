@@ -1,10 +1,12 @@
-"""Softmax attention through the fastest path that the device and the shapes allow."""
+"""Softmax attention by the fastest implementation that the devices and the shapes allow."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
+
+CUDNN_MAX_HEAD_SIZE = 128
 
 
 def attention(
@@ -19,8 +21,9 @@ def attention(
 ) -> Float[Array, "N T H Dh"]:
     """Attention for linen's `attention_fn`, equal to linen's own to rounding.
 
-    cuDNN's flash kernel serves half precision on NVIDIA GPUs and XLA's fused attention
-    everything else; dropout on the attention weights needs the weights themselves.
+    cuDNN's flash attention serves half precision where the mesh in use is one of NVIDIA GPUs,
+    and XLA's attention everything else; dropout on the attention weights needs the weights
+    themselves. The process that traces may have other devices, or none.
 
     Args:
       query: (N, T, H, Dh) for N sequences of T tokens and H heads.
@@ -40,19 +43,36 @@ def attention(
             dropout_rate=dropout_rate,
             broadcast_dropout=broadcast_dropout,
         )
-    implementation = "cudnn" if _flash_attention_fits(query) else "xla"
     with jax.named_scope("attention"):
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
+        if _cudnn_fits(query) and _mesh_is_nvidia():
+            return _cudnn_attention(query, key, value)
+        return jax.nn.dot_product_attention(query, key, value, implementation="xla")
 
 
-def _flash_attention_fits(query: jax.Array) -> bool:
+def _cudnn_fits(query: jax.Array) -> bool:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    head_size = query.shape[-1]
-    return half and head_size % 8 == 0 and head_size <= 128 and _on_nvidia_gpu()
+    return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_MAX_HEAD_SIZE
 
 
-def _on_nvidia_gpu() -> bool:
-    # The platform version tells CUDA from ROCm; both call themselves "gpu".
-    if jax.default_backend() != "gpu":
-        return False
-    return "cuda" in jax.devices()[0].client.platform_version.lower()
+def _mesh_is_nvidia() -> bool:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    # CUDA and ROCm both call their platform "gpu".
+    return device is not None and "nvidia" in device.device_kind.lower()
+
+
+def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Flash attention; JAX refuses odd lengths in training, which get one token of padding."""
+    num_queries, num_keys = query.shape[1], key.shape[1]
+    lengths = {}
+    if num_queries % 2 or num_keys % 2:
+        lengths = {
+            "query_seq_lengths": jnp.full(len(query), num_queries, jnp.int32),
+            "key_value_seq_lengths": jnp.full(len(query), num_keys, jnp.int32),
+        }
+        query, key, value = _even(query), _even(key), _even(value)
+    outputs = jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **lengths)
+    return outputs[:, :num_queries]
+
+
+def _even(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
