@@ -3,14 +3,17 @@
 import copy
 
 import ml_collections
+import numpy as np
 import pytest
 
+from benchmarks.fuzz_configs import all_paths
 from configs import digits_prc, imagenet_prc
 from vmoe_prc.config import (
     ConfigError,
     check_batch,
     complete,
     evaluation_model,
+    fields,
     override,
     parse_arguments,
 )
@@ -90,6 +93,27 @@ def test_the_given_config_is_not_changed():
         ("evaluate.model_overrides", {"encoder": {"mo": 1}}, "did you mean 'moe'"),
         ("save_checkpoint.keep_best", 1, "missing; keep_best needs it"),
         ("save_checkpoint.best_metric", "val/accuracy", "such as test/accuracy"),
+        ("train_epochs", 2.0, "train_steps = 600: cannot be combined with config.train_epochs = 2"),
+        ("optimizer.learning_rate.warmup_steps", 600, "warmup_steps = 600 must be less than"),
+        ("save_checkpoint.best_metric", "test/acc", r"did you mean 'test/accuracy'\?"),
+        ("dataset.train.prefetch", "foo", "expected 'autotune' or int from 1 to 1000"),
+        ("dataset.train.prefetch", -5, "expected 'autotune' or int from 1 to 1000"),
+        ("model.representation_size", 0, "expected int or None from 1"),
+        ("model.num_classes", -3, "expected int from 1"),
+        ("model.hidden_size", 10**12, "expected int from 1 to"),
+        ("seed", 10**30, "expected an int of at most 64 bits"),
+        ("seed", 2**32, "expected int from 0 to 4294967295"),
+        # Not even Python prints it.
+        pytest.param("seed", 10**5000, "config.seed = an int of 16610 bits: expected", id="huge"),
+        (
+            "description",
+            "x" * 20_000,
+            r"'xx.*xx' \(20002 characters\): expected at most 10000 char",
+        ),
+        ("params_axis_resources", [("Moe", "expert")], r"expected pairs \(regex, \(axis or None"),
+        ("params_axis_resources", [("(", ("expert",))], "not a regular expression"),
+        ("params_axis_resources", "Moe", r"expected pairs \(regex, \(axis or None"),
+        ("imports", "my_router", "expected tuple of str"),
         ("dataset", 3, "config.dataset = 3: expected sections"),
         ("dataset.test", 3, "config.dataset.test = 3: expected a group of fields"),
     ],
@@ -104,6 +128,35 @@ def test_errors(path, value, message):
 def test_missing_fields_are_named(path):
     with pytest.raises(ConfigError, match="missing"):
         complete(make(path, delete=True))
+
+
+def test_no_field_takes_a_number_that_is_not_finite():
+    config = digits_prc.get_config().to_dict()
+    numbers = [
+        path
+        for path, field in all_paths(config, fields.Config)
+        if "float" in str(field.hint) and field.section is None
+    ]
+    assert len(numbers) > 20
+    for path in numbers:
+        for value in (float("nan"), float("inf"), -float("inf")):
+            with pytest.raises(ConfigError) as error:
+                complete(override(config, nested(path, value)))
+            # A section that is off also lacks its required fields.
+            known = path if config[path[0]] is not None else path[:1]
+            assert error.value.field.startswith(".".join(("config", *known)))
+
+
+def nested(path, value):
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = complete(make("optimizer.weight_decay", np.float32(0.5)))
+    assert type(config.optimizer.weight_decay) is float
+    assert type(complete(make("seed", np.int64(3))).seed) is int
 
 
 def test_class_tokens_need_a_class_token():
@@ -126,12 +179,35 @@ def test_class_tokens_need_a_class_token():
             "group_size = 100: must divide the tokens of a device .* 64 images x 65 tokens / 2",
         ),
         ("seed", 0, (64, 32, 32, 3), "config.consistency = 'prc': needs two views"),
+        (
+            "model.num_classes",
+            5,
+            (32, 2, 32, 32, 3),
+            "num_classes = 5: expected the 10 classes of the labels in config.dataset.train",
+        ),
     ],
 )
 def test_batches_that_do_not_fit(path, value, shape, message):
     config = complete(make(path, value))
     with pytest.raises(ConfigError, match=message):
-        check_batch(config, "dataset.train", shape, num_devices=2)
+        check_batch(config, "dataset.train", shape, num_devices=2, num_classes=10)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "device", "example"])
+def test_mixup_needs_enough_images(granularity):
+    config = make("mixup", {"concentration": 0.2, "size": 3, "granularity": granularity})
+    config["consistency"] = None
+    images = 4 if granularity == "device" else 2
+    with pytest.raises(ConfigError, match=r"config.mixup.size = 3: expected at most 2"):
+        check_batch(complete(config), "dataset.train", (images, 32, 32, 3), num_devices=2)
+
+
+def test_position_embeddings_need_a_width():
+    config = make("model.encoder", {**make()["model"]["encoder"], "num_heads": 2})
+    config["model"] |= {"hidden_size": 18}
+    config["model"]["encoder"]["position_emb"] = {"name": "sincos2d"}
+    with pytest.raises(ConfigError, match=r"model.hidden_size = 18: must be a multiple of 4"):
+        complete(config)
 
 
 def test_batches_that_fit():
@@ -151,6 +227,8 @@ def test_evaluation_overrides_the_model():
 def test_parse_arguments():
     args = parse_arguments("k=1,prc=off, lr=1e-3", k=2, prc=True, lr=0.1, name="x")
     assert args == ml_collections.ConfigDict({"k": 1, "prc": False, "lr": 1e-3, "name": "x"})
+    for text in ("name='my, photos',k=1", 'name="my, photos",k=1'):
+        assert parse_arguments(text, name="", k=2).to_dict() == {"name": "my, photos", "k": 1}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +238,8 @@ def test_parse_arguments():
         ("k=two", "config argument 'k' = 'two': expected int"),
         ("prc=no", "config argument 'prc' = 'no': expected one of on"),
         ("k", "config argument 'k' = '': expected int"),
+        ("K=1", "'K' = '1': unknown; allowed: k, prc; did you mean 'k'"),
+        ("k=1, 2", "'2' = '': unknown; allowed: k, prc; put a value with a comma in quotes"),
     ],
 )
 def test_argument_errors(text, message):

@@ -101,7 +101,7 @@ def check_batch(
             )
 
 
-def _check_mixup(mixup: Mapping[str, Any], num_images: int, num_devices: int) -> None:
+def _check_mixup(mixup: Config, num_images: int, num_devices: int) -> None:
     groups = num_devices if mixup["granularity"] == "device" else 1
     if num_images // groups < mixup["size"]:
         raise ConfigError(

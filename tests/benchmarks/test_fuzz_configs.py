@@ -1,0 +1,38 @@
+"""A short run of the fuzz: validation of many configurations, training of a few."""
+
+import collections
+import random
+
+import pytest
+
+from benchmarks import fuzz_configs
+
+NUMBERS = range(400)
+
+
+def mutated(number):
+    return fuzz_configs.mutate(random.Random(f"0/{number}"), fuzz_configs.base())
+
+
+def test_every_mistake_gets_one_line():
+    ends = collections.Counter()
+    for number in NUMBERS:
+        changes, config = mutated(number)
+        end, text = fuzz_configs.validate(config)
+        assert end in ("accepted", "refused"), (number, changes, text)
+        ends[end] += 1
+    assert ends["accepted"] > 20 and ends["refused"] > 200  # Both kinds are drawn.
+
+
+def test_a_fault_is_shown(monkeypatch):
+    def fail(config):
+        raise KeyError("momentum")
+
+    monkeypatch.setattr(fuzz_configs, "complete", fail)
+    end, text = fuzz_configs.validate({})
+    assert end == "traceback" and "KeyError: 'momentum'" in text
+
+
+@pytest.mark.slow
+def test_accepted_configurations_train(capsys):
+    assert fuzz_configs.main(["--count=40", "--seed=1", "--timeout=200"]) == 0, capsys.readouterr()
