@@ -23,3 +23,10 @@ def aligned_lines(
     aligns = [first or align, *[align] * (len(widths) - 1)]
     padded = [[a(cell, w) for a, cell, w in zip(aligns, row, widths, strict=True)] for row in rows]
     return ["  ".join(cells).rstrip() for cells in padded]
+
+
+def markdown_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table whose first row is the header."""
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return [f"| {' | '.join(cells)} |" for cells in lines]

@@ -1,22 +1,20 @@
 """Evaluation of an ensemble: accuracy, agreement taken apart, and what routing is worth."""
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from vmoe_prc.alignment import match_patches, view1_from_view0
+from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.data.device_views import device_two_views
+from vmoe_prc.evaluation.decomposition import Decomposition, average, decompose, decomposition_sums
 from vmoe_prc.study.ensemble.training import Task
 
-# Images with fewer matched pairs say nothing about the place: any pairing is nearly the same.
-SMALLEST_PAIRS = 4
 # Ways to route the tokens of view 0, see `probe`.
 ROUTINGS = ("own", "other_view", "noisy_copy", "random", "next_best", "one_expert")
 NOISE = 0.3
@@ -45,10 +43,10 @@ def evaluate(
     Returns:
       By member: `accuracy` and `nll` of whole images, `crop_accuracy` (mean over two crops of
       each image), `same_label` (share of images whose two crops get the same label),
-      `accuracy/{routing}` and `nll/{routing}` of the first crop for each of `ROUTINGS`, the sums
-      of `decompose` by block and over blocks, those over blocks of the first choices of clean and
-      noisy whole images as `noise_{level}/…`, and `use`, the exponential of the entropy of the
-      experts' loads, divided by their number. Shares are in [0, 1].
+      `accuracy/{routing}` and `nll/{routing}` of the first crop for each of `ROUTINGS`, `top1` and
+      the `Decomposition` by block and over blocks, and of the first choices of clean and noisy
+      whole images as `noise_{level}/…`; `use`, the exponential of the entropy of the experts'
+      loads, divided by their number. Shares are in [0, 1].
 
     Raises:
       ValueError: If there is less than one batch.
@@ -65,43 +63,9 @@ def evaluate(
         )
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.tree.map(np.asarray, jax.device_get(total))
-    members = len(next(iter(total["scalars"].values())))
-    return [_finish(jax.tree.map(lambda x, m=m: x[m], total)) for m in range(members)]
-
-
-def decompose(joint: np.ndarray, image_chance: float, pairs: float) -> dict[str, float]:
-    """Takes the agreement of first choices apart into chance, image and place.
-
-    Args:
-      joint: (E, E) counts of the first choices of matched patches, view 0 by view 1.
-      image_chance: Sum over images j of sum_e n_je m_je / n_j, the expected number of agreeing
-        pairs if the matched patches of each image are paired at random.
-      pairs: Number of matched pairs.
-
-    Returns:
-      `top1` = `chance` + `image` + `place`, shares in [0, 1]; `kappa`, agreement corrected for
-      chance by the loads (Cohen 1960), and `kappa_place`, corrected for `image_chance`; NaN
-      where chance always agrees.
-    """
-    share = joint / pairs
-    observed, chance = float(np.trace(share)), float(share.sum(1) @ share.sum(0))
-    within = image_chance / pairs
-    return {
-        "top1": observed,
-        "chance": chance,
-        "image": within - chance,
-        "place": observed - within,
-        "kappa": _corrected(observed, chance),
-        "kappa_place": _corrected(observed, within),
-    }
-
-
-def _decomposed(counts: Mapping[str, Any]) -> dict[str, float]:
-    return decompose(counts["joint"], float(counts["image_chance"]), float(counts["pairs"]))
-
-
-def _corrected(observed: float, chance: float) -> float:
-    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
+    columns = _finish(total)
+    members = len(columns["accuracy"])
+    return [{name: float(x[m]) for name, x in columns.items()} for m in range(members)]
 
 
 class _Model:
@@ -115,8 +79,7 @@ class _Model:
             return logits, {b: (r.logits, r.experts) for b, r in routings.items()}
 
         def run_routed(params, images, logits):
-            with nn.intercept_methods(functools.partial(_answer, logits)):
-                return module.apply({"params": params}, images)[0]
+            return apply_with_logits(module, params, images, logits)[0]
 
         self._params = params
         self._run = jax.jit(jax.vmap(run, in_axes=(0, None)))
@@ -140,14 +103,6 @@ class _Model:
         return self._run_routed(self._params, images, router_logits)
 
 
-def _answer(logits, call, args, kwargs, context):
-    path = context.module.path
-    if path[-2:] != ("Router", "dense"):
-        return call(*args, **kwargs)
-    block = next(name for name in path if name.startswith("encoderblock_"))
-    return logits[block].reshape(*args[0].shape[:-1], -1)
-
-
 def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: jax.Array) -> Any:
     source = images.astype(jnp.float32) / 127.5 - 1
     keys = jax.random.split(key, 3)
@@ -163,7 +118,7 @@ def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: 
             both = jnp.stack([experts[block][..., 0], noisy[block][..., 0]], axis=2)
             tokens = jnp.arange(both.shape[-1])
             same = jnp.broadcast_to(tokens[:, None], (len(images), len(tokens), 2))
-            noise[f"noise_{level:g}/{block}"] = _pair_counts(both, same, task.num_experts)
+            noise[f"noise_{level:g}/{block}"] = _pair_sums(both, same, task.num_experts)
     views, matrices = _views(key=keys[0], images=source, task=task)
     both, logits, experts = model(views.reshape(-1, *views.shape[2:]))
     predictions = jnp.argmax(both, -1).reshape(members, -1, 2)
@@ -171,7 +126,7 @@ def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: 
     scalars["same_label"] = jnp.sum(predictions[..., 0] == predictions[..., 1], axis=-1)
     pairs = _match(task, matrices)
     counts = {
-        block: _pair_counts(
+        block: _pair_sums(
             e[..., 0].reshape(members, len(images), 2, -1), pairs[:, :-1], task.num_experts
         )
         for block, e in experts.items()
@@ -261,41 +216,34 @@ def _next_best(logits: jax.Array, k: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _pair_counts(first: jax.Array, pairs: jax.Array, num_experts: int) -> dict[str, jax.Array]:
-    """Sums over images for `decompose`; first (M, B, 2, T), pairs (B, X, 2)."""
-    matched = pairs[..., 0] >= 0
-    count = jnp.sum(matched, axis=1)
-    counted = matched & (count >= SMALLEST_PAIRS)[:, None]
+def _pair_sums(first: jax.Array, pairs: jax.Array, num_experts: int) -> dict[str, jax.Array]:
+    """Sums over images of `decomposition_sums`; first (M, B, 2, T), pairs (B, X, 2)."""
     index = jnp.broadcast_to(jnp.maximum(pairs, 0), (len(first), *pairs.shape))
     a, b = (
-        jax.nn.one_hot(jnp.take_along_axis(first[:, :, v], index[..., v], axis=2), num_experts)
-        * counted[..., None]
-        for v in (0, 1)
-    )
-    per_image = jnp.sum(jnp.sum(a, 2) * jnp.sum(b, 2), axis=-1) / jnp.maximum(count, 1)
-    return {
-        "joint": jnp.einsum("mbxe,mbxf->mef", a, b),
-        "image_chance": jnp.sum(per_image, axis=-1),
-        "pairs": jnp.full(len(first), jnp.sum(counted), jnp.float32),
-    }
+        jnp.take_along_axis(first[:, :, v], index[..., v], axis=2)[..., None] for v in (0, 1)
+    )  # (M, B, X, 1)
+    matched = pairs[..., 0] >= 0
+    per_image = jax.vmap(lambda a, b: decomposition_sums(a, b, matched, num_experts))(a, b)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=1), per_image)
 
 
-def _finish(total: Mapping[str, Any]) -> dict[str, float]:
+def _finish(total: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Turns sums into metrics, each (M,)."""
     scalars = dict(total["scalars"])
-    images = float(scalars.pop("images"))
-    result = {name: float(value) / images for name, value in scalars.items()}
-    blocks = [_decomposed(counts) for counts in total["counts"].values()]
-    for block, parts in zip(total["counts"], blocks, strict=True):
-        result |= {f"{block}/{name}": value for name, value in parts.items()}
-    result |= {name: float(np.mean([b[name] for b in blocks])) for name in blocks[0]}
+    images = scalars.pop("images")
+    result = {name: value / images for name, value in scalars.items()}
+    for block, sums in total["counts"].items():
+        result |= _parts(f"{block}/", decompose(sums))
+    result |= _parts("", average([decompose(sums) for sums in total["counts"].values()]))
     for level in NOISE_LEVELS:
         prefix = f"noise_{level:g}/"
-        parts = [_decomposed(v) for k, v in total["noise"].items() if k.startswith(prefix)]
-        result |= {prefix + name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
-    use = []
-    for load in total["loads"].values():
-        share = load / load.sum()
-        used = share[share > 0]
-        use.append(np.exp(-np.sum(used * np.log(used))) / len(share))
-    result["use"] = float(np.mean(use))
-    return result
+        blocks = [decompose(v) for k, v in total["noise"].items() if k.startswith(prefix)]
+        result |= _parts(prefix, average(blocks))
+    shares = np.stack([load / load.sum(-1, keepdims=True) for load in total["loads"].values()])
+    entropy = -np.sum(np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-30)), 0), axis=-1)
+    return result | {"use": np.mean(np.exp(entropy) / shares.shape[-1], axis=0)}
+
+
+def _parts(prefix: str, parts: Decomposition) -> dict[str, np.ndarray]:
+    named = {"top1": parts.chance + parts.image + parts.place, **parts._asdict()}
+    return {f"{prefix}{name}": value for name, value in named.items()}
