@@ -21,8 +21,9 @@ from collections.abc import Sequence
 import ml_collections
 import tensorflow_datasets as tfds
 
-from vmoe_prc.data.preprocess import Preprocess
-from vmoe_prc.data.source import Examples
+from vmoe_prc.data.examples import Parser
+from vmoe_prc.data.ops import registry
+from vmoe_prc.data.preprocess import find_spec
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.runtime.peaks import peak_flops
 
@@ -80,8 +81,8 @@ def image_shape(process: str) -> tuple[int, ...]:
     features = tfds.features.FeaturesDict(
         {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=1)}
     )
-    config = ml_collections.ConfigDict({"process": process})
-    return Preprocess(config, Examples(features, None, 0), 0).spec["image"].shape
+    ops = registry.build(process, "process")
+    return find_spec(ops, Parser(features))["image"].shape
 
 
 def split_size(name: str, split: str) -> int:

@@ -21,7 +21,8 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_sample_images
 
 from benchmarks import timing
-from vmoe_prc.data import pipeline, source
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.split import Split, open_split
 
 HEIGHT, WIDTH, JPEG_BYTES = 375, 500, 83_000
 NUM_PHOTOGRAPHS = 32
@@ -33,6 +34,7 @@ STAGES = {
     "crops, flips, RandAugment": f"{CROPS}|flip_lr|randaug(2, 10)|{FINISH}",
     "evaluation": f"decode|resize_small(256)|central_crop(224)|{FINISH}",
 }
+# The name of the baseline, not a preprocessing string.
 DECODE = "decode"
 WARM_UP = 4
 
@@ -82,31 +84,31 @@ def encode(image: np.ndarray) -> bytes:
     return next(data for data in encoded if len(data) <= JPEG_BYTES)
 
 
-def decoded(config: ml_collections.ConfigDict) -> Iterator[np.ndarray]:
-    """Reads the same records and decodes them by TensorFlow; yields shapes, a batch at a time.
+def decoded(split: Split) -> Iterator[np.ndarray]:
+    """Decodes the same records by TensorFlow, from memory; yields shapes, one batch at a time.
 
     Pixels go no further, so that the baseline pays for nothing else.
     """
-    features = source.load_builder(config).info.features
+    features = split.builder.info.features
     skip = {"image": tfds.decode.SkipDecoding()}
 
-    def shape(number: tf.Tensor, record: tf.Tensor) -> tf.Tensor:
+    def shape(record: tf.Tensor) -> tf.Tensor:
         encoded = features.deserialize_example(record, decoders=skip)["image"]
         return tf.shape(tf.io.decode_image(encoded, channels=3, expand_animations=False))
 
-    records = source.examples(config).shuffled_from(0, 0, config.shuffle_buffer)
-    shapes = records.map(shape, num_parallel_calls=tf.data.AUTOTUNE)
-    return shapes.batch(config.batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    records = tf.data.Dataset.from_tensor_slices(split.records.read(range(split.num_examples)))
+    shapes = records.repeat().map(shape, num_parallel_calls=tf.data.AUTOTUNE)
+    return shapes.batch(split.config.batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
 def measure(
-    sections: dict[str, ml_collections.ConfigDict], num_batches: int, repetitions: int
+    splits: dict[str, Split], num_batches: int, repetitions: int
 ) -> dict[str, timing.Times]:
     """Times every pipeline by turns, each in full swing and with the others at rest."""
-    times = {name: timing.Times([], []) for name in sections}
+    times = {name: timing.Times([], []) for name in splits}
     for _ in range(repetitions):
-        for name, section in sections.items():
-            made = decoded(section) if name == DECODE else pipeline.train_batches(section, seed=0)
+        for name, split in splits.items():
+            made = decoded(split) if name == DECODE else pipeline.train_batches(split, seed=0)
             for _ in range(WARM_UP):
                 next(made)
             wall, cpu = time.perf_counter(), time.process_time()
@@ -146,15 +148,17 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
         "split": "train",
         "batch_size": args.batch_size,
         "shuffle_buffer": NUM_PHOTOGRAPHS,
+        "shuffle_block": 1,
         "cache": "loaded",
         "max_bad_examples": 0,
         "prefetch": "autotune",
     }
-    sections = {
-        name: ml_collections.ConfigDict(section | {"process": process})
-        for name, process in {DECODE: DECODE, **STAGES}.items()
+    splits = {
+        name: open_split(ml_collections.ConfigDict(section | {"process": process}))
+        for name, process in STAGES.items()
     }
-    times = measure(sections, args.batches, args.repetitions)
+    splits = {DECODE: splits["crops"], **splits}
+    times = measure(splits, args.batches, args.repetitions)
     timing.report(args, rows_of(times, args.batches * args.batch_size))
 
 

@@ -3,9 +3,10 @@
     python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH \
         --config.initialization.prefix=WORKDIR_OF_IMAGENET_PRC
 
-PATH holds CLASS/*.jpg and so on, or train/CLASS/ and test/CLASS/. Files that are no images are
-left out and named. Other arguments: `k=1` one expert a token, `prc=off` the V-MoE baseline,
-`seed=N`, `size=128` the side of the images in pixels.
+PATH holds CLASS/*.jpg and so on, or train/CLASS/ and test/CLASS/. Files that cannot be used are
+listed with the reason. Photos are turned upright by their EXIF orientation. Other arguments:
+`k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`, `size=128` the side of the
+images in pixels.
 """
 
 from vmoe_prc.config import ConfigError, complete, parse_arguments
@@ -28,4 +29,6 @@ def get_config(arguments: str = ""):
     )
     for split in config["dataset"].values():
         split["manual_dir"] = args.dir
+        # Phones and cameras store photos as they were held, with a note how to turn them.
+        split["process"] = split["process"].replace("decode", "decode(orient=True)", 1)
     return complete(config)

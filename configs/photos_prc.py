@@ -26,10 +26,12 @@ def get_config(arguments: str = ""):
         num_classes = len(scan_class_folders(args.dir or "PATH").classes)
     except ValueError as error:
         raise ConfigError("config argument 'dir'", args.dir, str(error)) from None
-    one_view = f"decode|inception_crop({args.size}, 50, 100)|flip_lr|{finish(num_classes)}"
+    # Phones and cameras store photos as they were held, with a note how to turn them.
+    decode = "decode(orient=True)"
+    one_view = f"{decode}|inception_crop({args.size}, 50, 100)|flip_lr|{finish(num_classes)}"
     views = f"two_views({args.size}, (50, 100), (50, 100))"
-    two_views = f"decode|{views}|flip_lr|{finish(num_classes, two_views=True)}"
-    whole = f"decode|resize({args.size})|{finish(num_classes)}"
+    two_views = f"{decode}|{views}|flip_lr|{finish(num_classes, two_views=True)}"
+    whole = f"{decode}|resize({args.size})|{finish(num_classes)}"
     photos = functools.partial(dict, name="folder", manual_dir=args.dir, cache="loaded")
     pairs = {"process": two_views, "batch_size": VIEWS_PER_STEP // 2}
     single = {"process": one_view, "batch_size": VIEWS_PER_STEP}

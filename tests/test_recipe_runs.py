@@ -11,15 +11,13 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
-import vmoe_prc.data.datasets  # noqa: F401 - makes imagenet21k known to TFDS
-
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
 
 
 def prepare(name, splits, data_dir):
     """Fills the builder of a data set with random examples of its own features."""
     rng = np.random.default_rng(0)
-    builder = tfds.builder(name, data_dir=data_dir, file_format=tfds.core.FileFormat.TFRECORD)
+    builder = builder_factory(name, data_dir, None)()
     features = builder.info.features
     size = features["image"].shape
     shape = size if None not in size else (40, 48, 3)

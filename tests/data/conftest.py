@@ -16,6 +16,7 @@ def dataset(data_dir):
                 "process": 'decode|resize(8)|value_range(-1, 1)|onehot(30)|keep("image", "labels")',
                 "batch_size": 4,
                 "shuffle_buffer": 0,
+                "shuffle_block": 1,
                 "cache": None,
                 "max_bad_examples": 3,
                 "data_dir": data_dir,

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.split import open_split
 from vmoe_prc.errors import RunError
 
 NUM_TRAIN, BATCH_SIZE = 23, 4
@@ -58,7 +59,8 @@ def label(record: bytes) -> int:
 
 
 def take(config, count, **options):
-    return list(itertools.islice(pipeline.train_batches(config, seed=3, **options), count))
+    batches = pipeline.train_batches(open_split(config), seed=3, **options)
+    return list(itertools.islice(batches, count))
 
 
 @pytest.mark.parametrize("cache", [None, "loaded"])
@@ -90,12 +92,12 @@ def test_in_training_another_image_takes_the_place(dataset, bad_data, cache):
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_in_evaluation_its_row_is_masked(dataset, bad_data, process_count):
     directory, bad = bad_data
-    config = dataset(data_dir=directory, batch_size=BATCH_SIZE)
+    split = open_split(dataset(data_dir=directory, batch_size=BATCH_SIZE))
     seen = [
         i
         for process in range(process_count)
         for batch in pipeline.eval_batches(
-            config, process_index=process, process_count=process_count
+            split, process_index=process, process_count=process_count
         )
         for i, counts in zip(ids(batch), batch["mask"], strict=True)
         if counts
@@ -105,8 +107,8 @@ def test_in_evaluation_its_row_is_masked(dataset, bad_data, process_count):
 
 def test_batches_of_nothing_else(dataset, bad_data):
     directory, bad = bad_data
-    config = dataset(data_dir=directory, batch_size=1)
-    masks = [bool(batch["mask"][0]) for batch in pipeline.eval_batches(config)]
+    split = open_split(dataset(data_dir=directory, batch_size=1))
+    masks = [bool(batch["mask"][0]) for batch in pipeline.eval_batches(split)]
     assert (len(masks), sum(masks)) == (NUM_TRAIN, NUM_TRAIN - len(bad))
 
 

@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.datasets.digits import Digits
-from vmoe_prc.data.feed import device_batches
+from vmoe_prc.data.feed import prefetch_to_device
+from vmoe_prc.data.split import open_split
 from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 
@@ -18,9 +19,9 @@ def test_digits(tmp_path, dataset):
         process='decode|resize(8)|value_range(0, 16)|onehot(10)|keep("image", "labels")',
         batch_size=359,
     )
-    pipeline.validate(config, "config.dataset.test")
+    split = open_split(config, "config.dataset.test")
     sharding = batch_sharding(create_mesh(1, jax.devices()[:1]))
-    [batch] = device_batches(pipeline.eval_batches(config), sharding, 1)
+    [batch] = prefetch_to_device(pipeline.eval_batches(split), sharding, 1, split.value_range)
     digits = load_digits()
     np.testing.assert_array_equal(np.argmax(batch["labels"], -1), digits.target[4::5])
     np.testing.assert_allclose(batch["image"][..., 0], digits.images[4::5], atol=0.05)

@@ -7,9 +7,10 @@ SCRIPT = """
 import json, sys
 import ml_collections
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.split import open_split
 
 section = ml_collections.ConfigDict(json.loads(sys.argv[1]))
-batches = pipeline.train_batches(section, seed=0)
+batches = pipeline.train_batches(open_split(section), seed=0)
 for _ in range(5):
     next(batches)
 """

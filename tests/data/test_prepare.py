@@ -15,6 +15,7 @@ from scipy.io import savemat
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.split import open_split
 
 RNG = np.random.default_rng(0)
 
@@ -125,24 +126,25 @@ def write_pets(folder):
 def test_official_files(tmp_path, dataset, name, write, sizes):
     (tmp_path / "files").mkdir()
     write(tmp_path / "files")
-    builder = prepare(name, tmp_path / "files", tmp_path / "data")
+    builder = prepare(name, tmp_path / "files", tmp_path / "data", partial=True)
+    assert builder.info.file_format.value == "array_record"
     assert {s: i.num_examples for s, i in builder.info.splits.items()} == sizes
     config = dataset(
         name=name,
         data_dir=str(tmp_path / "data"),
         split=next(iter(sizes)),
-        process='decode|resize(16)|value_range(-1, 1)|onehot(1000, inkey="label", outkey="labels")'
+        process='decode|resize(16)|value_range(-1, 1)|onehot(21843, inkey="label", outkey="labels")'
         '|keep("image", "labels")',
         batch_size=8,
     )
-    batch = next(iter(pipeline.train_batches(config, seed=0)))
+    batch = next(pipeline.train_batches(open_split(config), seed=0))
     assert batch["image"].shape == (8, 16, 16, 3)
 
 
 def test_labels_of_imagenet21k_are_the_ranks_of_the_synsets(tmp_path):
     write_imagenet21k(tmp_path)
-    builder = prepare("imagenet21k", tmp_path, tmp_path / "data")
-    examples = list(builder.as_dataset("full").as_numpy_iterator())
+    builder = prepare("imagenet21k", tmp_path, tmp_path / "data", partial=True)
+    examples = builder.as_data_source("full")
     labels = {x["file_name"].decode().partition("_")[0]: int(x["label"]) for x in examples}
     assert labels == {"n01440764": 0, "n15075141": 1}
 
@@ -160,8 +162,92 @@ def test_a_truncated_file_is_one_line(tmp_path, name, write, damaged):
     whole = (tmp_path / damaged).read_bytes()
     (tmp_path / damaged).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=damaged) as caught:
-        prepare(name, tmp_path, tmp_path / "data")
+        prepare(name, tmp_path, tmp_path / "data", partial=True)
     assert "\n" not in str(caught.value)
+
+
+def rewrite_validation(folder, names):
+    with (folder / "ILSVRC2012_img_val.tar").open("wb") as file:
+        write_tar(file, {name: encoded("JPEG") for name in names})
+
+
+VALIDATION = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: rewrite_validation(folder, VALIDATION[:2] + VALIDATION[3:]),
+            "has ILSVRC2012_val_00000004.JPEG where ILSVRC2012_val_00000003.JPEG is expected",
+        ),
+        (
+            lambda folder: rewrite_validation(folder, ["a.JPEG", *VALIDATION]),
+            "has a.JPEG where ILSVRC2012_val_00000009.JPEG is expected",
+        ),
+        (lambda folder: None, "has 8 images, not 50,000; --partial takes what is there"),
+        (lambda folder: os.mkfifo(folder / "pipe.tar"), "pipe.tar is no regular file"),
+    ],
+)
+def test_files_of_imagenet_that_are_not_the_official_ones(tmp_path, damage, message):
+    write_imagenet(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        prepare("imagenet2012", tmp_path, tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "data" / "imagenet2012").exists()
+
+
+def cut_batches(folder):
+    members = {"cifar-10-batches-bin/data_batch_1.bin": RNG.bytes(3073 * 2 + 100)}
+    with (folder / "cifar-10-binary.tar.gz").open("wb") as file:
+        write_tar(file, members, "w:gz")
+
+
+def labels_out_of_range(folder):
+    write_flowers(folder)
+    savemat(folder / "imagelabels.mat", {"labels": np.full((1, 32), 500)})
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("cifar10", cut_batches), ("oxford_flowers102", labels_out_of_range)]
+)
+def test_contents_that_tfds_cannot_use_are_one_line(tmp_path, name, write):
+    write(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        prepare(name, tmp_path, tmp_path / "data", partial=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_short_data_are_refused_unless_a_part_will_do(tmp_path):
+    write_cifar10(tmp_path)
+    with pytest.raises(ConfigError, match="train has 50 examples, not 50,000; --partial"):
+        prepare("cifar10", tmp_path, tmp_path / "data")
+    assert prepare("cifar10", tmp_path, tmp_path / "data", partial=True).is_prepared()
+
+
+@pytest.mark.parametrize("write", [write_imagenet21k, write_imagenet21k_unpacked])
+@pytest.mark.parametrize("damage", ["cut", "header"])
+def test_archives_of_imagenet21k_that_tarfile_would_take(tmp_path, write, damage):
+    """Cut between two files, and with a damaged header: reading them is no error."""
+    write(tmp_path)
+    path = min(tmp_path.glob("*.tar"))
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1].offset
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[:last]
+    else:
+        content[last + 10] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{path.name} is cut or damaged"):
+        prepare("imagenet21k", tmp_path, tmp_path / "data", partial=True)
+
+
+def test_missing_classes_of_imagenet21k_are_refused(tmp_path):
+    write_imagenet21k(tmp_path)
+    with pytest.raises(ConfigError, match="2 classes of 21,841 are there; --partial takes them"):
+        prepare("imagenet21k", tmp_path, tmp_path / "data")
 
 
 def test_the_command_on_files_that_are_not_there(tmp_path):
@@ -178,7 +264,7 @@ def test_the_command_on_files_that_are_not_there(tmp_path):
         ("cifar01", ".", "did you mean"),
         ("cifar10", "missing", "is not a directory"),
         ("folder", None, "needs the directory"),
-        ("folder", ".", "two classes"),
+        ("folder", ".", "two classes or more"),
     ],
 )
 def test_errors(tmp_path, name, files, message):
@@ -205,8 +291,18 @@ def test_corrupt_files_of_a_folder_are_left_out_and_named(folder, tmp_path):
     builder = prepare("folder", folder, tmp_path / "data")
     sizes = {s: i.num_examples for s, i in builder.info.splits.items()}
     assert sizes == {"train": 11, "test": 7}
-    names = ["/".join(name.split("/")[-2:]) for name in builder.skipped]
-    assert sorted(names) == ["cat/1.jpeg", "dog/0.png"]
+    left_out = dict(builder.left_out)
+    left_out.pop("data", None)  # the directory of the prepared data, between those of the splits
+    assert left_out.keys() == {"train/cat/1.jpeg", "test/dog/0.png"}
+    assert all(reason.startswith("unreadable (") for reason in left_out.values())
+
+
+def test_a_split_without_a_readable_image_is_one_line(folder, tmp_path):
+    for path in (folder / "test").glob("*/*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ConfigError, match="no image of the split test can be read: left out") as e:
+        prepare("folder", folder, tmp_path / "data")
+    assert "\n" not in str(e.value)
 
 
 def test_a_folder_that_changes_is_prepared_again(folder, tmp_path):
@@ -214,7 +310,7 @@ def test_a_folder_that_changes_is_prepared_again(folder, tmp_path):
     (folder / "train" / "cat" / "new.png").write_bytes(encoded("PNG"))
     builder = prepare("folder", folder, tmp_path / "data")
     assert builder.info.splits["train"].num_examples == 12
-    labels = [int(x["label"]) for x in builder.as_dataset("train").as_numpy_iterator()]
+    labels = [int(x["label"]) for x in builder.as_data_source("train")]
     assert sorted(labels) == [0] * 6 + [1] * 6
 
 
@@ -239,6 +335,6 @@ def test_the_folder_recipe_trains(folder, tmp_path):
         env={**os.environ, "XLA_FLAGS": "", "TFDS_DATA_DIR": str(tmp_path / "data")},
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 of 20 files are no images" in result.stderr
+    assert "left out, unreadable" in result.stderr
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 3

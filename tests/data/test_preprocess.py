@@ -1,14 +1,12 @@
 """From serialised examples to rows: every kind of feature, bad examples, randomness, errors."""
 
-import ml_collections
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from vmoe_prc.config import ConfigError
+from vmoe_prc.data.examples import Parser
 from vmoe_prc.data.ops import registry
-from vmoe_prc.data.preprocess import Preprocess
-from vmoe_prc.data.source import Examples
+from vmoe_prc.data.preprocess import Preprocess, find_spec
 
 FEATURES = tfds.features.FeaturesDict(
     {
@@ -39,8 +37,8 @@ def record(label, side=20):
 
 
 def preprocess(process, seed=0):
-    split = Examples(FEATURES, None, 0)
-    return Preprocess(ml_collections.ConfigDict({"process": process}), split, seed)
+    ops, parse = registry.build(process, "process"), Parser(FEATURES)
+    return Preprocess(ops, parse, find_spec(ops, parse), seed)
 
 
 def test_rows_have_the_shapes_and_dtypes_of_the_spec():
@@ -111,10 +109,11 @@ def test_a_crop_that_does_not_fit_is_a_bad_example():
             r"'image' needs a fixed size, not \(8, 12, 3\) of one .* and \(12, 8, 3\) of another",
         ),
         ('keep("imag")', "the example has no 'imag'; it has file_name, image"),
-        ("resize(8)", "'view_from_image'"),
+        ("resize(8)", "the example has no 'view_from_image'"),
+        ("onehot(4)", "'label' may be 4, and num_classes = 4 is too small"),
+        ('onehot(4, inkey="weights")', "'weights' must be an integer class, not float32"),
     ],
 )
 def test_errors(process, message):
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(registry.PreprocessError, match=message):
         preprocess(process)
-    assert "\n" not in str(error.value)

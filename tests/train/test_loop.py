@@ -12,6 +12,7 @@ from configs import imagenet_prc
 from vmoe_prc.checkpoints.manager import restore_part
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.split import open_split
 from vmoe_prc.errors import RunError
 from vmoe_prc.recipes import fewshot
 from vmoe_prc.train import loop
@@ -160,7 +161,7 @@ def test_the_imagenet_recipe_compiles(data_dir):
             dataset.split = "train" if dataset.split.startswith("train") else "test"
         config.train_epochs = 100_000
     program = build_program(config)
-    batch = program.specs["train"]
+    batch = program.batch_spec
     assert batch["image"].shape == (64, 2, 224, 224, 3)
     with jax.set_mesh(program.mesh):
         compiled = program.train_step.lower(program.abstract_state, dict(batch)).compile()
@@ -204,7 +205,9 @@ def test_steps_that_are_not_finite_end_the_run_with_batch_and_names(digits_dir, 
     report = json.loads((folder / "report.json").read_text())
     assert report["step"] == 4
     assert "Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel" in report["parameters"]
-    batches = pipeline.train_batches(config.dataset.train, seed=config.seed, start_step=3)
+    batches = pipeline.train_batches(
+        open_split(config.dataset.train), seed=config.seed, start_step=3
+    )
     expected = next(batches)
     with np.load(folder / "batch_0.npz") as saved:
         assert saved.files == list(expected)

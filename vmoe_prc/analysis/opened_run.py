@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ from vmoe_prc.arrays import Array
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
-from vmoe_prc.data import pipeline, source
 from vmoe_prc.data.feed import eval_batches
+from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.models import create_model
 from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
 from vmoe_prc.workdir.layout import CONFIG_FILE
@@ -67,6 +66,7 @@ class OpenedRun:
     model: nn.Module
     params: Any
     mesh: Mesh
+    _splits: dict[str, Split] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def blocks(self) -> list[str]:
@@ -136,15 +136,24 @@ class OpenedRun:
         needed = "two views" if two_views else "one view"
         raise ConfigError("--split", split, f"needs {needed} of each image, as two_views makes")
 
+    def split(self, name: str) -> Split:
+        """Returns a split of the run's data, which is opened once.
+
+        Raises:
+          ConfigError: If its data cannot be used on this machine.
+        """
+        config, opened = self.config.dataset[name], self._splits.get(name)
+        if opened is None or opened.config != config:
+            opened = self._splits[name] = open_split(config, f"config.dataset.{name}")
+        return opened
+
     def num_images(self, split: str) -> int:
         """Number of images of a split."""
-        return source.num_examples(self.config.dataset[split])
+        return self.split(split).num_examples
 
     def value_range(self, split: str) -> ValueRange:
         """The range of the pixel values of a split."""
-        found = re.search(r"value_range\(([^)]*)\)", self.config.dataset[split].process)
-        low, high = map(float, found[1].split(",")) if found else (-1.0, 1.0)
-        return ValueRange(low, high)
+        return ValueRange(*(self.split(split).value_range or (-1.0, 1.0)))
 
     def with_examples(self, split: str, examples: str) -> "OpenedRun":
         """Returns the run with other examples in a split.
@@ -183,15 +192,13 @@ class OpenedRun:
         Raises:
           ConfigError: If its data cannot be used on this machine.
         """
-        dataset = self.config.dataset[split]
-        pipeline.validate(dataset, f"config.dataset.{split}")
-        return pipeline.batch_spec(dataset, train=False)
+        return self.split(split).batch_spec(train=False)
 
     def batches(self, split: str) -> Iterator[dict[str, jax.Array]]:
         """Reads every image of a split once; global batches on the devices, with `mask`."""
         spec = self.batch_spec(split)
         check_batch(self.config, f"dataset.{split}", spec["image"].shape, self.mesh.size)
-        return eval_batches(self.config.dataset[split], self.mesh)
+        return eval_batches(self.split(split), self.mesh)
 
 
 def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:

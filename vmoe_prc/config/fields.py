@@ -40,7 +40,16 @@ class Dataset:
         maximum=2**31 - 1,
     )
     shuffle_buffer: int = option(
-        0, "Examples that training shuffles among; 0 reads them in order.", minimum=0
+        0,
+        "0 trains in the order of the files; any other number shuffles the whole split in each "
+        "epoch (V-MoE's name).",
+        minimum=0,
+    )
+    shuffle_block: int = option(
+        1,
+        "Adjacent examples that stay together in the shuffle; more than 1 needs fewer requests "
+        "on object stores, and mixes less.",
+        minimum=1,
     )
     cache: str | None = option(
         None,

@@ -1,1 +1,1 @@
-"""From data sets of TFDS to batches of NumPy arrays, and onto the devices."""
+"""From data sets of TFDS, by NumPy and OpenCV, to batches on the devices."""

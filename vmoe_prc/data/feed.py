@@ -1,70 +1,82 @@
 """Host batches become global arrays on the devices, a few steps ahead of their use."""
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, Sharding
 from jaxtyping import Array, Float, UInt8
 
 from vmoe_prc.data import pipeline
-from vmoe_prc.data.ops.registry import VALUE_RANGE
+from vmoe_prc.data.split import Split
 from vmoe_prc.runtime.mesh import batch_sharding
 
 
-def device_batches(
-    batches: Iterable[Mapping[str, np.ndarray]], sharding: Sharding, prefetch: int
-) -> Iterator[dict[str, jax.Array]]:
-    """Puts batches on the devices while earlier ones are computed on.
+def eval_batches(split: Split, mesh: Mesh) -> Generator[dict[str, jax.Array], None, None]:
+    """Makes global batches of every example once, with a `mask`; each process reads its rows.
 
-    Images of bytes become floats there: see `value_range` of the preprocessing.
+    Args:
+      split: The data.
+      mesh: The devices.
+    """
+    rows = pipeline.eval_batches(
+        split, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    return on_devices(split, rows, mesh)
+
+
+def on_devices(
+    split: Split, rows: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Makes global batches on the devices.
+
+    Args:
+      split: The data, whose `value_range` and `prefetch_device` are used.
+      rows: This process's rows of each global batch.
+      mesh: The devices.
+    """
+    return prefetch_to_device(
+        rows, batch_sharding(mesh), split.config.prefetch_device, split.value_range
+    )
+
+
+def prefetch_to_device(
+    batches: Iterable[Mapping[str, np.ndarray]],
+    sharding: Sharding,
+    prefetch: int,
+    value_range: tuple[float, float] | None = None,
+) -> Generator[dict[str, jax.Array], None, None]:
+    """Puts batches on the devices while earlier ones are computed on.
 
     Args:
       batches: This process's rows of each global batch.
       sharding: How the leading axis of a global batch is split over the devices.
-      prefetch: Batches that are on their way, at least 1; transfers are asynchronous.
+      prefetch: Batches that are transferred at a time, at least 1.
+      value_range: (low, high) that the bytes 0 and 255 of `image` stand for, see
+        `Split.value_range`; None leaves images as they are.
     """
     queue: collections.deque[dict[str, jax.Array]] = collections.deque()
-    for batch in batches:
-        arrays = {
-            key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()
-        }
-        if VALUE_RANGE in arrays:
-            arrays["image"] = in_range(arrays["image"], arrays.pop(VALUE_RANGE))
-        queue.append(arrays)
-        if len(queue) >= prefetch:
-            yield queue.popleft()
-    yield from queue
+    try:
+        for batch in batches:
+            arrays = {
+                key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()
+            }
+            if value_range is not None and arrays["image"].dtype == np.uint8:
+                arrays["image"] = rescale(arrays["image"], np.float32(value_range))
+            queue.append(arrays)
+            if len(queue) >= prefetch:
+                yield queue.popleft()
+        yield from queue
+    finally:
+        # Ends the threads that read.
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 @jax.jit
-def in_range(
-    images: UInt8[Array, "B *rest"], ranges: Float[Array, "B 2"]
-) -> Float[Array, "B *rest"]:
-    """Maps bytes from [0, 255] to the (low, high) of each row, as float32."""
-    low, high = ranges.T.reshape(2, -1, *(1,) * (images.ndim - 1))
+def rescale(images: UInt8[Array, "*any"], value_range: Float[Array, "2"]) -> Float[Array, "*any"]:
+    """Maps bytes from [0, 255] to (low, high), as float32."""
+    low, high = value_range
     return images.astype(jnp.float32) * ((high - low) / 255) + low
-
-
-def eval_batches(dataset: ml_collections.ConfigDict, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Reads every image of a split once; each process reads its rows of the global batches.
-
-    Args:
-      dataset: A completed section of `config.dataset`.
-      mesh: The devices.
-
-    Yields:
-      Global batches with a `mask`, see `pipeline.eval_batches`.
-    """
-    return device_batches(
-        pipeline.eval_batches(
-            dataset,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        batch_sharding(mesh),
-        dataset.prefetch_device,
-    )

@@ -3,7 +3,8 @@
     python -m vmoe_prc.data.prepare cifar10
     python -m vmoe_prc.data.prepare fashion_mnist --from=/usr/share/datasets/fashion-mnist
 
-Files that lie in the directory `--from` are taken instead of being downloaded.
+Files that are in the directory `--from` are used instead of being downloaded. Numbers of examples
+and names of files are compared with the official ones; `--partial` accepts fewer.
 """
 
 import hashlib
@@ -11,77 +12,101 @@ import os
 import pathlib
 import sys
 import tarfile
+from collections.abc import Callable
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
+from etils import epath
 
 from vmoe_prc.config import ConfigError, nearest
-from vmoe_prc.data.datasets import OWN_BUILDERS
+from vmoe_prc.config.registry import DATASETS
+from vmoe_prc.data import official
+from vmoe_prc.data.builders import Builder, builder_factory, prepare_once
+from vmoe_prc.data.datasets.imagenet21k import class_names
+from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.runtime.logs import setup_logging
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
+_PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
 
-# What TFDS raises for files that are missing, cannot be downloaded or are damaged.
-_UNUSABLE = (
-    AssertionError,
-    EOFError,
-    OSError,
-    tarfile.TarError,
-    tf.errors.OpError,
-    tfds.core.download.extractor.ExtractError,
-    tfds.download.DownloadError,
-)
+
+# Raised for files that are missing, cannot be downloaded or are damaged.
+_UNUSABLE = (AssertionError, EOFError, OSError, tarfile.TarError, tf.errors.OpError)
 
 
 def prepare(
     name: str,
     files: str | os.PathLike[str] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    *,
+    partial: bool = False,
 ) -> tfds.core.DatasetBuilder:
-    """Prepares a data set as TFRecord files, unless that is done already.
+    """Prepares a data set as ArrayRecord files, unless that is done already.
 
     Args:
-      name: Name in TFDS, or one of our own.
+      name: Name in TFDS, or in `DATASETS`.
       files: Directory with files of the data set; those that are missing are downloaded.
       data_dir: Where to write.
+      partial: Whether to accept files that lack examples.
 
     Raises:
-      ConfigError: If the data set is unknown, or files that it needs are missing.
+      ConfigError: If the data set is unknown, or files that it needs are missing, damaged or
+        incomplete.
     """
     if files is not None and not pathlib.Path(files).is_dir():
         raise ConfigError("--from", str(files), "is not a directory")
-    if name in OWN_BUILDERS:
-        manual = {} if files is None else {"manual_dir": os.fspath(files)}
-        try:
-            builder = OWN_BUILDERS[name](data_dir=data_dir and os.fspath(data_dir), **manual)
-        except (TypeError, ValueError) as error:
-            raise ConfigError("--from", str(files), str(error)) from None
-    else:
-        try:
-            builder = tfds.builder(name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError:
-            known = [*OWN_BUILDERS, *tfds.list_builders()]
-            raise ConfigError("data set", name, "unknown", nearest(name, known)) from None
-    if files is not None:
-        _trust_local_files(builder, pathlib.Path(files))
-    elif not builder.is_prepared() and builder.url_infos:
-        # Said first, since it takes minutes until TFDS gives up on a server.
-        logging.info("downloading: %s %s", name, _instructions(builder))
-    config = tfds.download.DownloadConfig(manual_dir=files and os.fspath(files))
+    setup_tensorflow()
+    manual_dir = None if files is None else os.fspath(files)
+    make = builder_factory(name, data_dir, manual_dir)
     try:
-        builder.download_and_prepare(
-            download_config=config, file_format=tfds.core.FileFormat.TFRECORD
-        )
-    except _UNUSABLE as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError("data set", name, f"{_instructions(builder)} ({cause})") from error
+        builder = make()
+        if builder.is_prepared():
+            return builder
+        if files is not None and name != "folder":
+            official.check_files(name, pathlib.Path(files), partial)
+            if name == "imagenet21k" and not partial:
+                # A label is the rank of a class: a missing one would shift those of others.
+                official.check_classes(len(class_names(pathlib.Path(files))))
+            _trust_local_files(builder, pathlib.Path(files))
+        elif builder.url_infos:
+            # Logged first, since it takes minutes until TFDS gives up on a server.
+            logging.info("downloading: %s %s", name, _instructions(builder))
+        return _make(make, name, manual_dir, partial)
+    except tfds.core.DatasetNotFoundError:
+        known = [*DATASETS, *tfds.list_builders()]
+        raise ConfigError("data set", name, "unknown", nearest(name, known)) from None
+    except DatasetError as error:
+        raise ConfigError("--from", manual_dir, str(error)) from error
+
+
+def _make(make: Callable[[], Builder], name: str, manual_dir: str | None, partial: bool) -> Builder:
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder = prepare_once(make, download_config=config)
+    except (ConfigError, DatasetError):
+        raise
+    except Exception as error:
+        if name in DATASETS and not isinstance(error, _UNUSABLE):
+            # A bug of a data set that is registered here.
+            raise
+        # TFDS's own code raises anything for files that are missing, damaged or of another form.
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError("data set", name, f"{_instructions(make())} ({cause})") from error
+    try:
+        sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+        official.check_numbers(name, sizes, partial)
+    except DatasetError:
+        # It would be taken for the whole data set from now on.
+        epath.Path(builder.data_path).rmtree()
+        raise
     return builder
 
 
 def _trust_local_files(builder: tfds.core.DatasetBuilder, directory: pathlib.Path) -> None:
-    """Lets local files have checksums of their own: distributors compress anew."""
+    """Replaces the checksums of files that are there: distributors compress files again."""
     # TFDS keeps one dictionary for its builder's class, and passes it to the download manager.
     infos = builder.url_infos or {}
     for url, info in list(infos.items()):
@@ -91,14 +116,14 @@ def _trust_local_files(builder: tfds.core.DatasetBuilder, directory: pathlib.Pat
         with path.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if checksum != info.checksum:
-            logging.warning("%s is not byte for byte the official file; it is taken as it is", path)
+            logging.warning("%s is not byte for byte the official file; it is used as it is", path)
         infos[url] = tfds.download.checksums.UrlInfo(
             size=path.stat().st_size, checksum=checksum, filename=path.name
         )
 
 
 def _instructions(builder: tfds.core.DatasetBuilder) -> str:
-    """Says which files to put where."""
+    """Returns a sentence on which files are needed, and where to put them."""
     text = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if text:
         return f"needs files that you must download: {' '.join(text.split())} Then give --from=DIR"
@@ -114,7 +139,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name a data set, such as cifar10")
     setup_logging()
     for name in argv[1:]:
-        builder = prepare(name, _FROM.value, _DATA_DIR.value)
+        builder = prepare(name, _FROM.value, _DATA_DIR.value, partial=_PARTIAL.value)
         for split, info in builder.info.splits.items():
             print(f"{name} {split}: {info.num_examples:,} examples in {builder.data_path}")
 

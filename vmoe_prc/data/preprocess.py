@@ -5,52 +5,53 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from vmoe_prc.config import ConfigError
+from vmoe_prc.data.examples import Parser
 from vmoe_prc.data.ops import registry
-from vmoe_prc.data.source import Examples
+from vmoe_prc.data.ops.registry import BadExampleError, Example, Op, PreprocessError
 
 Batch = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
-# Bytes to whose multiples TensorFlow aligns its tensors.
+# TensorFlow takes over memory without a copy if it is aligned to this many bytes.
 ALIGNMENT = 64
-# Of the blank images that show what preprocessing makes of an image: larger than any crop.
+# Sizes of the blank images that `find_spec` preprocesses: larger than any usual crop.
 BLANK_SIZES = (2003, 3001), (3001, 2003)
 
 
-class Preprocess:
-    """The preprocessing of a split, with the randomness of a seed.
-
-    Args:
-      config: The section of `config.dataset`.
-      split: Its examples.
-      seed: Seed of the augmentations.
-      field: Name of the section, for errors.
-
-    Attributes:
-      spec: Shapes and dtypes of the entries of an example.
+def find_spec(ops: Sequence[Op], parse: Parser) -> Spec:
+    """Returns shapes and dtypes of preprocessed examples, by preprocessing two blank ones.
 
     Raises:
-      ConfigError: If the preprocessing does not fit the examples.
+      PreprocessError: If the ops do not fit the examples, or give no arrays of a fixed shape.
+      BadExampleError: If the ops refuse a blank image.
+    """
+    specs = []
+    for height, width in BLANK_SIZES:
+        example = registry.apply(ops, parse.blank(height, width))
+        specs.append({key: _struct(key, entry) for key, entry in example.items()})
+    for key, first in specs[0].items():
+        if first != (second := specs[1][key]):
+            raise PreprocessError(
+                f"{key!r} needs a fixed size, not {first.shape} of one image and "
+                f"{second.shape} of another"
+            )
+    return specs[0]
+
+
+class Preprocess:
+    """Preprocessing with the randomness of a seed.
+
+    Args:
+      ops: The ops.
+      parse: The parser of the examples.
+      spec: Shapes and dtypes of a preprocessed example, see `find_spec`.
+      seed: Seed of the augmentations.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        split: Examples,
-        seed: int,
-        field: str = "config.dataset",
-    ):
-        self._ops = registry.build(config.process, f"{field}.process")
-        self._split, self._seed = split, seed
-        try:
-            self.spec: Spec = self._find_spec()
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            message = " ".join(str(error).split())
-            raise ConfigError(f"{field}.process", config.process, message) from None
+    def __init__(self, ops: Sequence[Op], parse: Parser, spec: Spec, seed: int):
+        self._ops, self._parse, self.spec, self._seed = ops, parse, spec, seed
 
     def one(self, position: int, record: bytes) -> Batch:
         """Makes one example, without an axis for the batch.
@@ -63,7 +64,7 @@ class Preprocess:
           BadExampleError: If it cannot be read, decoded or cropped.
         """
         [example] = self._examples([position], [record])
-        if isinstance(example, registry.BadExampleError):
+        if isinstance(example, BadExampleError):
             raise example
         return {
             key: np.asarray(registry.computed(example[key]), x.dtype)
@@ -74,14 +75,14 @@ class Preprocess:
         """Makes the rows of a batch.
 
         Returns:
-          Which rows are good, (B,) bool, and the batch; rows that are not are zeros.
+          Which rows are good, (B,) bool, and the batch, in which all other rows are zeros.
         """
         examples = self._examples(positions, records)
-        good = np.array([not isinstance(x, registry.BadExampleError) for x in examples], np.bool_)
+        good = np.array([not isinstance(x, BadExampleError) for x in examples], np.bool_)
         batch = {key: _aligned((len(examples), *x.shape), x.dtype) for key, x in self.spec.items()}
         for key, column in batch.items():
             for row, example in enumerate(examples):
-                entry = example[key] if good[row] else 0
+                entry = 0 if isinstance(example, BadExampleError) else example[key]
                 if isinstance(entry, registry.Lazy):
                     entry.write(column[row])
                 else:
@@ -94,34 +95,18 @@ class Preprocess:
 
     def _examples(
         self, positions: Sequence[int], records: Sequence[bytes]
-    ) -> list[registry.Example | registry.BadExampleError]:
-        # A key for each example: its numbers are the same in whatever order, on whatever thread.
+    ) -> list[Example | BadExampleError]:
+        # One generator per position: numbers do not depend on the order or the thread.
         keys = [np.array([self._seed % 2**64, position], np.uint64) for position in positions]
         rngs = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
-        examples = [_attempt(self._split.parse, record) for record in records]
-        # Op by op, so that the code of each stays in the caches: decoding an image empties them.
+        examples = [_attempt(self._parse, record) for record in records]
+        # Op by op: decoding an image empties the caches of the code of the other ops.
         for op in self._ops:
             examples = [
-                example
-                if isinstance(example, registry.BadExampleError)
-                else _attempt(op, example, rng)
+                example if isinstance(example, BadExampleError) else _attempt(op, example, rng)
                 for example, rng in zip(examples, rngs, strict=True)
             ]
         return examples
-
-    def _find_spec(self) -> Spec:
-        """Preprocesses blank examples of two sizes, to see what comes out."""
-        specs = []
-        for height, width in BLANK_SIZES:
-            example = registry.apply(self._ops, self._split.blank(height, width))
-            specs.append({key: _struct(key, entry) for key, entry in example.items()})
-        for key, first, second in ((key, x, specs[1][key]) for key, x in specs[0].items()):
-            if first != second:
-                raise ValueError(
-                    f"{key!r} needs a fixed size, not {first.shape} of one image and "
-                    f"{second.shape} of another"
-                )
-        return specs[0]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -132,18 +117,16 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
-def _attempt(
-    function: Callable[..., registry.Example], *args: Any
-) -> registry.Example | registry.BadExampleError:
+def _attempt(function: Callable[..., Example], *args: Any) -> Example | BadExampleError:
     try:
         return function(*args)
-    except registry.BadExampleError as error:
+    except BadExampleError as error:
         return error
 
 
 def _struct(key: str, entry: Any) -> jax.ShapeDtypeStruct:
     array = np.asarray(entry)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{key!r} is not made of numbers: leave it out, with keep(...)")
+        raise PreprocessError(f"{key!r} is not made of numbers: leave it out, with keep(...)")
     dtype = np.dtype(np.float32) if array.dtype == np.float64 else array.dtype
     return jax.ShapeDtypeStruct(array.shape, dtype)

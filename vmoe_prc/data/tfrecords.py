@@ -1,68 +1,99 @@
-"""Single records of a TFRecord file, also those behind a damaged one.
+"""Random access to the records of a TFRecord file.
 
-A record is its length (8 bytes), a checksum of the length (4), the data, and a checksum of
-the data (4).
+A record is its length (8 bytes), a checksum of the length (4), the data, and a checksum of the
+data (4). The file has no index, so where its records begin is found once, by going from length to
+length, and kept in a file next to it.
 """
 
-import functools
+import os
 import struct
 
 import google_crc32c
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int64
 
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 _HEADER_SIZE = _LENGTH.size + _CHECKSUM.size
+MIN_RECORD_SIZE = _HEADER_SIZE + _CHECKSUM.size
+# Bytes that are read at a time where a file is not on a local disk: headers lie far apart, and
+# a request costs as much as many bytes.
+_REMOTE_BUFFER = 8 << 20
 
 
-def read_record(path: str | bytes, index: int | np.integer) -> bytes:
-    """Reads the record of a number, from 0; an empty string if it is damaged or missing.
+def is_remote(path: str) -> bool:
+    """Whether a path is one of an object store, such as gs://."""
+    return "://" in path
+
+
+def read_range(path: str, begin: int, end: int) -> bytes:
+    """Reads bytes begin to end - 1 of a file; fewer if it is shorter.
 
     Raises:
-      tf.errors.OpError: If the file cannot be read at all.
+      OSError: If the file cannot be read.
+      tf.errors.OpError: If it is on an object store, and cannot be read.
     """
-    path = tf.compat.as_str(path)
-    offsets = _offsets(path)
-    if index >= len(offsets) - 1:
-        return b""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        file.seek(int(offsets[index]) + _HEADER_SIZE)
-        content = file.read(int(offsets[index + 1] - offsets[index]) - _HEADER_SIZE)
+    if is_remote(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, end - begin, begin)
+    finally:
+        os.close(descriptor)
+
+
+def read_record(path: str, begin: int, end: int) -> bytes:
+    """Reads one record, given where it begins and ends; empty if it is damaged.
+
+    Raises:
+      OSError, tf.errors.OpError: If the file cannot be read.
+    """
+    content = read_range(path, begin + _HEADER_SIZE, end)
     data, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
     return data if checksum == _masked_crc(data) else b""
 
 
-def openable(path: str | bytes) -> str | bytes:
-    """Returns the path of a file that can be read.
+def find_records(path: str) -> Int64[np.ndarray, " records_and_end"]:
+    """Finds where each record of a file begins, and where the last one ends.
+
+    Stops at the first record whose length is damaged: nothing after it can be found.
 
     Raises:
-      tf.errors.OpError: If it cannot.
+      OSError, tf.errors.OpError: If the file cannot be read.
     """
-    with tf.io.gfile.GFile(tf.compat.as_str(path), "rb") as file:
-        file.read(1)
-    return path
-
-
-@functools.lru_cache(maxsize=8)
-def _offsets(path: str) -> np.ndarray:
-    """Returns where each record begins, and the last ends, as far as the lengths are good."""
+    size = tf.io.gfile.stat(path).length if is_remote(path) else os.stat(path).st_size
+    buffer = _Buffer(path)
     offsets = [0]
-    with tf.io.gfile.GFile(path, "rb") as file:
-        size = file.size()
-        while offsets[-1] + _HEADER_SIZE <= size:
-            file.seek(offsets[-1])
-            header = file.read(_HEADER_SIZE)
-            length = header[: _LENGTH.size]
-            if header[_LENGTH.size :] != _masked_crc(length):
-                break
-            end = offsets[-1] + _HEADER_SIZE + _LENGTH.unpack(length)[0] + _CHECKSUM.size
-            if end > size:
-                break
-            offsets.append(end)
+    while offsets[-1] + _HEADER_SIZE <= size:
+        header = buffer.read(offsets[-1], _HEADER_SIZE)
+        length = header[: _LENGTH.size]
+        if header[_LENGTH.size :] != _masked_crc(length):
+            break
+        end = offsets[-1] + _HEADER_SIZE + _LENGTH.unpack(length)[0] + _CHECKSUM.size
+        if end > size:
+            break
+        offsets.append(end)
     return np.asarray(offsets, np.int64)
 
 
+class _Buffer:
+    """Short reads at growing positions of a file."""
+
+    def __init__(self, path: str):
+        self._path, self._size = path, _REMOTE_BUFFER if is_remote(path) else 64 << 10
+        self._begin, self._content = 0, b""
+
+    def read(self, begin: int, size: int) -> bytes:
+        if not self._begin <= begin <= begin + size <= self._begin + len(self._content):
+            self._begin = begin
+            self._content = read_range(self._path, begin, begin + max(size, self._size))
+        offset = begin - self._begin
+        return self._content[offset : offset + size]
+
+
 def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C, rotated and shifted as the format has it."""
+    """Returns the checksum of the format: CRC-32C, rotated and shifted."""
     crc = google_crc32c.value(data)
     return _CHECKSUM.pack((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

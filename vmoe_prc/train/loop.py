@@ -10,12 +10,9 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.checkpoints.manager import Checkpointer
-from vmoe_prc.data import pipeline
-from vmoe_prc.data.feed import device_batches
 from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.evaluation.summary import format_summary
 from vmoe_prc.runtime.logs import setup_logging
-from vmoe_prc.runtime.mesh import batch_sharding
 from vmoe_prc.runtime.preemption import preemption_notice
 from vmoe_prc.runtime.processes import (
     connect_devices,
@@ -24,7 +21,6 @@ from vmoe_prc.runtime.processes import (
     raise_everywhere,
 )
 from vmoe_prc.steps.state import TrainState
-from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, evaluate
 from vmoe_prc.train.initialization import initialize
 from vmoe_prc.train.non_finite import check_finite
@@ -127,7 +123,7 @@ def _train(
         peak_flops=program.peak_flops,
     )
     with (
-        _train_batches(program, start) as batches,
+        contextlib.closing(program.train_batches(start)) as batches,
         progress(total_steps, start, visible=is_main_process()) as bar,
         profiler(config, workdir) as profile,
     ):
@@ -171,18 +167,6 @@ def _train(
 
     # A run that had ended is only evaluated again.
     return state, results or run_evaluators(list(program.evaluators), total_steps)
-
-
-@contextlib.contextmanager
-def _train_batches(program: Program, start: int) -> Iterator[Iterator[Batch]]:
-    """Reads the global batches of the steps after `start`, onto the devices."""
-    batches = device_batches(
-        pipeline.train_batches(**program.train_data(start)),
-        batch_sharding(program.mesh),
-        program.config.dataset.train.prefetch_device,
-    )
-    with contextlib.closing(batches):
-        yield batches
 
 
 @contextlib.contextmanager

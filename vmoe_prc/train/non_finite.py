@@ -10,8 +10,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from vmoe_prc.data import pipeline
-from vmoe_prc.data.feed import device_batches
+from vmoe_prc.data.feed import prefetch_to_device
 from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.mesh import batch_sharding, replicated
 from vmoe_prc.runtime.processes import is_main_process
@@ -43,10 +42,11 @@ def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> No
     step = int(state.step)
     folder = workdir / NON_FINITE_FOLDER / f"step_{step}"
     # The batch is a function of the step, so it can be read again.
-    rows = next(pipeline.train_batches(**program.train_data(step - 1)))
+    rows = next(program.train_rows(step - 1))
     with atomic_write(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
         np.savez(file, **rows)
-    batch = next(device_batches([rows], batch_sharding(program.mesh), 1))
+    value_range = program.splits["train"].value_range
+    batch = next(prefetch_to_device([rows], batch_sharding(program.mesh), 1, value_range))
     names, metrics = _diagnose(program, state, batch)
     if is_main_process():
         report = {

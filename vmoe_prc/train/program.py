@@ -1,19 +1,18 @@
 """Builds the mesh, the model, the jitted steps and the evaluators of a configuration."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from vmoe_prc.config import check_batch, check_schedule, complete, evaluation_model
-from vmoe_prc.data import pipeline, source
-from vmoe_prc.data.feed import eval_batches
+from vmoe_prc.data import feed, pipeline
+from vmoe_prc.data.split import Split, open_split, open_splits
 from vmoe_prc.evaluation.evaluator import EvaluationContext
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
@@ -35,7 +34,7 @@ class Program:
     Attributes:
       config: The completed configuration.
       mesh: The device mesh.
-      batch_spec: Shapes and dtypes of the global batches of training.
+      splits: The splits of `config.dataset`, by name.
       total_steps: Steps of the whole training.
       images_per_step: Views that the model sees in a step.
       schedule: Learning rate by step.
@@ -48,7 +47,7 @@ class Program:
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    batch_spec: Mapping[str, jax.ShapeDtypeStruct]
+    splits: Mapping[str, Split]
     total_steps: int
     images_per_step: int
     schedule: optax.Schedule
@@ -57,6 +56,11 @@ class Program:
     gradients: Gradients
     train_step: TrainStep
     evaluators: Sequence[ScheduledEvaluator]
+
+    @property
+    def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the global batches of training."""
+        return self.splits["train"].batch_spec(train=True)
 
     @property
     def flops_per_step(self) -> float:
@@ -72,15 +76,19 @@ class Program:
         peak = peak_flops(device.device_kind, self.config.model.dtype)
         return peak and peak * self.mesh.size
 
-    def train_data(self, start_step: int) -> dict[str, Any]:
-        """Arguments of `pipeline.train_batches` for this process, from the step after."""
-        return {
-            "config": self.config.dataset.train,
-            "seed": self.config.seed,
-            "start_step": start_step,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
+    def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
+        """Makes the global batches of training after a step, on the devices."""
+        return feed.on_devices(self.splits["train"], self.train_rows(start_step), self.mesh)
+
+    def train_rows(self, start_step: int) -> Generator[dict[str, np.ndarray], None, None]:
+        """Makes this process's rows of the batches of training after a step, on the host."""
+        return pipeline.train_batches(
+            self.splits["train"],
+            seed=self.config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
 
 def build_program(config: ml_collections.ConfigDict) -> Program:
@@ -91,15 +99,12 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     """
     config = complete(config)
     mesh = create_mesh(config.num_expert_partitions)
-    pipeline.validate(config.dataset.train, "config.dataset.train")
-    batch_spec = pipeline.batch_spec(config.dataset.train, train=True)
-    image_shape = batch_spec["image"].shape
-    check_batch(
-        config, "dataset.train", image_shape, mesh.size, num_classes=batch_spec["labels"].shape[-1]
-    )
+    splits = open_splits(dict(config.dataset.items()))
+    image_shape = splits["train"].batch_spec(train=True)["image"].shape
+    check_batch(config, "dataset.train", image_shape, mesh.size, splits["train"].num_classes)
     images_per_step = math.prod(image_shape[:-3])
     total_steps = config.train_steps or math.ceil(
-        config.train_epochs * source.num_examples(config.dataset.train) / images_per_step
+        config.train_epochs * splits["train"].num_examples / images_per_step
     )
     plain = config.to_dict()
     model = create_model(
@@ -140,7 +145,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     return Program(
         config=config,
         mesh=mesh,
-        batch_spec=batch_spec,
+        splits=splits,
         total_steps=total_steps,
         images_per_step=images_per_step,
         schedule=schedule,
@@ -150,44 +155,38 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         ),
         gradients=make_gradients(model, **options),
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-        evaluators=create_evaluators(_evaluation_context(config, mesh)),
+        evaluators=create_evaluators(_evaluation_context(config, mesh, splits)),
     )
 
 
-@dataclasses.dataclass(frozen=True)
 class _EvaluationSplit:
     """A split that is evaluated; see `evaluation.evaluator.EvaluationSplit`."""
 
-    section: ml_collections.ConfigDict
-    mesh: Mesh
-    spec: Mapping[str, jax.ShapeDtypeStruct]
+    def __init__(self, split: Split, mesh: Mesh):
+        self.spec = split.batch_spec(train=False)
+        self._split, self._mesh = split, mesh
 
     def batches(self) -> Iterator[Batch]:
-        return eval_batches(self.section, self.mesh)
+        return feed.eval_batches(self._split, self._mesh)
 
 
-def _evaluation_context(config: ml_collections.ConfigDict, mesh: Mesh) -> EvaluationContext:
-    open_split = functools.partial(_open_split, config, mesh)
-    splits = {
-        name: open_split(section, f"config.dataset.{name}", "labels")
-        for name, section in config.dataset.items()
-        if name != "train"
-    }
+def _evaluation_context(
+    config: ml_collections.ConfigDict, mesh: Mesh, splits: Mapping[str, Split]
+) -> EvaluationContext:
+    def checked(split: Split, num_classes: int | None) -> _EvaluationSplit:
+        result = _EvaluationSplit(split, mesh)
+        field, shape = split.field.removeprefix("config."), result.spec["image"].shape
+        check_batch(config, field, shape, mesh.size, num_classes)
+        return result
+
+    def opened(section: ml_collections.ConfigDict, field: str, labels: str) -> _EvaluationSplit:
+        split = open_split(section, field, labels)
+        return checked(split, split.num_classes if labels == "labels" else None)
+
     model = create_model(
         evaluation_model(config), deterministic=True, shard_kernels=config.shard_dense_params
     )
-    return EvaluationContext(config, model, mesh, splits, open_split)
-
-
-def _open_split(
-    config: ml_collections.ConfigDict,
-    mesh: Mesh,
-    section: ml_collections.ConfigDict,
-    field: str,
-    labels: str,
-) -> _EvaluationSplit:
-    pipeline.validate(section, field, labels)
-    spec = pipeline.batch_spec(section, train=False)
-    num_classes = spec["labels"].shape[-1] if labels == "labels" else None
-    check_batch(config, field.removeprefix("config."), spec["image"].shape, mesh.size, num_classes)
-    return _EvaluationSplit(section, mesh, spec)
+    evaluated = {
+        name: checked(split, split.num_classes) for name, split in splits.items() if name != "train"
+    }
+    return EvaluationContext(config, model, mesh, evaluated, opened)

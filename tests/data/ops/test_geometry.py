@@ -144,7 +144,7 @@ def waves_view(matrix, size, length=8):
 @given(st.integers(0, 2**31))
 def test_views_show_the_image_where_the_matrix_says(seed):
     """At every pixel, and so at the centre of every patch."""
-    with mock.patch.object(randaugment, "OPS", tuple(randaugment.GEOMETRIC)):
+    with mock.patch.object(randaugment, "OP_NAMES", tuple(randaugment.GEOMETRIC)):
         views, matrices = run(WAVES, waves_image(150, 200), seed)
     for view, matrix in zip(views[..., 0].astype(float), matrices, strict=True):
         shown = view != randaugment.GRAY
@@ -183,7 +183,7 @@ def test_flipping_is_exact():
 @pytest.mark.parametrize("seed", range(6))
 def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
     """The whole chain: a dot of the image is found in both views where they say."""
-    monkeypatch.setattr(randaugment, "OPS", tuple(randaugment.GEOMETRIC))
+    monkeypatch.setattr(randaugment, "OP_NAMES", tuple(randaugment.GEOMETRIC))
     point = (60.0, 66.0)
     image = dot_image([point], shape=(128, 128), radius=4.0)
     crops = "two_views(96, (80, 100), (80, 100))|flip_lr"
@@ -198,7 +198,7 @@ def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
 
 
 def test_photometric_ops_leave_the_matrix_alone(monkeypatch):
-    monkeypatch.setattr(randaugment, "OPS", (*randaugment.PHOTOMETRIC, randaugment.CUTOUT))
+    monkeypatch.setattr(randaugment, "OP_NAMES", (*randaugment.PHOTOMETRIC, randaugment.CUTOUT))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     changed = 0
     for seed in range(12):

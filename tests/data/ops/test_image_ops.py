@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from vmoe_prc.data.feed import in_range
+from vmoe_prc.data.feed import rescale
 from vmoe_prc.data.ops import randaugment, registry
 from vmoe_prc.data.ops.image_ops import sample_crop
 from vmoe_prc.data.ops.photometric import PHOTOMETRIC
@@ -164,8 +164,8 @@ def test_value_range():
     pixels = np.array([[[0, 51, 255]]], np.uint8)
     example = run('decode|value_range(-1, 1)|keep("image")', pixels)
     np.testing.assert_array_equal(example["image"], pixels)
-    images, ranges = (x[None] for x in (example["image"], example["value_range"]))
-    np.testing.assert_allclose(in_range(images, ranges)[0, 0, 0], [-1, -0.6, 1], atol=1e-6)
+    images = rescale(example["image"], np.float32([-1, 1]))
+    np.testing.assert_allclose(images[0, 0], [-1, -0.6, 1], atol=1e-6)
     floats = run("decode|value_range(-1, 1)", pixels.astype(np.float32))["image"]
     np.testing.assert_allclose(floats[0, 0], [-1, -0.6, 1], atol=1e-6)
 
@@ -176,6 +176,9 @@ def test_labels():
     several = run('onehot(4, inkey="real")', COLOR, real=[0, 3])["labels"]
     np.testing.assert_array_equal(several, [1, 0, 0, 1])
     assert set(example) == {"labels"}
+    np.testing.assert_array_equal(run("onehot(4)", COLOR, label=-1)["labels"], np.zeros(4))
+    with pytest.raises(registry.PreprocessError, match="'label' may be 4, and num_classes = 4"):
+        run("onehot(4)", COLOR, label=4)
     copied = run('copy("label", "target")', COLOR, label=2)
     assert copied["target"] == copied["label"]
 
@@ -263,7 +266,7 @@ def at_once(image, names, positions):
             move = randaugment.GEOMETRIC[name](1.0, *size, 20.0)
         products.insert(0, products[0] @ move)
     return randaugment.paint_layers(
-        np.array([randaugment.OPS.index(name) for name in names]),
+        np.array([randaugment.OP_NAMES.index(name) for name in names]),
         np.stack(products[:-1]),
         positions,
         lambda moves: resample(image, (0, 0, *size), moves, size),
@@ -272,12 +275,12 @@ def at_once(image, names, positions):
     )
 
 
-@pytest.mark.parametrize("first", randaugment.OPS)
+@pytest.mark.parametrize("first", randaugment.OP_NAMES)
 def test_randaugment_at_once_is_that_of_one_op_after_another(first):
     image = np.asarray(tf.image.resize(COLOR[:4, :5], (64, 64))).round().astype(np.uint8)
     positions = np.array([[0.3, 0.4], [0.6, 0.7], [0.5, 0.5]])
     # By whole pixels, so that nothing but the order of the ops makes a difference.
-    for names in itertools.product([first], randaugment.OPS, ["invert", "translate_x"]):
+    for names in itertools.product([first], randaugment.OP_NAMES, ["invert", "translate_x"]):
         expected = one_after_another(image, names, positions).astype(int)
         difference = np.abs(at_once(image, names, positions) - expected)
         # Single pixels at the edges of what is gray, and where values jump, may differ.

@@ -5,9 +5,12 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vmoe_prc.config.registry import DATASETS
+
 TEST_EVERY = 5
 
 
+@DATASETS.register("digits")
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 digits of 8x8 pixels, the test part of UCI's optical digits (E. Alpaydin)."""
 

@@ -3,81 +3,110 @@
 import json
 import os
 import pathlib
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
 
-from vmoe_prc.data.class_folders import ClassFolders, scan_class_folders
+from vmoe_prc.config.registry import DATASETS
+from vmoe_prc.data.class_folders import ImageFile, scan_class_folders, summarize
+from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
 
-SKIPPED_FILE = "skipped.json"
+LEFT_OUT_FILE = "left_out.json"
+# Classes whose numbers of images are logged one by one.
+MOST_CLASSES = 50
 
 
+@DATASETS.register("folder")
 class Folder(tfds.core.GeneratorBasedBuilder):
-    """Images of a directory; files that cannot be decoded are skipped, counted and listed.
+    """Images of a directory; what is left out is logged and kept in `LEFT_OUT_FILE`.
 
     Args:
       manual_dir: The directory, see `scan_class_folders`. Prepared again when it changes.
       data_dir: Where the prepared records go.
 
     Raises:
-      ValueError: If the directory does not hold class folders.
+      DatasetError: If the directory does not hold class folders.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "Class folders, with or without train/ and test/."}
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar = {"2.0.0": "Usual names of splits, more formats, file names relative."}
 
     def __init__(self, manual_dir: str | None = None, data_dir: str | None = None):
         if manual_dir is None:
-            raise ValueError("the data set 'folder' needs the directory of the images here")
-        self._files: ClassFolders = scan_class_folders(manual_dir)
-        self._skipped: list[str] = []
-        config = tfds.core.BuilderConfig(name=self._files.digest)
+            raise DatasetError("the data set 'folder' needs the directory of the images here")
+        self._folders = scan_class_folders(manual_dir)
+        self._unreadable: list[tuple[str, str]] = []
+        config = tfds.core.BuilderConfig(name=self._folders.state)
         super().__init__(config=config, data_dir=data_dir)
 
     @property
-    def skipped(self) -> list[str]:
-        """Files that could not be decoded when the data set was prepared."""
-        path = pathlib.Path(self.data_dir) / SKIPPED_FILE
-        return json.loads(path.read_text()) if path.exists() else []
+    def content_digest(self) -> str:
+        """Digest of names, classes and sizes of the files; equal for a copy of the directory."""
+        return self._folders.content
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """(path, reason) of files and folders that the prepared data set lacks."""
+        path = pathlib.Path(self.data_dir) / LEFT_OUT_FILE
+        return [tuple(entry) for entry in json.loads(path.read_text())] if path.exists() else []
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
-                    "label": tfds.features.ClassLabel(names=list(self._files.classes)),
+                    "label": tfds.features.ClassLabel(names=list(self._folders.classes)),
                     "file_name": tfds.features.Text(),
                 }
             ),
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        _log_counts(self._folders.counts())
+        for line in self._folders.warnings():
+            logging.warning("%s: %s", self._folders.root, line)
         return {
-            split: self._generate_examples(files) for split, files in self._files.splits.items()
+            split: self._generate_examples(split, files)
+            for split, files in self._folders.splits.items()
         }
 
-    def _generate_examples(self, files: list[tuple[pathlib.Path, int]]):
-        for path, label in files:
-            image = path.read_bytes()
+    def _generate_examples(
+        self, split: str, files: Sequence[ImageFile]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        count = 0
+        for file in files:
+            name = os.fspath(file.path.relative_to(self._folders.root))
             try:
+                image = file.path.read_bytes()
                 decode_image(image)
-            except BadExampleError:
-                self._skipped.append(os.fspath(path))
+            except (BadExampleError, OSError) as error:
+                self._unreadable.append((name, f"unreadable ({error})"))
                 continue
-            name = os.fspath(path)
-            yield name, {"image": image, "label": label, "file_name": name}
+            count += 1
+            yield name, {"image": image, "label": file.label, "file_name": name}
+        if not count:
+            reasons = "; ".join(summarize(self._unreadable))
+            raise DatasetError(f"no image of the split {split} can be read: {reasons}")
 
-    def _download_and_prepare(self, *args, **kwargs) -> None:
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        self._unreadable = []
         super()._download_and_prepare(*args, **kwargs)
-        (pathlib.Path(self.data_dir) / SKIPPED_FILE).write_text(json.dumps(self._skipped))
-        if self._skipped:
-            logging.warning(
-                "%d of %d files are no images and are left out: %s",
-                len(self._skipped),
-                sum(map(len, self._files.splits.values())),
-                ", ".join(self._skipped),
-            )
+        left_out = [*self._folders.left_out, *self._unreadable]
+        (pathlib.Path(self.data_dir) / LEFT_OUT_FILE).write_text(json.dumps(left_out, indent=1))
+        for line in summarize(self._unreadable):
+            logging.warning("%s: %s", self._folders.root, line)
+
+
+def _log_counts(counts: dict[str, dict[str, int]]) -> None:
+    lines = [
+        f"{name}: " + ", ".join(f"{count:,} {split}" for split, count in by_split.items())
+        for name, by_split in list(counts.items())[:MOST_CLASSES]
+    ]
+    if len(counts) > MOST_CLASSES:
+        lines.append(f"and {len(counts) - MOST_CLASSES} more classes")
+    logging.info("%d classes\n%s", len(counts), "\n".join(lines))

@@ -4,14 +4,19 @@ import functools
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, ClassVar
+from typing import IO, Any, ClassVar
 
 import tensorflow_datasets as tfds
+
+from vmoe_prc.config.registry import DATASETS
+from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.official import files_of
 
 NUM_CLASSES = 21_843
 ARCHIVE = "fall11_whole.tar"
 
 
+@DATASETS.register("imagenet21k")
 class Imagenet21k(tfds.core.GeneratorBasedBuilder):
     """All of ImageNet (Deng et al., CVPR 2009); a label is the rank of its synset by name."""
 
@@ -36,31 +41,44 @@ class Imagenet21k(tfds.core.GeneratorBasedBuilder):
             homepage="https://image-net.org/",
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {"full": self._generate_examples(pathlib.Path(dl_manager.manual_dir))}
 
-    def _generate_examples(self, directory: pathlib.Path):
-        synsets = sorted(synset for synset, _ in _class_archives(directory))
-        if not 0 < len(synsets) <= NUM_CLASSES:
-            raise FileNotFoundError(f"{directory} has {len(synsets)} archives of classes")
+    def _generate_examples(self, directory: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        labels = {synset: label for label, synset in enumerate(class_names(directory))}
         for synset, open_archive in _class_archives(directory):
-            with open_archive() as archive, tarfile.open(fileobj=archive) as images:
-                for member in filter(tarfile.TarInfo.isfile, images):
+            with open_archive() as file, tarfile.open(fileobj=file) as images:
+                for member in files_of(images, f"{synset}.tar"):
                     example = {
                         "image": images.extractfile(member).read(),
-                        "label": synsets.index(synset),
+                        "label": labels[synset],
                         "file_name": member.name,
                     }
                     yield member.name, example
 
 
+def class_names(directory: pathlib.Path) -> list[str]:
+    """Returns the synsets whose archives are in a directory, sorted.
+
+    Raises:
+      FileNotFoundError: If there are none.
+      DatasetError: If there are too many, or the archive of archives is damaged.
+    """
+    synsets = sorted(synset for synset, _ in _class_archives(directory))
+    if not synsets:
+        raise FileNotFoundError(f"{directory} has no {ARCHIVE}, nor archives n*.tar of classes")
+    if len(synsets) > NUM_CLASSES:
+        raise DatasetError(f"{directory} has {len(synsets):,} archives of classes")
+    return synsets
+
+
 def _class_archives(directory: pathlib.Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
-    """Yields each class and what opens its archive, for as long as it is the current one."""
+    """Yields each class and a function that opens its archive until the next one is yielded."""
     whole = directory / ARCHIVE
     if not whole.exists():
         for path in sorted(directory.glob("n*.tar")):
             yield path.stem, functools.partial(path.open, "rb")
         return
     with tarfile.open(whole) as classes:
-        for member in filter(tarfile.TarInfo.isfile, classes):
+        for member in files_of(classes, str(whole)):
             yield pathlib.Path(member.name).stem, functools.partial(classes.extractfile, member)

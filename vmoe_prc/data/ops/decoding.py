@@ -1,40 +1,150 @@
-"""Pixels of encoded images, to the digit those of TensorFlow's decoder.
+"""Decodes images to the same pixels as TensorFlow's decoder.
 
-JPEGs go to libjpeg-turbo by the shortest way, with the options that TensorFlow gives it. What
-that finds fault with, and every other format, is TensorFlow's own to decode or to refuse.
+JPEGs go directly to libjpeg-turbo, with the options that TensorFlow gives it. TensorFlow decodes,
+or refuses, every other format, and JPEGs in which libjpeg-turbo finds a fault. Formats that only
+Pillow knows (AVIF, JPEG 2000, TIFF, and WebP variants) go to Pillow.
+
+Channels: gray becomes three equal ones; CMYK and palettes become RGB; alpha is dropped, so that
+colours of transparent pixels show; of 16 bits the upper 8 are kept; of an animation the first
+picture is decoded.
 """
 
+import io
 import re
+import struct
+import warnings
 
+import cv2
 import numpy as np
+import PIL.Image
 import simplejpeg
 import tensorflow as tf
 from jaxtyping import UInt8
 
 from vmoe_prc.data.ops.registry import BadExampleError
 
+# 805 MB of RGB. A larger picture is refused before memory is taken for it.
+MAX_PIXELS = 2**28
+
 _JPEG = b"\xff\xd8\xff"
-# Of four channels TensorFlow makes three in a way of its own.
+# CMYK is TensorFlow's: its conversion to RGB differs from libjpeg's.
 _COLORSPACES = ("YCbCr", "Gray", "RGB")
-# Where in TensorFlow an error was found.
+# Of Pillow's formats some run other programs, or are no pictures.
+_PILLOW_FORMATS = ("AVIF", "JPEG2000", "TIFF", "WEBP")
+# Bytes in which the metadata of a JPEG begin.
+_EXIF_WITHIN = 1 << 16
+_ORIENTATION = 0x0112
+# Positions in TensorFlow's source that its messages name.
 _PLACE = re.compile(r"\{\{.*?\}\}|\[Op:.*")
 
 
-def decode_image(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes a JPEG, PNG, BMP or the first picture of a GIF; gray becomes three equal channels.
+def decode_image(encoded: bytes, orient: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an image; see the module for formats and channels.
+
+    Args:
+      encoded: The bytes of the file.
+      orient: Whether to turn JPEGs upright by the orientation in their EXIF data, which
+        cameras and phones write.
 
     Raises:
-      BadExampleError: If it cannot be decoded.
+      BadExampleError: If it cannot be decoded or is too large.
     """
-    if encoded.startswith(_JPEG):
-        try:
-            if simplejpeg.decode_jpeg_header(encoded)[2] in _COLORSPACES:
-                return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)
-        except ValueError:
-            # TensorFlow decodes what is damaged a little.
-            pass
+    if not encoded.startswith(_JPEG):
+        _check_size(*_find_size(encoded))
+        return _decode_other(encoded)
+    pixels = _decode_jpeg(encoded)
+    if orient and b"Exif\0" in encoded[:_EXIF_WITHIN]:
+        pixels = _upright(pixels, _find_orientation(encoded))
+    return pixels
+
+
+def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return _decode_other(encoded)
+    _check_size(height, width)
+    if colorspace in _COLORSPACES:
+        try:
+            return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)
+        except ValueError:
+            # TensorFlow still decodes slightly damaged files.
+            pass
+    return _decode_other(encoded)
+
+
+def _decode_other(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
     except tf.errors.OpError as error:
-        raise BadExampleError(" ".join(_PLACE.sub("", error.message).split())) from None
-    return image.numpy()
+        reason = " ".join(_PLACE.sub("", error.message).split())
+        return _decode_by_pillow(encoded, reason)
+    if not image.size:
+        raise BadExampleError("the picture has no pixels")
+    return image
+
+
+def _decode_by_pillow(encoded: bytes, reason: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes what TensorFlow refused, for a reason that is given if Pillow refuses it, too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(io.BytesIO(encoded), formats=_PILLOW_FORMATS) as image:
+                _check_size(image.height, image.width)
+                if image.mode.startswith("I;16"):
+                    gray = (np.asarray(image) >> 8).astype(np.uint8)
+                    return np.repeat(gray[..., None], 3, axis=-1)
+                if image.mode in ("I", "F"):
+                    raise BadExampleError("pixels of 32 bits")
+                return np.array(image.convert("RGB"))
+    except BadExampleError:
+        raise
+    except PIL.UnidentifiedImageError:
+        raise BadExampleError(reason) from None
+    except Exception as error:
+        # Pillow raises anything for damaged files: OSError, ValueError, struct.error, TypeError.
+        raise BadExampleError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadExampleError(f"{height:,}x{width:,} pixels are more than {MAX_PIXELS:,}")
+
+
+def _find_size(encoded: bytes) -> tuple[int, int]:
+    """Reads height and width from the header of a PNG, GIF or BMP; (0, 0) of other files."""
+    try:
+        if encoded.startswith(b"\x89PNG"):
+            width, height = struct.unpack_from(">II", encoded, 16)
+        elif encoded.startswith(b"GIF8"):
+            width, height = struct.unpack_from("<HH", encoded, 6)
+        elif encoded.startswith(b"BM"):
+            width, height = map(abs, struct.unpack_from("<ii", encoded, 18))
+        else:
+            return 0, 0
+    except struct.error:
+        return 0, 0
+    return height, width
+
+
+def _find_orientation(encoded: bytes) -> int:
+    """Returns the orientation of EXIF, from 1 to 8; 1 (upright) if it is missing or damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
+                value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        # Metadata that Pillow cannot parse are no reason to refuse the pixels.
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Undoes how a camera was held: orientations 2 to 8 of EXIF 2.3, tag 0x0112."""
+    if orientation >= 5:
+        # 5: transposed. 6, 7, 8: transposed, then mirrored as 2, 3, 4 are.
+        pixels = cv2.transpose(pixels)
+        orientation = {5: 1, 6: 2, 7: 3, 8: 4}[orientation]
+    flips = {2: 1, 3: -1, 4: 0}
+    return cv2.flip(pixels, flips[orientation]) if orientation in flips else pixels

@@ -1,12 +1,13 @@
-"""Ops on one image, or on each of two views of it.
+"""Ops on one image, or on each of its two views.
 
-`decode` starts the record of where the pixels came from: `view_from_image`, (3, 3).
-Every op that moves pixels multiplies its own matrix from the left. After `two_views`, `image`
-and `view_from_image` have a leading axis of 2, and each op treats the views one by one, each
-with its own randomness. Random crops and flips only note where the pixels go (see `views`); the
-other ops are for evaluation and resample at once.
+`decode` adds the entry `view_from_image`, (3, 3) float64: the map from pixel coordinates of the
+decoded image to those of the current view, see `affine`. Every op that moves pixels multiplies
+its matrix from the left. `two_views` gives `image` and `view_from_image` a leading axis of 2;
+later ops treat the views separately, each with its own randomness. Random crops and flips only
+record where pixels go (see `views`); the other ops, meant for evaluation, resample at once.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -14,13 +15,24 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
+from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops import affine
 from vmoe_prc.data.ops.decoding import decode_image
-from vmoe_prc.data.ops.registry import VALUE_RANGE, BadExampleError, Example, Op, computed, register
+from vmoe_prc.data.ops.registry import (
+    BadExampleError,
+    Example,
+    Op,
+    PreprocessError,
+    computed,
+    require,
+)
 from vmoe_prc.data.ops.views import Views, views_of, with_views
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 ATTEMPTS = 100
+# Larger numbers are mistakes, and would need gigabytes for one image.
+MAX_SIDE = 8192
+MAX_CLASSES = 10**7
 
 # (image, generator) -> (image, new_from_old or None if no pixel moves)
 ViewOp = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, affine.Matrix | None]]
@@ -32,6 +44,7 @@ def each_view(function: ViewOp) -> Op:
     """Turns a function of one image into an op on an example of one or two views."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        require(example, "image", "view_from_image")
         image, matrix = computed(example["image"]), example["view_from_image"]
         if image.ndim == 3:
             image, matrix = _apply(function, image, matrix, rng)
@@ -46,9 +59,9 @@ def each_view(function: ViewOp) -> Op:
 def sample_crop(shape: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> Box:
     """Draws a box with the area and aspect ratio of Inception's crops.
 
-    The distribution is that of TensorFlow's `sample_distorted_bounding_box`, its peculiarities
-    included: all heights between those of the two areas are as likely, whatever their areas, and
-    the last row and column that a box could begin at are never drawn.
+    The distribution equals that of TensorFlow's `sample_distorted_bounding_box`, including two
+    peculiarities: heights, not areas, are uniform between the two bounds, and the last possible
+    first row and column are never drawn.
 
     Args:
       shape: (height, width) of the image.
@@ -78,7 +91,7 @@ def _sample_size(
     highest = min(highest, shape[0])
     height = min(lowest, highest)
     height += int(rng.random() * (highest - height + 1))
-    # Rounding alone is no reason to fail.
+    # Rounding the width may leave the range of areas: try the next height.
     if height * round(height * ratio) < least:
         height += 1
     if height * round(height * ratio) > most:
@@ -89,22 +102,23 @@ def _sample_size(
 
 
 def crops(
-    image: Shaped[np.ndarray, "*images H W C"],
-    image_from_original: Float64[np.ndarray, "*images 3 3"],
+    source: Shaped[np.ndarray, "*images H W C"],
+    source_from_image: Float64[np.ndarray, "*images 3 3"],
     boxes: Int[np.ndarray, "*views 4"],
     target: tuple[int, int],
 ) -> Views:
-    """Makes the views that show boxes of an image, resized.
+    """Makes the views that show boxes of a picture, resized.
 
     Args:
-      image: The image, or one for each box.
-      image_from_original: The image's own matrix.
-      boxes: (row, col, height, width) of one view or two.
+      source: Pixels to crop: the decoded image, or what earlier ops made of it; one picture,
+        or one per box.
+      source_from_image: Map from coordinates of the decoded image to those of `source`.
+      boxes: (row, col, height, width) in pixels of `source`, of one view or of two.
       target: (height, width) of the views.
     """
     matrices = [affine.crop_and_resize_matrix(box, target) for box in boxes.reshape(-1, 4).tolist()]
-    view_from_image = np.reshape(matrices, (*boxes.shape[:-1], 3, 3))
-    return Views(image, view_from_image @ image_from_original, view_from_image, boxes, target)
+    view_from_source = np.reshape(matrices, (*boxes.shape[:-1], 3, 3))
+    return Views(source, view_from_source @ source_from_image, view_from_source, boxes, target)
 
 
 def check_area(area: tuple[float, float]):
@@ -116,19 +130,27 @@ def check_area(area: tuple[float, float]):
 def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
     """Returns (height, width); raises ValueError unless they are positive integers."""
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"size {size} must be a positive integer or (height, width)")
+    if len(pair) != 2 or not all(isinstance(x, int) and 0 < x <= MAX_SIDE for x in pair):
+        raise ValueError(
+            f"size {size} must be a positive integer or (height, width), at most {MAX_SIDE}"
+        )
     return pair
 
 
-@register
-def decode() -> Op:
-    """Makes (H, W, 3) uint8 of JPEG or PNG bytes or of an array, grayscale included."""
+@OPS.register()
+def decode(orient: bool = False) -> Op:
+    """Decodes `image` to (H, W, 3) uint8: encoded bytes, or an array of pixels, also gray.
+
+    Args:
+      orient: Whether to turn JPEGs of cameras upright by the orientation in their EXIF data.
+        `view_from_image` starts from the upright image.
+    """
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        require(example, "image")
         image = example["image"]
         if isinstance(image, bytes):
-            image = decode_image(image)
+            image = decode_image(image, orient)
         else:
             image = image[..., None] if image.ndim == 2 else image
             image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
@@ -137,13 +159,14 @@ def decode() -> Op:
     return op
 
 
-@register
+@OPS.register()
 def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     """Cuts out a box of random area (in %) and aspect ratio, and resizes it to a square."""
     target, area = check_size(size), (area_min, area_max)
     check_area(area)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        require(example, "image", "view_from_image")
         image, matrix = computed(example["image"]), example["view_from_image"]
         boxes = [sample_crop(image.shape[-3:-1], area, rng) for _ in matrix.reshape(-1, 9)]
         boxes = np.reshape(boxes, (*matrix.shape[:-2], 4))
@@ -152,19 +175,19 @@ def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     return op
 
 
-@register
+@OPS.register()
 def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     """V-MoE's name for `decode|inception_crop(...)`.
 
-    To decode no more than the box would save nothing: all of a JPEG must be read to find it.
+    Decoding only the box would save little: entropy decoding needs all bytes before it.
     """
     ops = decode(), inception_crop(size, area_min, area_max)
     return lambda example, rng: ops[1](ops[0](example, rng), rng)
 
 
-@register
+@OPS.register()
 def resize(size: int | tuple[int, int]) -> Op:
-    """Resizes to a square, or to (height, width), whatever the aspect ratio."""
+    """Resizes to a square, or to (height, width); the aspect ratio may change."""
     target = check_size(size)
 
     def function(image, rng):
@@ -174,7 +197,7 @@ def resize(size: int | tuple[int, int]) -> Op:
     return each_view(function)
 
 
-@register
+@OPS.register()
 def resize_small(size: int) -> Op:
     """Resizes so that the shorter side has `size` pixels, keeping the aspect ratio."""
     check_size(size)
@@ -187,9 +210,9 @@ def resize_small(size: int) -> Op:
     return each_view(function)
 
 
-@register
+@OPS.register()
 def central_crop(size: int | tuple[int, int]) -> Op:
-    """Cuts out the middle; an image that is too small is an error."""
+    """Cuts out the centre; an image smaller than `size` is a bad example."""
     target = check_size(size)
 
     def function(image, rng):
@@ -199,9 +222,9 @@ def central_crop(size: int | tuple[int, int]) -> Op:
     return each_view(function)
 
 
-@register
+@OPS.register()
 def random_crop(size: int | tuple[int, int]) -> Op:
-    """Cuts out a box of this size at a random place."""
+    """Cuts out a box of `size` at a uniformly random position."""
     target = check_size(size)
 
     def function(image, rng):
@@ -212,7 +235,7 @@ def random_crop(size: int | tuple[int, int]) -> Op:
     return each_view(function)
 
 
-@register
+@OPS.register()
 def flip_lr() -> Op:
     """Flips left and right with probability 1/2."""
 
@@ -226,58 +249,78 @@ def flip_lr() -> Op:
     return op
 
 
-@register
-def value_range(low: float, high: float) -> Op:
-    """Maps pixel values from [0, 255] to [low, high], as float32.
+@dataclasses.dataclass(frozen=True)
+class ValueRange:
+    """Op that maps pixel values from [0, 255] to [low, high].
 
-    Bytes stay bytes, a quarter of the memory to fill, copy and send, and become floats on the
-    accelerator (`feed.device_batches`).
+    Images of bytes stay bytes, which are a quarter of the memory to fill, copy and send: their
+    map is applied on the device, see `Split.value_range`. Others become float32 here.
     """
+
+    low: float
+    high: float
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Maps an image that is not of bytes."""
+        require(example, "image")
+        if isinstance(example["image"], bytes):
+            raise PreprocessError("value_range needs pixels: decode the image first")
+        if example["image"].dtype == np.uint8:
+            return example
+        image = np.float32(computed(example["image"])) * np.float32((self.high - self.low) / 255)
+        return {**example, "image": image + np.float32(self.low)}
+
+
+@OPS.register()
+def value_range(low: float, high: float) -> Op:
+    """Maps pixel values from [0, 255] to [low, high], as float32."""
     if not low < high:
         raise ValueError(f"low = {low} must be less than high = {high}")
-
-    def op(example: Example, rng: np.random.Generator) -> Example:
-        if example["image"].dtype == np.uint8:
-            return {**example, VALUE_RANGE: np.array([low, high], np.float32)}
-        image = np.float32(computed(example["image"])) * np.float32((high - low) / 255)
-        return {**example, "image": image + np.float32(low)}
-
-    return op
+    return ValueRange(low, high)
 
 
-@register
+@OPS.register()
 def onehot(num_classes: int, inkey: str = "label", outkey: str = "labels") -> Op:
-    """Makes (num_classes,) float32 of a label, or of several."""
-    if not isinstance(num_classes, int) or num_classes < 1:
+    """Makes (num_classes,) float32: 1 for the label, or for each of several labels.
+
+    A negative label means that the image has none, as in TFDS's test splits: its row is all
+    zeros, and counts in no accuracy. A label of num_classes or more is an error.
+    """
+    if not 0 < num_classes <= MAX_CLASSES:
         raise ValueError(f"num_classes = {num_classes!r} must be a positive integer")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        _check_keys(example, (inkey,))
+        require(example, inkey)
         labels, indices = np.zeros(num_classes, np.float32), np.asarray(example[inkey])
-        labels[indices[(indices >= 0) & (indices < num_classes)]] = 1
+        if indices.dtype.kind not in "iu":
+            raise PreprocessError(f"{inkey!r} must be an integer class, not {indices.dtype}")
+        if indices.size and indices.max() >= num_classes:
+            raise PreprocessError(
+                f"{inkey!r} may be {indices.max()}, and num_classes = {num_classes} is too small"
+            )
+        labels[indices[indices >= 0]] = 1
         return {**example, outkey: labels}
 
     return op
 
 
-@register
+@OPS.register()
 def keep(*keys: str) -> Op:
-    """Keeps these entries of the example, and what says which values the image has."""
+    """Keeps these entries of the example and drops the others."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        _check_keys(example, keys)
-        kept = {*keys, VALUE_RANGE} if "image" in keys else keys
-        return {key: x for key, x in example.items() if key in kept}
+        require(example, *keys)
+        return {key: entry for key, entry in example.items() if key in keys}
 
     return op
 
 
-@register
+@OPS.register()
 def copy(inkey: str, outkey: str) -> Op:
     """Copies an entry of the example."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        _check_keys(example, (inkey,))
+        require(example, inkey)
         return {**example, outkey: example[inkey]}
 
     return op
@@ -295,7 +338,7 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _room(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that an image has beyond a size."""
+    """Returns by how many rows and columns an image exceeds a size."""
     rows, cols = image.shape[0] - size[0], image.shape[1] - size[1]
     if min(rows, cols) < 0:
         raise BadExampleError(
@@ -308,9 +351,3 @@ def _room(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
 def _cut(image: np.ndarray, begin: tuple[int, int], size: tuple[int, int]):
     cut = image[begin[0] : begin[0] + size[0], begin[1] : begin[1] + size[1]]
     return cut, affine.translation_matrix(-begin[0], -begin[1])
-
-
-def _check_keys(example: Example, keys: tuple[str, ...]):
-    missing = [key for key in keys if key not in example]
-    if missing:
-        raise ValueError(f"the example has no {missing[0]!r}; it has {', '.join(sorted(example))}")

@@ -1,14 +1,14 @@
-"""RandAugment (arXiv 1909.13719) that knows where each pixel went.
+"""RandAugment (arXiv 1909.13719) that keeps track of where each pixel goes.
 
-The ops and their strengths are those of V-MoE's `randaug(num_layers, magnitude)`: every
-layer picks one of 16 ops at random and applies it at the same magnitude, of which 10 is
-the unit.
+Ops and strengths are those of V-MoE's `randaug(num_layers, magnitude)`: every layer picks one of
+16 ops at random and applies it at the same magnitude, in units of 10.
 
-Geometric ops are not applied one by one. Those of all layers become one map, and the view is
-resampled once. Then come, in the order of the layers, the photometric ops, and gray for what a
-geometric op uncovers or a cutout takes: later ops change that gray, too. A photometric op thus
-sees pixels that later geometric ops have moved already, which makes next to no difference; but
-one that looks at all of a view, its histogram or its mean, is shown the view as it was before.
+Geometric ops are not applied one by one: those of all layers are multiplied into one map, by which
+the view is resampled once. Then follow, in the order of the layers, the photometric ops, and gray
+for the area that a geometric op uncovers or a cutout covers, so that later ops change this gray,
+too. A photometric op therefore sees pixels that later geometric ops have moved already. For an op
+on single pixels this makes no difference, and for one on neighbours next to none; an op of
+`GLOBAL`, which uses the histogram or mean of the whole view, gets the view as it was at its layer.
 """
 
 import dataclasses
@@ -20,15 +20,18 @@ import cv2
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
+from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops import affine
 from vmoe_prc.data.ops.photometric import GLOBAL, PHOTOMETRIC
-from vmoe_prc.data.ops.registry import Example, Op, register
+from vmoe_prc.data.ops.registry import Example, Op
 from vmoe_prc.data.ops.resample import square, uncovered
 from vmoe_prc.data.ops.views import Resampled, views_of
 
 GRAY = 128
 MAX_ROTATION = math.radians(30)
 MAX_SHEAR = 0.3
+# Larger numbers are mistakes, and would overflow OpenCV's coordinates.
+MAX_LAYERS, MAX_STRENGTH = 64, 10_000
 
 # (level, height, width, pixels of a translation) -> new_from_old; the sign of level is random.
 GEOMETRIC: Mapping[str, Callable[..., affine.Matrix]] = {
@@ -39,10 +42,10 @@ GEOMETRIC: Mapping[str, Callable[..., affine.Matrix]] = {
     "translate_y": lambda level, h, w, most: affine.translation_matrix(level * most, 0.0),
 }
 CUTOUT = "cutout"
-OPS = (*GEOMETRIC, *PHOTOMETRIC, CUTOUT)
+OP_NAMES = (*GEOMETRIC, *PHOTOMETRIC, CUTOUT)
 
 
-@register
+@OPS.register()
 def randaug(
     num_layers: int = 2,
     magnitude: float = 10,
@@ -52,13 +55,17 @@ def randaug(
     """Applies RandAugment to each view.
 
     Args:
-      num_layers: How many ops in a row.
+      num_layers: Number of ops in a row, at most `MAX_LAYERS`.
       magnitude: Strength of all ops, usually from 0 to 30.
-      translate_const: Pixels that a translation of magnitude 10 moves.
+      translate_const: Pixels that a translation of magnitude 10 moves by.
       cutout_const: Half the side, in pixels, of the square of a cutout of magnitude 10.
     """
     if num_layers < 0 or magnitude < 0:
         raise ValueError(f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0")
+    if num_layers > MAX_LAYERS:
+        raise ValueError(f"num_layers = {num_layers} must be at most {MAX_LAYERS}")
+    if max(magnitude, abs(translate_const), abs(cutout_const)) > MAX_STRENGTH:
+        raise ValueError(f"numbers must be at most {MAX_STRENGTH:,}")
     level = magnitude / 10
     paint = functools.partial(paint_layers, level=level, cutout_half=int(level * cutout_const))
 
@@ -66,11 +73,15 @@ def randaug(
         if not num_layers:
             return example
         views = views_of(example)
+        # Three uniform draws per layer: the op, and two that mean what the op needs. The position
+        # of a cutout takes draws 1 and 2; the sign of a geometric op takes draw 1. No op needs
+        # both, and the number of draws does not depend on the ops chosen.
         draws = rng.random((*views.axes, num_layers, 3))
-        choices = (draws[..., 0] * len(OPS)).astype(int)
+        choices = (draws[..., 0] * len(OP_NAMES)).astype(int)
         positive, positions = (draws[..., 1] < 0.5).astype(int), draws[..., 1:]
-        moves = _moves(OPS, views.size, level, translate_const)[positive, choices]
+        moves = _moves(OP_NAMES, views.size, level, translate_const)[positive, choices]
         view_from_canvas = _products(moves)
+        # One (choices, matrices, positions) per view, for one view or for two.
         layers = zip(
             choices.reshape(-1, num_layers),
             view_from_canvas.reshape(-1, num_layers, 3, 3),
@@ -99,22 +110,23 @@ def paint_layers(
     """Makes the pixels of a view.
 
     Args:
-      choices: Index in `OPS` of the op of each layer.
-      view_from_canvas: What the geometric ops of a layer and those after it do to the canvas,
-        the area that the view had before that layer.
-      positions: (row, col) of the centre of a cutout, as a part of the canvas.
-      resampled: Moves the view by a matrix and resamples it.
+      choices: Index in `OP_NAMES` of the op of each layer.
+      view_from_canvas: Per layer, the map of its geometric op and all later ones: from the canvas,
+        the area of the view before that layer, to the final view.
+      positions: (row, col) of the centre of a cutout, as fractions of the canvas.
+      resampled: Function that moves the view by a matrix and resamples it.
       level: Strength of the ops, 1 at magnitude 10.
       cutout_half: Half the side, in pixels, of a cutout.
     """
     view = resampled(view_from_canvas[0] if len(choices) else np.eye(3))
     size = view.shape[:2]
-    names = [OPS[choice] for choice in choices]
+    names = [OP_NAMES[choice] for choice in choices]
     for layer, name in enumerate(names):
         if name in PHOTOMETRIC:
             whole = view
             if name in GLOBAL and not GEOMETRIC.keys().isdisjoint(names[layer:]):
-                # As it was before later ops moved parts of it out of sight.
+                # Later geometric ops move parts of the view out of sight. Render the earlier
+                # layers again, in the frame of this one: its canvas from theirs.
                 moves = np.linalg.inv(view_from_canvas[layer]) @ view_from_canvas[:layer]
                 earlier = choices[:layer], moves, positions[:layer]
                 whole = paint_layers(*earlier, resampled, level=level, cutout_half=cutout_half)
@@ -140,7 +152,7 @@ def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
 def _moves(
     ops: tuple[str, ...], size: tuple[int, int], level: float, translate_const: float
 ) -> np.ndarray:
-    """What each op does to pixel coordinates, (2, ops, 3, 3): at -level, and at level."""
+    """Returns the matrix of each op at -level and at level, (2, ops, 3, 3)."""
     return np.array(
         [
             [
@@ -153,7 +165,7 @@ def _moves(
 
 
 def _products(moves: np.ndarray) -> np.ndarray:
-    """The product of each layer's matrix and those of all later layers, (..., layers, 3, 3)."""
+    """Multiplies each layer's matrix by those of all later layers, (..., layers, 3, 3)."""
     products = moves.copy()
     for layer in reversed(range(moves.shape[-3] - 1)):
         products[..., layer, :, :] = products[..., layer + 1, :, :] @ moves[..., layer, :, :]

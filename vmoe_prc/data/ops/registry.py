@@ -1,43 +1,57 @@
 """Preprocessing written as a string: `decode|two_views(224)|flip_lr|value_range(-1, 1)`.
 
-An op is made by a factory, registered under its name, from the arguments in the string.
-It takes an example, a dict of NumPy arrays, numbers and bytes, and a generator of random numbers,
-and returns the changed example. Each example has a generator of its own, so that a run can be
-repeated whatever the number of threads.
+A factory, registered in `OPS` under its name, makes an op from the arguments in the string:
+
+    @OPS.register()
+    def darken(factor: float = 0.5) -> Op:
+        def op(example, rng):
+            return {**example, "image": (computed(example["image"]) * factor).astype("uint8")}
+        return op
+
+An op takes an example, a dict of NumPy arrays, numbers and bytes, and a random generator, and
+returns the changed example. It must not change the arrays that it gets. Each example has its own
+generator, so that results do not depend on the number of threads.
+
+Errors: a factory raises ValueError for arguments that it refuses; an op raises `PreprocessError`
+if the data set does not fit it and `BadExampleError` if one example cannot be used. Any other
+exception is a bug in the op and keeps its traceback.
 """
 
 import abc
 import ast
-import functools
-import importlib
 import inspect
-import pkgutil
+import math
+import types
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.config.registry import OPS
 
 Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
 
-# Entry of (low, high): an image of bytes stands for values between them. See `feed`.
-VALUE_RANGE = "value_range"
+# Characters of a preprocessing string.
+MAX_LENGTH = 2_000
 
-REGISTRY: dict[str, Callable[..., Op]] = {}
+
+class PreprocessError(ValueError):
+    """Preprocessing ops that do not fit the data set: one line for the user, no bug."""
 
 
 class BadExampleError(ValueError):
-    """An example that cannot be read, decoded, or cropped as it should be."""
+    """An example that cannot be read, decoded or cropped; another one takes its place."""
 
 
 class Lazy(abc.ABC):
-    """An entry that an op leaves to be computed by a later op, or at the end of the string.
+    """An array that is not computed before a later op, or the end of the string, needs it.
 
     Attributes:
-      shape: That of the array to come.
-      dtype: That of the array to come.
+      shape: Shape of the array.
+      dtype: Dtype of the array.
     """
 
     shape: tuple[int, ...]
@@ -45,11 +59,11 @@ class Lazy(abc.ABC):
 
     @abc.abstractmethod
     def write(self, out: np.ndarray) -> None:
-        """Computes the entry."""
+        """Computes the array into `out`."""
 
 
 def computed(entry: Any) -> Any:
-    """Returns the array that an entry stands for; any but a lazy one stands for itself."""
+    """Returns the array of a `Lazy` entry; returns any other entry unchanged."""
     if not isinstance(entry, Lazy):
         return entry
     out = np.empty(entry.shape, entry.dtype)
@@ -57,18 +71,17 @@ def computed(entry: Any) -> Any:
     return out
 
 
-def register(factory: Callable[..., Op]) -> Callable[..., Op]:
-    """Makes an op known by the name of its factory."""
-    REGISTRY[factory.__name__] = factory
-    return factory
+def require(example: Example, *keys: str) -> None:
+    """Checks that an example has entries.
 
-
-@functools.cache
-def load_ops() -> None:
-    """Imports every module of `vmoe_prc.data.ops`, which registers its ops."""
-    package = importlib.import_module("vmoe_prc.data.ops")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    Raises:
+      PreprocessError: If one is missing.
+    """
+    for key in keys:
+        if key not in example:
+            raise PreprocessError(
+                f"the example has no {key!r}; it has {', '.join(sorted(example))}"
+            )
 
 
 def parse(process: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -79,12 +92,16 @@ def parse(process: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     Raises:
       ValueError: If the string is not of this form.
     """
+    if len(process) > MAX_LENGTH:
+        # Python's parser fails in strange ways on thousands of nested terms.
+        raise ValueError(f"is of {len(process):,} characters, and at most {MAX_LENGTH:,} are read")
     try:
         tree = ast.parse(process, mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"expected op|op(args)|..., but {error.msg}") from None
+    except (SyntaxError, ValueError) as error:
+        reason = getattr(error, "msg", str(error))
+        raise ValueError(f"expected op|op(args)|..., but {reason}") from None
     nodes = []
-    # To Python `a|b|c` is (a|b)|c: the last op is at the top of the tree.
+    # Python parses `a|b|c` as (a|b)|c: the last op is at the top of the tree.
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
         nodes.append(tree.right)
         tree = tree.left
@@ -109,7 +126,7 @@ def build(process: str, field: str) -> list[Op]:
 
 
 def apply(ops: Sequence[Op], example: Example, seed: int = 0) -> Example:
-    """Tries ops on one example, such as `{"image": jpeg, "label": 3}`.
+    """Applies ops to one example, such as `{"image": jpeg, "label": 3}`.
 
     Args:
       ops: Made by `build`.
@@ -117,7 +134,7 @@ def apply(ops: Sequence[Op], example: Example, seed: int = 0) -> Example:
       seed: Seed of the randomness.
 
     Returns:
-      The example that comes out, of computed entries.
+      The preprocessed example; lazy entries are computed.
     """
     rng = np.random.default_rng(seed)
     for op in ops:
@@ -139,11 +156,10 @@ def _parse_op(node: ast.expr) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
 
 
 def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) -> Op:
-    load_ops()
-    if name not in REGISTRY:
-        allowed = f"unknown op; allowed: {', '.join(sorted(REGISTRY))}"
-        raise ConfigError(field, name, allowed, nearest(name, REGISTRY))
-    factory = REGISTRY[name]
+    if name not in OPS:
+        allowed = f"unknown op; allowed: {', '.join(OPS)}"
+        raise ConfigError(field, name, allowed, nearest(name, OPS))
+    factory = OPS[name]
     written = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
     call = f"{name}({written})"
     signature = inspect.signature(factory)
@@ -152,10 +168,37 @@ def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) 
         near = nearest(unknown[0], signature.parameters)
         raise ConfigError(field, call, f"unknown argument {unknown[0]!r}; {expected}", near)
     try:
-        signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise ConfigError(field, call, f"{error}; {expected}") from None
+    for key, value in bound.items():
+        parameter = signature.parameters[key]
+        values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
+        if not all(_fits(x, parameter.annotation) for x in values):
+            raise ConfigError(field, call, f"{key} = {value!r} is of another type; {expected}")
     try:
         return factory(*args, **kwargs)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(field, call, str(error)) from None
+    except ValueError as error:
+        # A factory refuses its arguments by a ValueError; any other error is a bug in it.
+        raise ConfigError(field, call, str(error)) from error
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a literal fits an annotation; annotations other than these are not checked.
+
+    Understands int, float (finite; an int fits), str, bool, tuples (a list fits) and unions.
+    """
+    if annotation is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) < 2.0**63 and math.isfinite(value)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if annotation in (str, bool):
+        return isinstance(value, annotation)
+    parts = typing.get_args(annotation)
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(annotation) is tuple and Ellipsis not in parts:
+        sized = isinstance(value, (tuple, list)) and len(value) == len(parts)
+        return sized and all(map(_fits, value, parts))
+    return annotation is not type(None) or value is None

@@ -1,8 +1,8 @@
-"""Pixels of a view, resampled once from the image: NumPy arrays and OpenCV.
+"""Resamples the pixels of a view once from its source: NumPy arrays and OpenCV.
 
 All geometric ops of a view, from the crop to the last rotation, are one affine map
-`view_from_image` of pixel coordinates (row, col, 1); see `affine`. Sampling is bilinear, without
-antialiasing, as V-MoE's; beyond the edge of a crop its outermost pixels are repeated.
+`view_from_source` of pixel coordinates (row, col, 1); see `affine`. Sampling is bilinear without
+antialiasing, as in V-MoE; outside of the crop its outermost pixels are repeated.
 """
 
 from collections.abc import Sequence
@@ -13,39 +13,36 @@ from jaxtyping import Shaped, UInt8
 
 from vmoe_prc.data.ops import affine
 
-# The threads of tf.data are the parallelism: each works on an image of its own.
-cv2.setNumThreads(1)
-
-# Maps that differ by less, in pixels of the view, are the same.
+# Maps that differ by less than this, in pixels of the view, are treated as equal.
 TOLERANCE = 1e-2
 COVERED, UNCOVERED = 0, 255
 
 
 def resample(
-    image: Shaped[np.ndarray, "H W C"],
+    source: Shaped[np.ndarray, "H W C"],
     box: Sequence[int],
-    view_from_image: affine.Matrix,
+    view_from_source: affine.Matrix,
     size: tuple[int, int],
     out: Shaped[np.ndarray, "h w C"] | None = None,
 ) -> Shaped[np.ndarray, "h w C"]:
-    """Makes the view of a box of the image.
+    """Makes a view of a box of the source.
 
     Args:
-      image: The image; its pixels outside the box are not looked at.
-      box: (row, col, height, width).
-      view_from_image: Affine map from the image to the view.
+      source: The pixels; those outside of the box are not used.
+      box: (row, col, height, width) in pixels of the source.
+      view_from_source: Affine map from the source to the view.
       size: (height, width) of the view.
-      out: Where the view goes; None makes a new array.
+      out: Array for the view; None makes a new one.
     """
     if out is None:
-        out = np.empty((*size, image.shape[-1]), image.dtype)
+        out = np.empty((*size, source.shape[-1]), source.dtype)
     row, col, height, width = box
-    content = image[row : row + height, col : col + width]
-    view_from_box = view_from_image @ affine.translation_matrix(row, col)
+    content = source[row : row + height, col : col + width]
+    view_from_box = view_from_source @ affine.translation_matrix(row, col)
     flip, shift = _resize_and(view_from_box, (height, width), size)
     if shift is None:
         return _warp(content, view_from_box, out)
-    # The same to rounding, several times as fast.
+    # A resize, a flip and a shift by whole pixels: equal up to rounding, several times as fast.
     if not flip and not any(shift):
         return _resize(content, out)
     view = _resize(content, np.empty_like(out))
@@ -92,7 +89,7 @@ def _resize(content: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _warp(content: np.ndarray, view_from_box: np.ndarray, out: np.ndarray) -> np.ndarray:
-    # OpenCV takes half the time for four channels that it does for three.
+    # OpenCV warps four channels in half the time of three.
     colour = content.shape[-1] == 3
     warped = cv2.warpAffine(
         cv2.cvtColor(content, cv2.COLOR_RGB2RGBA) if colour else content,
@@ -119,7 +116,7 @@ def _mark(canvas: np.ndarray, view_from_canvas: np.ndarray, outside: int) -> np.
 def _resize_and(
     view_from_box: np.ndarray, old: Sequence[int], new: Sequence[int]
 ) -> tuple[bool, tuple[int, int] | None]:
-    """Finds a resize, maybe a flip, and a shift by whole pixels that are the same map.
+    """Splits a map into a resize, an optional flip, and a shift by whole pixels, if it is these.
 
     Returns:
       Whether it flips left and right, and the shift in rows and columns, None if there is none.
@@ -143,7 +140,7 @@ def _shift(view: np.ndarray, rows: int, cols: int, out: np.ndarray) -> np.ndarra
 
 
 def _columns_first(new_from_old: np.ndarray) -> np.ndarray:
-    """The inverse (2, 3) in OpenCV's coordinates: (x, y), 0 at the centre of the first pixel."""
+    """Returns the inverse (2, 3) in OpenCV's (x, y), which are 0 at the first pixel's centre."""
     (a, b, t), (c, d, u) = new_from_old[:2].tolist()
     # Centres are at 0.5.
     t, u = t + (a + b - 1) / 2, u + (c + d - 1) / 2

@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops.image_ops import check_area, check_size, crops, sample_crop
-from vmoe_prc.data.ops.registry import Example, Op, computed, register
+from vmoe_prc.data.ops.registry import Example, Op, PreprocessError, computed, require
 from vmoe_prc.data.ops.views import with_views
 
 
-@register
+@OPS.register()
 def two_views(
     size: int,
     area0: tuple[float, float] = (5, 100),
@@ -28,7 +29,10 @@ def two_views(
     check_area(area1)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
+        require(example, "image", "view_from_image")
         image = computed(example["image"])
+        if image.ndim != 3:
+            raise PreprocessError("two_views needs one image, and this has views already")
         boxes = [sample_crop(image.shape[:2], area, rng) for area in (area0, area1)]
         # Equal areas stay in the order in which they were drawn.
         boxes.sort(key=lambda box: box[2] * box[3])

@@ -1,7 +1,7 @@
-"""Views of an image that are not resampled before their pixels are needed.
+"""Views of an image that are resampled only when their pixels are needed.
 
-A crop, a flip or a rotation of `Views` is a product of matrices: however many there are, pixels
-are interpolated once, from the image itself.
+A crop, a flip or a rotation of `Views` only multiplies matrices: however many there are, pixels
+are interpolated once, from the source image.
 """
 
 import dataclasses
@@ -12,26 +12,30 @@ import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
 from vmoe_prc.data.ops import affine
-from vmoe_prc.data.ops.registry import Example, Lazy, computed
+from vmoe_prc.data.ops.registry import Example, Lazy, computed, require
 from vmoe_prc.data.ops.resample import resample
 
-# Moves a view by a matrix and resamples it, (h, w, C).
+# (new_from_view) -> pixels (h, w, C) of the view moved by that matrix, resampled from the source.
 Resampled = Callable[[affine.Matrix], np.ndarray]
-# Makes the pixels of a view, (h, w, C).
+# (resampled) -> final pixels (h, w, C) of one view. A paint gets a function instead of pixels
+# because it decides itself how the view has to be moved: RandAugment resamples the view with all
+# of its geometric ops at once, and for some photometric ops a second time without the later ones.
 Paint = Callable[[Resampled], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Views(Lazy):
-    """The entry `image` of an example, before it is resampled.
+    """The entry `image` of an example, one view or two, before it is resampled.
 
     Attributes:
-      source: The decoded image; (2, H, W, C) if each view has its own.
-      view_from_image: One matrix, or one for each of two views; without what `paints` move.
-      view_from_source: The same for coordinates of the source.
-      boxes: Rows of (row, col, height, width): the crops of the source.
+      source: Pixels that are resampled; (2, H, W, C) if each view has its own.
+      view_from_image: Map from coordinates of the decoded image to those of the view, one matrix
+        per view, without what `paints` move.
+      view_from_source: Map from coordinates of `source` to those of the view.
+      boxes: (row, col, height, width) in pixels of `source` of each view's crop: no pixel outside
+        of it is used.
       size: (height, width) of the views.
-      paints: Resamples each view and changes its pixels; None only resamples.
+      paints: One per view, which makes its final pixels; None if views are only resampled.
     """
 
     source: Shaped[np.ndarray, "*sources H W C"]
@@ -53,11 +57,11 @@ class Views(Lazy):
 
     @property
     def dtype(self) -> np.dtype:
-        """That of the pixels."""
+        """Dtype of the pixels."""
         return self.source.dtype
 
     def moved(self, new_from_old: Float64[np.ndarray, "*views 3 3"]) -> "Views":
-        """Moves the pixels of each view."""
+        """Returns the views moved by one matrix each."""
         return dataclasses.replace(
             self,
             view_from_image=new_from_old @ self.view_from_image,
@@ -65,7 +69,7 @@ class Views(Lazy):
         )
 
     def write(self, out: Shaped[np.ndarray, "*views h w C"]) -> None:
-        """Resamples."""
+        """Computes the pixels of the views into `out`."""
         matrices = self.view_from_source.reshape(-1, 3, 3)
         outs = out.reshape(-1, *out.shape[-3:])
         for i, box in enumerate(self.boxes.reshape(-1, 4).tolist()):
@@ -82,7 +86,12 @@ def _resampled(source, box, view_from_source, size, moves):
 
 
 def views_of(example: Example) -> Views:
-    """Returns the views of an example whose pixels may still move."""
+    """Returns the views of an example, to be moved; pixels that exist become their source.
+
+    Args:
+      example: An example with `image` and `view_from_image`.
+    """
+    require(example, "image", "view_from_image")
     image, matrix = example["image"], example["view_from_image"]
     if isinstance(image, Views) and image.paints is None:
         return image

@@ -1,0 +1,121 @@
+"""Formats, channels, orientations, and files that are no images."""
+
+import struct
+import zlib
+
+import numpy as np
+import PIL.ImageOps
+import pytest
+from PIL import Image
+from tiny_images import encode, pixels
+
+from vmoe_prc.data.ops.decoding import MAX_PIXELS, decode_image
+from vmoe_prc.data.ops.registry import BadExampleError
+
+PIXELS = pixels(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("png", {}),
+        ("bmp", {}),
+        ("tiff", {}),
+        ("tiff", {"compression": "tiff_lzw"}),
+        ("webp", {"lossless": True}),
+        ("jpeg2000", {"irreversible": False}),
+    ],
+)
+def test_lossless_formats(kind, options):
+    np.testing.assert_array_equal(decode_image(encode(PIXELS, kind, **options)), PIXELS)
+
+
+def test_channels():
+    alpha = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
+    for kind in ("png", "tiff", "webp"):
+        options = {"lossless": True, "exact": True} if kind == "webp" else {}
+        np.testing.assert_array_equal(decode_image(encode(alpha, kind, **options)), PIXELS)
+    gray = PIXELS[..., 0]
+    three = np.repeat(gray[..., None], 3, axis=-1)
+    for kind in ("png", "tiff", "bmp"):
+        np.testing.assert_array_equal(decode_image(encode(gray, kind)), three)
+    deep = Image.fromarray(gray.astype(np.uint16) * 256 + 7)
+    for kind in ("png", "tiff"):
+        np.testing.assert_array_equal(decode_image(encode(deep, kind)), three)
+    palette = Image.fromarray(PIXELS).quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    for kind in ("png", "gif", "tiff"):
+        np.testing.assert_array_equal(decode_image(encode(palette, kind)), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation(orientation):
+    image = Image.fromarray(PIXELS)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    encoded = encode(image, "jpeg", exif=exif)
+    as_stored = decode_image(encoded)
+    np.testing.assert_array_equal(decode_image(encode(image, "jpeg")), as_stored)
+    picture = Image.fromarray(as_stored)
+    picture.getexif()[0x0112] = orientation
+    expected = np.asarray(PIL.ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(decode_image(encoded, orient=True), expected)
+
+
+def test_metadata_that_are_damaged_change_nothing():
+    image = Image.fromarray(PIXELS)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    encoded = bytearray(encode(image, "jpeg", exif=exif))
+    begin = encoded.index(b"Exif") + 6
+    encoded[begin : begin + 8] = b"\xff" * 8
+    np.testing.assert_array_equal(
+        decode_image(bytes(encoded), orient=True), decode_image(encode(image, "jpeg"))
+    )
+
+
+def huge_png(width, height):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        huge_png(60_000, 60_000),
+        b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + bytes(20),
+        b"BM" + bytes(16) + struct.pack("<ii", 100_000, -100_000) + bytes(40),
+    ],
+    ids=["png", "gif", "bmp"],
+)
+def test_pictures_too_large_are_refused_by_their_headers(encoded):
+    with pytest.raises(BadExampleError, match=f"pixels are more than {MAX_PIXELS:,}"):
+        decode_image(encoded)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "webp", "tiff"])
+def test_damaged_files_are_bad_examples_or_images(kind):
+    """Cut, flipped and overwritten files: never another exception, nor a result of no shape."""
+    rng = np.random.default_rng(1)
+    whole = encode(pixels(1, 40, 50), kind)
+    for i in range(60):
+        damaged = bytearray(whole)
+        where = int(rng.integers(len(whole)))
+        if i % 3 == 0:
+            damaged = damaged[:where]
+        elif i % 3 == 1:
+            damaged[where] ^= 1 << int(rng.integers(8))
+        else:
+            damaged[where : where + 16] = rng.bytes(16)
+        try:
+            image = decode_image(bytes(damaged), orient=True)
+        except BadExampleError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
+            assert image.size

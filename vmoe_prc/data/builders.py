@@ -1,0 +1,194 @@
+"""Opens data sets: TFDS builders, of TFDS itself or registered in `DATASETS`."""
+
+import contextlib
+import functools
+import inspect
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+import tensorflow_datasets as tfds
+from etils import epath
+from google.protobuf import json_format
+from tensorflow_datasets.core.proto import dataset_info_pb2
+
+from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.config.registry import DATASETS
+from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.files import SplitInfo
+from vmoe_prc.data.locks import file_lock
+from vmoe_prc.data.tfrecords import is_remote
+
+INFO_FILE = "dataset_info.json"
+# No data set is larger; a larger number in dataset_info.json is damage.
+MAX_EXAMPLES = 10**11
+
+Builder = tfds.core.DatasetBuilder
+
+
+def open_builder(config: ml_collections.ConfigDict, field: str = "config.dataset") -> Builder:
+    """Opens a prepared data set; prepares one of `DATASETS` that needs no downloads.
+
+    Args:
+      config: `name`, `data_dir` and `manual_dir` of the data set.
+      field: Name of the config's section, for errors.
+
+    Raises:
+      ConfigError: If the data set is unknown, not prepared, or damaged.
+    """
+    make = builder_factory(config.name, config.data_dir, config.manual_dir)
+    try:
+        builder = make()
+        if not builder.is_prepared():
+            if config.name not in DATASETS or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+                raise ConfigError(
+                    f"{field}.name",
+                    config.name,
+                    f"is not prepared in {builder.data_path}; run `python -m "
+                    f"vmoe_prc.data.prepare {config.name}`, or set {field}.data_dir to where it "
+                    "has been prepared",
+                )
+            builder = prepare_once(make)
+    except tfds.core.DatasetNotFoundError:
+        raise ConfigError(
+            f"{field}.name",
+            config.name,
+            "is neither a data set of TFDS nor prepared in data_dir",
+            nearest(_base_name(config.name), [*DATASETS, *tfds.list_builders()]),
+        ) from None
+    except DatasetError as error:
+        raise ConfigError(f"{field}.manual_dir", config.manual_dir, str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"{field}.data_dir", config.data_dir, _line(error)) from error
+    if problem := _info_problem(builder):
+        raise ConfigError(f"{field}.name", config.name, problem)
+    return builder
+
+
+def builder_factory(
+    name: str, data_dir: str | os.PathLike[str] | None, manual_dir: str | None
+) -> Callable[[], Builder]:
+    """Returns a function that opens a data set; each call looks at the files again.
+
+    Args:
+      name: Name in `DATASETS`, or in TFDS with its config and version.
+      data_dir: Directory of prepared data sets; None is TFDS's own.
+      manual_dir: Directory of the source files, for data sets of `DATASETS` that take one.
+
+    Raises:
+      ConfigError: When called: if TFDS refuses the name, or a dataset_info.json is damaged.
+    """
+    data_dir = data_dir and os.fspath(data_dir)
+    if name in DATASETS:
+        factory = DATASETS[name]
+        takes_files = "manual_dir" in inspect.signature(factory).parameters
+        options = {"manual_dir": manual_dir} if takes_files else {}
+        make = functools.partial(factory, data_dir=data_dir, **options)
+    else:
+        make = functools.partial(tfds.builder, name, data_dir=data_dir)
+
+    def checked() -> Builder:
+        try:
+            return make()
+        except tfds.core.DatasetNotFoundError:
+            raise
+        except Exception as error:
+            # TFDS raises anything for a damaged file; what else may be wrong with a builder of
+            # our own, or a user's, keeps its traceback.
+            if problem := _damaged_info(_base_name(name), data_dir):
+                raise ConfigError("data set", name, problem) from error
+            if name in DATASETS or not isinstance(error, (ValueError, AssertionError)):
+                raise
+            raise ConfigError("data set", name, _line(error)) from error
+
+    return checked
+
+
+def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:
+    """Prepares a data set unless it is prepared, while other processes that want to wait.
+
+    Args:
+      make: Function of `builder_factory`.
+      **options: Of TFDS's `download_and_prepare`.
+    """
+    builder = make()
+    if builder.is_prepared():
+        return builder
+    path = epath.Path(builder.data_path)
+    with file_lock(path.parent / f".{path.name}.lock"):
+        builder = make()
+        if builder.is_prepared():
+            return builder
+        try:
+            # TFDS writes to another directory, and renames it at the end. It prints lines such as
+            # "Unknown size (download: Unknown size".
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(file_format=_file_format(path), **options)
+        except Exception:
+            # On an object store, which has no locks, another process may have been faster.
+            if not make().is_prepared():
+                raise
+        return make()
+
+
+def _file_format(path: epath.Path) -> tfds.core.FileFormat:
+    # ArrayRecord has an index of its records, but is read from file systems only.
+    formats = tfds.core.FileFormat
+    return formats.TFRECORD if is_remote(str(path)) else formats.ARRAY_RECORD
+
+
+def split_info(builder: Builder, split: str, field: str) -> SplitInfo:
+    """Returns what TFDS knows of a split.
+
+    Raises:
+      ConfigError: If the split does not exist or is empty.
+    """
+    try:
+        info = builder.info.splits[split]
+        count = info.num_examples
+    except (KeyError, ValueError, AssertionError):
+        sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        allowed = ", ".join(f"{name} ({size:,} examples)" for name, size in sizes.items())
+        raise ConfigError(
+            f"{field}.split",
+            split,
+            f"no such split; allowed: {allowed} and parts such as {next(iter(sizes))}[:99%]",
+            nearest(split, sizes),
+        ) from None
+    if not count:
+        raise ConfigError(f"{field}.split", split, "has no examples")
+    return info
+
+
+def _base_name(name: str) -> str:
+    return name.partition(":")[0].partition("/")[0]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _info_problem(builder: Builder) -> str | None:
+    """Returns what is wrong with the dataset_info.json that a builder has read."""
+    path = epath.Path(builder.data_path) / INFO_FILE
+    if not builder.info.splits:
+        return f"{path} names no splits: it is missing or damaged; prepare the data set again"
+    for name, info in builder.info.splits.items():
+        if min(info.shard_lengths, default=0) < 0 or info.num_examples > MAX_EXAMPLES:
+            return f"{path} is damaged: split {name} has {info.shard_lengths} examples"
+    return None
+
+
+def _damaged_info(name: str, data_dir: str | None) -> str | None:
+    """Returns which dataset_info.json of a data set cannot be read, and why."""
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
+    for path in sorted([*root.glob(f"*/{INFO_FILE}"), *root.glob(f"*/*/{INFO_FILE}")]):
+        try:
+            info = json_format.Parse(path.read_text(), dataset_info_pb2.DatasetInfo())
+        except (json_format.ParseError, ValueError, OSError) as error:
+            return f"{path} is damaged; delete its directory, and prepare it again ({_line(error)})"
+        if info.version != path.parent.name:
+            return f"{path} is of version {info.version!r}, unlike its directory"
+    return None

@@ -1,0 +1,8 @@
+"""Errors of data sets."""
+
+
+class DatasetError(ValueError):
+    """Files that no data set can be made from; its text is one line for the user."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,70 @@
+"""Serialised examples of a TFDS data set become dicts of arrays; their images stay encoded."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+
+from vmoe_prc.data.ops.registry import BadExampleError, Example
+
+
+class Parser:
+    """Parses the examples of a data set.
+
+    Args:
+      features: The features of the data set.
+    """
+
+    def __init__(self, features: tfds.features.FeaturesDict):
+        self._features = features
+        images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+        self._decoders = {key: tfds.decode.SkipDecoding() for key in images}
+
+    def __call__(self, record: bytes) -> Example:
+        """Parses a serialised example; images stay encoded.
+
+        Raises:
+          BadExampleError: If it is empty or no example of this data set.
+        """
+        if not record:
+            raise BadExampleError("damaged")
+        try:
+            return self._features.deserialize_example_np(record, decoders=self._decoders)
+        except (DecodeError, KeyError, ValueError, AttributeError) as error:
+            raise BadExampleError(f"not an example of this data set: {error}") from None
+
+    def blank(self, height: int, width: int) -> Example:
+        """Makes an example as parsing would give it: a black image, and zeros.
+
+        A class label is the largest one, so that ops made for fewer classes refuse it.
+
+        Args:
+          height: Height of its image, if images differ in height.
+          width: Width of its image, if images differ in width.
+        """
+        return {key: _blank(feature, height, width) for key, feature in self._features.items()}
+
+
+def _blank(feature: tfds.features.FeatureConnector, height: int, width: int) -> Any:
+    if isinstance(feature, tfds.features.Image):
+        return _black_jpeg(feature.shape[0] or height, feature.shape[1] or width)
+    if isinstance(feature, tfds.features.ClassLabel):
+        return np.int64((feature.num_classes or 1) - 1)
+    return _zeros(feature.shape, feature.np_dtype)
+
+
+@functools.cache
+def _black_jpeg(height: int, width: int) -> bytes:
+    return simplejpeg.encode_jpeg(np.zeros((height, width, 3), np.uint8))
+
+
+def _zeros(shape: Any, dtype: Any) -> Any:
+    """Makes zeros; sides that `shape` leaves open are 1."""
+    if isinstance(shape, dict):
+        return {key: _zeros(shape[key], dtype[key]) for key in shape}
+    if dtype is np.object_:
+        return b""
+    return np.zeros([side or 1 for side in shape], dtype)

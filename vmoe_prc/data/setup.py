@@ -1,0 +1,23 @@
+"""Process-wide settings of TensorFlow, TFDS and OpenCV."""
+
+import functools
+
+import cv2
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+
+@functools.cache
+def setup_tensorflow() -> None:
+    """Restricts the libraries that read data, once per process; see each line.
+
+    Programs call it at their start, before TensorFlow is used. Opening a split calls it, too,
+    so that a notebook need not.
+    """
+    # TensorFlow would reserve the memory of the GPU that JAX trains on.
+    if tf.config.get_visible_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")
+    # tf.data runs one image per thread: threads within an OpenCV call would only compete.
+    cv2.setNumThreads(1)
+    # TFDS would print one progress bar per shard, through our log lines.
+    tfds.disable_progress_bar()
