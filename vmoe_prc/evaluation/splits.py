@@ -15,7 +15,7 @@ from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch, Metrics
 
 # By block and metric, sums over the pairs of each image; see `agreement_per_image`.
-PairSums = dict[str, dict[str, Float[np.ndarray, " N"]]]
+PairSums = dict[str, dict[str, Float[np.ndarray, "N ..."]]]
 
 
 @EVALUATORS.register("splits")
