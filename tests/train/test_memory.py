@@ -1,0 +1,46 @@
+"""Sizes are compared with the memory before anything of them is made."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from small_run import small_config
+
+from vmoe_prc.config import ConfigError, complete, override
+from vmoe_prc.runtime.mesh import create_mesh, replicated
+from vmoe_prc.steps.state import TrainState
+from vmoe_prc.train.memory import check_state_fits, device_memory
+from vmoe_prc.train.program import build_program
+
+
+def state(num_floats, sharding):
+    array = jax.ShapeDtypeStruct((num_floats,), jnp.float32, sharding=sharding)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(sharding.mesh))
+    return TrainState(
+        step=step,
+        params={"a": array},
+        opt_state=(),
+        ema_params=None,
+        skipped_steps=step,
+        skipped_in_a_row=step,
+    )
+
+
+def test_a_state_with_its_gradients_has_to_fit():
+    mesh = create_mesh(1)
+    fits = device_memory(jax.devices()) // mesh.size // (2 * 4)
+    check_state_fits(state(fits - 100, replicated(mesh)), jax.devices())
+    with pytest.raises(ConfigError, match=r"config.model = '[\d,]+ parameters': .* GiB per device"):
+        check_state_fits(state(fits + 100, replicated(mesh)), jax.devices())
+
+
+def test_a_device_has_to_hold_its_part_only():
+    mesh = create_mesh(8)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("expert"))
+    check_state_fits(state(device_memory(jax.devices()) // 128 * 8, split), jax.devices())
+
+
+def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
+    """Creating its state took 37 minutes before it was compared with the memory."""
+    wide = {"hidden_size": 10_000_000, "encoder": {"mlp_dim": 10_000_000}}
+    with pytest.raises(ConfigError, match="choose a smaller model"):
+        build_program(complete(override(small_config(digits_dir), {"model": wide})))
