@@ -1,6 +1,8 @@
 """The estimate of what recipes cost."""
 
 import math
+import pathlib
+import re
 
 import pytest
 
@@ -50,3 +52,12 @@ def test_what_cannot_be_estimated(capsys, wrong):
     with pytest.raises(SystemExit):
         cost.main([wrong])
     assert wrong.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_documented_costs_are_those_that_the_command_prints(capsys):
+    document = (pathlib.Path(__file__).parents[2] / "docs" / "COST.md").read_text()
+    (devices,) = re.findall(r'benchmarks.cost --devices="(.*?)"', document)
+    cost.main([f"--devices={devices}"])
+    table = capsys.readouterr().out.partition("| recipe")[2]
+    assert table and table in document

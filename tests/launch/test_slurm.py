@@ -1,91 +1,117 @@
-"""Jobs under Slurm, from the submission to the tasks."""
+"""launch/slurm.sbatch under a real Slurm of several nodes, with a program that ends as it is told.
+
+Needs Debian's packages slurmctld, slurmd, slurm-client and munge, and to be root.
+"""
+
+import os
+import pathlib
+import subprocess
+import time
 
 import pytest
-from stand_ins import ROOT, shown
+import slurm_cluster
 
-from vmoe_prc.errors import PREEMPTED_STATUS
-
-RUN = ["--name=prc-k2", "--config=configs/imagenet_prc.py:k=2", "--workdir=/shared/runs/prc k2"]
-OVERRIDES = ["--config.model.encoder.moe.layers=(3, 5)", "--config.description=it's; $HOME"]
-TRAIN = [
-    *("python", "-m", "vmoe_prc.main", "--config=configs/imagenet_prc.py:k=2"),
-    *("--workdir=/shared/runs/prc k2", *OVERRIDES),
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not slurm_cluster.is_installed(), reason="Slurm is not installed"),
 ]
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
 
 
-def test_the_job_that_is_submitted(stand_ins):
-    limits = ["--nodes=2", "--gpus_per_node=4", "--time=1-00:00:00", "--partition=gpu"]
-    result = stand_ins.run("slurm.sh", "submit", *RUN, *limits, "--", *OVERRIDES)
-    assert result.returncode == 0, result.stderr
-    assert stand_ins.commands == [
-        [
-            *("sbatch", "--job-name=prc-k2", f"--chdir={ROOT}"),
-            *(f"--output={stand_ins.folder / 'prc-k2.log'}", "--open-mode=append", "--nodes=2"),
-            *("--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8"),
-            *("--signal=TERM@300", "--requeue", "--time=1-00:00:00", "--partition=gpu"),
-            *(f"{ROOT}/launch/slurm_job.sh", str(PREEMPTED_STATUS), *TRAIN),
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_cluster.slurm(tmp_path_factory.mktemp("slurm")) as env:
+        yield env
+
+
+@pytest.fixture
+def program(tmp_path, cluster):
+    """A stand-in for `python` that runs the text of a test; returns how to submit a job."""
+    (tmp_path / "bin").mkdir()
+    path = tmp_path / "bin" / "python"
+
+    def submit(text, *arguments):
+        path.write_text(
+            f"""#!/usr/bin/env bash
+folder={tmp_path}
+printf '%s\\n' "$*" >> $folder/calls-$SLURM_PROCID
+attempt=$(wc -l < $folder/calls-$SLURM_PROCID)
+{text}
+"""
+        )
+        path.chmod(0o755)
+        env = {**cluster, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "RETRY_SECONDS": "0"}
+        env["MAX_FAILURES"] = "3"
+        options = ["--nodes=2", f"--output={tmp_path}/out", f"--chdir={ROOT}"]
+        command = [
+            "sbatch",
+            "--parsable",
+            "--job-name=null; $(false)",
+            *options,
+            SCRIPT,
+            *arguments,
         ]
-    ]
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    return submit
 
 
-def test_the_dry_run_shows_what_the_real_run_calls(stand_ins):
-    dry = stand_ins.run("slurm.sh", "submit", *RUN, "--dry_run", "--", *OVERRIDES)
-    assert stand_ins.calls == []
-    stand_ins.run("slurm.sh", "submit", *RUN, "--", *OVERRIDES)
-    assert shown(dry) == stand_ins.commands
+def calls(folder, index):
+    return (folder / f"calls-{index}").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    ("status", "state", "requeued"),
-    [
-        (0, "RUNNING", False),
-        (1, "RUNNING", False),
-        (PREEMPTED_STATUS, "RUNNING", True),
-        # Its user has cancelled it.
-        (PREEMPTED_STATUS, "COMPLETING", False),
-    ],
-)
-def test_a_job_that_was_interrupted_is_queued_again(stand_ins, status, state, requeued):
-    # Slurm runs the script with the words that sbatch was given.
-    start = -len(TRAIN) - 2
-    stand_ins.program("sbatch", f"os.execv(sys.argv[{start}], sys.argv[{start}:])")
-    stand_ins.program("srun", f"sys.exit({status})")
-    stand_ins.program("squeue", f"print({state!r})")
-    job = {"SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_ID": "123"}
-    result = stand_ins.run("slurm.sh", "submit", *RUN, "--", *OVERRIDES, env=job)
-    assert result.returncode == status
-    _, srun, *others = stand_ins.commands
-    assert srun == ["srun", "--cpus-per-task=8", "--wait=120", *TRAIN]
-    assert (["scontrol", "requeue", "123"] in others) == requeued
+def test_each_process_knows_its_place(cluster, program, tmp_path):
+    job = program("exit 0", "--config=a b;$(ls)", "--x=*")
+    assert slurm_cluster.wait_for(job, cluster, "COMPLETED")["ExitCode"] == "0:0"
+    [first], [second] = calls(tmp_path, 0), calls(tmp_path, 1)
+    address = f"node1:{10000 + int(job) % 20000}"
+    for index, call in enumerate([first, second]):
+        assert call == (
+            f"-m vmoe_prc.main --process_id={index} --num_processes=2 "
+            f"--coordinator_address={address} --config=a b;$(ls) --x=*"
+        )
 
 
-@pytest.mark.parametrize("action", ["logs", "status", "stop"])
-def test_other_actions(stand_ins, action):
-    expected = {
-        "logs": ["tail", "-n", "100", "-F", str(stand_ins.folder / "prc-k2.log")],
-        "status": ["squeue", "--me", "--name=prc-k2"],
-        "stop": ["scancel", "--me", "--name=prc-k2"],
-    }[action]
-    assert shown(stand_ins.run("slurm.sh", action, "--name=prc-k2", "--dry_run")) == [expected]
-    if action != "logs":
-        stand_ins.run("slurm.sh", action, "--name=prc-k2")
-        assert stand_ins.commands == [expected]
+def test_a_wrong_configuration_is_final_whatever_the_others_do(cluster, program, tmp_path):
+    job = program("[[ $SLURM_PROCID == 1 ]] && exit 2; exit 134")
+    ended = slurm_cluster.wait_for(job, cluster, "FAILED")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0")
+    assert len(calls(tmp_path, 0)) == 1
 
 
-def test_stops_where_sbatch_fails(stand_ins):
-    stand_ins.program("sbatch", "sys.exit(7)")
-    assert stand_ins.run("slurm.sh", "submit", *RUN).returncode == 7
+def test_a_task_that_is_killed_is_tried_again(cluster, program, tmp_path):
+    job = program("[[ $SLURM_PROCID == 1 && $attempt == 1 ]] && kill -KILL $$; exit 0")
+    assert slurm_cluster.wait_for(job, cluster, "COMPLETED")["Restarts"] == "0"
+    assert len(calls(tmp_path, 1)) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["submit", *RUN, "--nodes=0"], "--nodes = '0': expected a positive number"),
-        (["submit", *RUN, "--time=soon"], "--time = 'soon': expected HH:MM:SS"),
-        (["submit", *RUN, "--partition=gpu --wrap=ls"], "--partition"),
-        (["submit", *RUN, "--workdir=runs"], "expected an absolute path"),
-        (["submit", *RUN, "--data_dir=tfds"], "expected an absolute path"),
-    ],
-)
-def test_what_is_refused(stand_ins, arguments, message):
-    stand_ins.refuses(message, "slurm.sh", *arguments)
+@pytest.mark.parametrize("status", [75, 1])
+def test_a_job_is_queued_again(cluster, program, tmp_path, status):
+    job = program(f"exit {status}")
+    # Slurm starts it again after two minutes; that it waits in the queue is enough.
+    waiting = slurm_cluster.wait_for(job, cluster, "PENDING", "REQUEUED")
+    while waiting["JobState"] != "PENDING" or waiting["Restarts"] == "0":
+        time.sleep(0.3)
+        waiting = slurm_cluster.state(job, cluster)
+    assert waiting["Restarts"] == "1"
+    assert len(calls(tmp_path, 0)) == {75: 1, 1: 3}[status]
+    subprocess.run(["scancel", job], env=cluster, check=True)
+
+
+def test_stopping_by_hand_saves_first_and_is_final(cluster, program, tmp_path):
+    job = program(
+        "trap 'echo saved >> $folder/saved-$SLURM_PROCID; sleep 35; exit 75' TERM\n"
+        "touch $folder/started-$SLURM_PROCID; while :; do sleep 0.2; done"
+    )
+    while not all((tmp_path / f"started-{i}").exists() for i in range(2)):
+        time.sleep(0.3)
+    stop = f"scontrol update JobId={job} Requeue=0; scancel --signal=TERM {job}"
+    assert stop.replace(job, "JOB") in SCRIPT.read_text()
+    subprocess.run(["bash", "-ec", stop], env=cluster, check=True)
+    # Saving takes longer than KillWait, 30 s. Each process has the signal once.
+    ended = slurm_cluster.wait_for(job, cluster, "FAILED", "COMPLETED", "CANCELLED", "TIMEOUT")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0")
+    assert [(tmp_path / f"saved-{i}").read_text() for i in range(2)] == ["saved\n"] * 2

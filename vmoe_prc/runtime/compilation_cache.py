@@ -4,19 +4,26 @@ import os
 import pathlib
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
-def use_compilation_cache() -> None:
-    """Gives JAX's persistent compilation cache a directory of its own, unless it has one.
+def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
+    """Sets the directory of JAX's persistent compilation cache, unless the user has set one.
 
-    It is `vmoe_prc/jax` in the user's cache directory. JAX's own variables decide the
-    rest: JAX_COMPILATION_CACHE_DIR names another directory (a `gs://` bucket for a pod),
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off, JAX_COMPILATION_CACHE_MAX_SIZE bounds
-    its bytes. Programs that compile in under a second are not kept
-    (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS).
+    JAX's own variables decide the rest: JAX_COMPILATION_CACHE_DIR names another directory (a
+    `gs://` bucket for a pod), JAX_ENABLE_COMPILATION_CACHE=false turns it off,
+    JAX_COMPILATION_CACHE_MAX_SIZE bounds its bytes. Programs that compile in under a second
+    are not kept (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS).
+
+    Args:
+      directory: The directory; by default `vmoe_prc/jax` in the user's cache directory.
     """
-    if jax.config.jax_enable_compilation_cache and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(default_directory()))
+    if not jax.config.jax_enable_compilation_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    directory = os.fspath(directory or default_directory())
+    if directory != jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        compilation_cache.reset_cache()
 
 
 def default_directory() -> pathlib.Path:

@@ -12,6 +12,7 @@ from etils import epath
 from vmoe_prc.checkpoints.manager import Checkpointer
 from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.evaluation.summary import format_summary
+from vmoe_prc.runtime.compilation_cache import use_compilation_cache
 from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.runtime.preemption import preemption_notice
 from vmoe_prc.runtime.processes import (
@@ -61,6 +62,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             program = build_program(config)
         connect_devices(program.mesh)
         with lock_workdir(workdir), _write_errors(workdir), jax.set_mesh(program.mesh):
+            if jax.process_count() > 1:
+                # Machines come and go, and GPUs must compile alike on all of them.
+                use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
             return _run(program, workdir, preempted)
 
 

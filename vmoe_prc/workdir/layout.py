@@ -13,6 +13,8 @@ CONFIG_FILE = "config.json"
 # Written when the run has ended, and removed when it goes on.
 SUMMARY_FILE = "summary.txt"
 CHECKPOINT_FOLDER = "checkpoints"
+# Compiled programs of a run of several processes.
+COMPILATION_CACHE_FOLDER = "compilation_cache"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
