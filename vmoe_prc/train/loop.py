@@ -30,7 +30,7 @@ from vmoe_prc.train.program import Program, build_program
 from vmoe_prc.train.progress import StepTimer, progress
 from vmoe_prc.train.recorder import Recorder
 from vmoe_prc.workdir.atomic import atomic_write
-from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, SUMMARY_FILE
+from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, COMPILATION_CACHE_FOLDER, SUMMARY_FILE
 from vmoe_prc.workdir.lock import lock_workdir
 from vmoe_prc.workdir.writers import WRITE_ERRORS
 
