@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 
 if TYPE_CHECKING:
     from vmoe_prc.analysis.opened_run import OpenedRun
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--split", help="a name in config.dataset; by default a test split")
         command.add_argument("--block", action="append", help="such as encoderblock_3; repeatable")
+        add_traceback_argument(command)
         command.add_argument("--output", type=pathlib.Path, help="by default in WORKDIR/analysis")
         return command
 
@@ -200,17 +202,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(argv)
-    # Imported here so that --help need not wait for JAX and TensorFlow.
-    from vmoe_prc.checkpoints.manager import CheckpointError
-    from vmoe_prc.runtime.compilation_cache import use_compilation_cache
-
-    use_compilation_cache()
-    try:
-        args.function(args)
-    except (ConfigError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    setup()
+    return run_program(lambda: args.function(args), args.traceback)
 
 
 if __name__ == "__main__":

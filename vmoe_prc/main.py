@@ -2,11 +2,9 @@
 
 import datetime
 import functools
-import os
 import pathlib
 import re
 import sys
-import traceback
 from typing import Any
 
 from absl import app, flags
@@ -15,7 +13,8 @@ from vmoe_prc.config import ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.config.reference import explain
-from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, RunError
+from vmoe_prc.errors import PreemptedError
+from vmoe_prc.runtime.programs import run_program, setup
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -58,6 +57,7 @@ _INITIALIZATION_TIMEOUT = flags.DEFINE_float(
     "Seconds that the processes wait for each other at --coordinator_address.",
     lower_bound=1,
 )
+flags.DEFINE_bool("traceback", False, "Show the traceback of every error.")
 
 
 def new_workdir(config_file: str) -> pathlib.Path:
@@ -85,18 +85,18 @@ def main(argv: list[str], changes: dict[str, Any]):
         print(explain(_EXPLAIN.value, config))
         return
     # Imported here so that --help need not wait for JAX and TensorFlow.
-    from vmoe_prc.checkpoints.manager import CheckpointError
     from vmoe_prc.runtime import processes
-    from vmoe_prc.runtime.compilation_cache import use_compilation_cache
+    from vmoe_prc.runtime.logs import setup_logging
     from vmoe_prc.train import loop
 
-    use_compilation_cache()
+    setup()
     processes.connect(
         _COORDINATOR.value,
         _NUM_PROCESSES.value,
         _PROCESS_ID.value,
         _INITIALIZATION_TIMEOUT.value,
     )
+    setup_logging(quiet=not processes.is_main_process())
     workdir = _WORKDIR.value
     if workdir is None:
         chosen = new_workdir(_CONFIG.value)
@@ -105,8 +105,10 @@ def main(argv: list[str], changes: dict[str, Any]):
             print(f"Work directory: {workdir}", flush=True)
     try:
         summary = loop.train_and_evaluate(config, workdir)
-    except CheckpointError as error:
-        raise ConfigError("--workdir", str(workdir), str(error)) from None
+    except PreemptedError as error:
+        if _WORKDIR.value is None:
+            raise PreemptedError(error.step, workdir) from None
+        raise
     if processes.is_main_process():
         print(summary)
 
@@ -120,34 +122,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise ConfigError("command line", " ".join(argv[1:]), message) from None
 
 
-def run():
-    """Entry point: what goes wrong becomes one line on stderr, and the exit status tells it.
-
-    Exit status 0: the run has ended; 1: it cannot go on; 2: the command or its
-    configuration is wrong; 75: SIGTERM, after a checkpoint was written.
-    """
+def run() -> None:
+    """Entry point; `runtime.programs` has the exit statuses."""
     flags.mark_flag_as_required("config")
-    try:
-        argv, changes = split_config_flags(sys.argv)
-        app.run(functools.partial(main, changes=changes), argv, flags_parser=parse_flags)
-    except ConfigError as error:
-        _leave(2, f"error: {error}")
-    except PreemptedError as error:
-        _leave(PREEMPTED_STATUS, str(error), in_step=True)
-    except RunError as error:
-        _leave(1, f"error: {error}")
-    except Exception:
-        _leave(1, traceback.format_exc())
+    sys.exit(run_program(_run))
 
 
-def _leave(status: int, message: str, in_step: bool = False):
-    print(message, file=sys.stderr, flush=True)
-    jax = sys.modules.get("jax")
-    if not in_step and jax is not None and jax.distributed.is_initialized():
-        # To leave in order is to wait for the other processes, which may wait for this one.
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+def _run() -> None:
+    argv, changes = split_config_flags(sys.argv)
+    app.run(functools.partial(main, changes=changes), argv, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

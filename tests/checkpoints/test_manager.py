@@ -79,6 +79,20 @@ def test_keeps_the_last_and_the_best(tmp_path, metric, values):
         assert c.restore(abstract(make_state(0)), step=2).step == 2
 
 
+def test_the_best_by_a_loss_is_the_lowest(tmp_path):
+    """A NaN is worst, and a step without the metric cannot be the best."""
+    losses = {1: 2.31, 2: 2.30, 3: float("nan"), 4: 2.32, 5: None, 6: 2.33}
+    with Checkpointer(tmp_path, keep_last=1, keep_best=1, best_metric="test/loss") as c:
+        for step, value in losses.items():
+            c.save(
+                step,
+                make_state(step),
+                {"test/accuracy": 1.0} | ({"test/loss": value} if value else {}),
+            )
+        c.wait()
+        assert c.steps() == [2, 6]
+
+
 def test_restores_onto_another_mesh(tmp_path):
     state = make_state(1, mesh=create_mesh(4))
     with Checkpointer(tmp_path) as checkpointer:

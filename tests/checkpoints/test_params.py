@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from vmoe_prc.checkpoints import safetensors as ours
 from vmoe_prc.checkpoints.export import main
 from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.checkpoints.metadata import read_metadata
 from vmoe_prc.checkpoints.params import read_params, write_params
 
 PARAMS = {
@@ -93,3 +94,54 @@ def test_export(tmp_path, capsys):
     assert_same(read_params(tmp_path / "x.safetensors"), PARAMS)
     assert main([str(tmp_path / "missing"), str(tmp_path / "y.safetensors")]) == 2
     assert "missing" in capsys.readouterr().err
+
+
+def test_files_that_say_too_little_or_two_things(tmp_path):
+    safetensors.numpy.save_file({}, tmp_path / "empty.safetensors")
+    safetensors.numpy.save_file(
+        {"a": np.zeros(2), "a/b": np.ones(2)}, tmp_path / "both.safetensors"
+    )
+    np.savez(tmp_path / "twice.npz", **{"opt/target/a": np.zeros(1), "a": np.ones(1)})
+    np.savez(tmp_path / "empty.npz")
+    np.savez(tmp_path / "cut.npz", a=np.zeros(1000))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:900])
+    messages = {
+        "empty.safetensors": "it has no arrays",
+        "both.safetensors": "'a' is an array and a group",
+        "twice.npz": "two arrays are named 'a'",
+        "empty.npz": "has no arrays",
+        "cut.npz": "cannot be read",
+    }
+    for name, message in messages.items():
+        with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
+            read_params(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.npz", "x.SAFETENSORS"])
+def test_a_format_that_is_not_written_is_refused(name, tmp_path):
+    with pytest.raises(CheckpointError, match=r"are not written; give FILE\.safetensors, or"):
+        write_params(tmp_path / name, {"params/a": np.zeros(2)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_is_part_of_a_prefix_and_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_params("~/vit.16", {"params/a": np.arange(2)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "vit.16.data-00000-of-00001",
+        "vit.16.index",
+    ]
+    np.testing.assert_array_equal(read_params("~/vit.16")["params/a"], np.arange(2))
+
+
+@pytest.mark.parametrize("target", ["model.safetensors", "vmoe"])
+def test_an_export_knows_configuration_and_classes(target, finished, tmp_path, capsys):
+    workdir, _ = finished
+    assert main([str(workdir), str(tmp_path / target)]) == 0
+    assert "10 named classes" in capsys.readouterr().out
+    metadata = read_metadata(tmp_path / target)
+    assert metadata["config"]["train_steps"] == 6
+    assert metadata["classes"] == [str(digit) for digit in range(10)]
+    # A copy of a copy knows them, too.
+    assert main([str(tmp_path / target), str(tmp_path / "again.safetensors")]) == 0
+    assert read_metadata(tmp_path / "again.safetensors") == metadata

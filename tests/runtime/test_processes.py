@@ -68,9 +68,9 @@ def test_a_signal_to_one_of_two_ends_both_at_one_step_and_one_process_goes_on(
     processes[1].send_signal(signal.SIGTERM)
     statuses, _, errors = ended(processes)
     assert statuses == [PREEMPTED_STATUS] * 2, errors
-    [step] = {line for text in errors for line in text.splitlines() if "told to end" in line}
+    [step] = {line for text in errors for line in text.splitlines() if "preempted" in line}
     newest = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert f"saved step {newest};" in step and newest < 6
+    assert f"checkpoint saved at step {newest};" in step and newest < 6
     loop.train_and_evaluate(small_config(digits_dir), tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
 

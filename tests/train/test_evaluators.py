@@ -1,16 +1,27 @@
 """An evaluator from outside the package: one registered function, switched on by a config."""
 
 import dataclasses
+import os
+import re
+import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from etils import epath
 from matplotlib.figure import Figure
 from small_run import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vmoe_prc.checkpoints.manager import Checkpointer
+from vmoe_prc.config import ConfigError
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import EVALUATORS
+from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.train import loop
+from vmoe_prc.train.program import build_program
+from vmoe_prc.workdir.history import read_history
 from vmoe_prc.workdir.metrics import read_metrics
 
 
@@ -37,17 +48,75 @@ def confidence(context, *, split, percentile):
 
 
 def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
-    config = small_config(digits_dir, train_steps=2)
+    config = small_config(digits_dir, train_steps=3)
     config.evaluators = {
         "sure": {"name": "confidence", "every_steps": 1, "percentile": 5, "split": "test"}
     }
     summary = loop.train_and_evaluate(config, tmp_path)
     records = {m["step"]: m for m in read_metrics(tmp_path / "metrics.jsonl")}
-    assert records[1]["sure/images"] == records[2]["sure/images"] == 359
-    assert 0.1 <= records[2]["sure/low"] < 1
-    assert "test/accuracy" in records[2] and "test/accuracy" not in records[1]
-    assert f"sure/low     {records[2]['sure/low']:.4f}" in summary
+    assert records[1]["sure/images"] == records[3]["sure/images"] == 359
+    assert 0.1 <= records[3]["sure/low"] < 1
+    assert "test/accuracy" in records[3] and "test/accuracy" not in records[1]
+    assert re.search(f"sure/low +{records[3]['sure/low']:.4f}\n", summary)
     assert str(tmp_path / "sure-plot.png") in summary
     assert (tmp_path / "sure-plot.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Tensors("sure/plot")] == [1, 2]
+    assert [event.step for event in events.Tensors("sure/plot")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "confidense"}, "did you mean 'confidence'"),
+        ({"percentil": 5}, "did you mean 'percentile'"),
+        ({"percentile": 200}, "percentile = 200.0: expected float from 0 to 100"),
+        ({"every_steps": 0}, "every_steps = 0: expected int of at least 1"),
+    ],
+)
+def test_a_mistake_in_its_section_is_named(changes, message, digits_dir, tmp_path):
+    config = small_config(digits_dir)
+    section = {"name": "confidence", "every_steps": 1, "percentile": 5}
+    config.evaluators = {"sure": section | changes}
+    with pytest.raises(ConfigError, match=rf"config.evaluators.sure.*{message}"):
+        loop.train_and_evaluate(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@EVALUATORS.register("interrupter")
+def interrupter(context):
+    def evaluate(params):
+        os.kill(os.getpid(), signal.SIGINT)  # During the first evaluation.
+        return {}
+
+    return evaluate
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
+    config = small_config(digits_dir, train_steps=3)
+    config.evaluators = {"key": {"name": "interrupter", "every_steps": 1}}
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(PreemptedError, match="preempted: checkpoint saved at step 1; run the same"):
+        loop.train_and_evaluate(config, tmp_path)
+    assert (tmp_path / "checkpoints" / "1").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    log = (tmp_path / "train-0.log").read_text()
+    assert "a checkpoint will be saved" in log and "in _train" in log and "PreemptedError" in log
+    config.evaluators = {}
+    assert "accuracy" in loop.train_and_evaluate(config, tmp_path)
+    stretches = read_history(epath.Path(tmp_path))
+    assert [len(stretch.config["evaluators"]) for stretch in stretches] == [1, 0]
+
+
+def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_dir, tmp_path):
+    config = small_config(digits_dir, train_steps=3)
+    program = build_program(config)
+    state = program.create_state()
+    state.params["head"]["bias"] = state.params["head"]["bias"].at[0].set(jnp.nan)
+    for step in (2, 3):  # The run continues from 2, and from 3 it would only evaluate.
+        workdir = tmp_path / str(step)
+        with Checkpointer(workdir / "checkpoints") as checkpointer:
+            checkpointer.save(step, state.replace(step=state.step + step))
+        with pytest.raises(RunError, match=r"after step 3 are not finite \(params/head/bias\)"):
+            loop.train_and_evaluate(config, workdir)
+        assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
+        assert not (workdir / "summary.txt").exists()

@@ -17,11 +17,12 @@ from vmoe_prc.train.progress import StepTimer
 PROGRAM = """
 import time
 from absl import app, logging
+from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.train import progress
 
 def main(_):
-    progress.setup_logging()
-    progress.setup_logging()
+    setup_logging()
+    setup_logging()
     with progress.progress(40, 10) as bar:
         for step in range(11, 41):
             time.sleep(0.005)

@@ -171,3 +171,13 @@ def test_only_scalars_are_metrics(tmp_path):
 def test_reading_needs_no_tensorflow():
     program = "import sys, vmoe_prc.workdir.metrics; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[1, 2]\n", b"{}\n", b'{"step": true}\n'])
+def test_lines_that_are_not_ours_are_named_and_stay(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage + b'{"step": 2}\n')
+    content = path.read_bytes()
+    with pytest.raises(metrics.MetricsError, match=r"metrics\.jsonl"):
+        metrics.truncate_metrics(path, 1)
+    assert path.read_bytes() == content

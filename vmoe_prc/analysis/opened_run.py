@@ -1,7 +1,6 @@
 """A training run, or another checkpoint, opened for analysis."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,9 @@ from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.models import create_model
 from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
+from vmoe_prc.workdir.history import read_config
 from vmoe_prc.workdir.layout import CONFIG_FILE
+from vmoe_prc.workdir.paths import user_path
 
 
 class ValueRange(NamedTuple):
@@ -208,15 +209,11 @@ def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:
       ConfigError: If the directory has no run, or its configuration cannot be used here.
       CheckpointError: If it has no checkpoint, or one that does not fit the model.
     """
-    path = epath.Path(workdir).expanduser() / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        expected = f"is not the work directory of a run: {path.name} cannot be read ({error})"
-        raise ConfigError("--workdir", str(workdir), expected) from None
-    workdir = path.parent
+    workdir = user_path(workdir)
+    if not (workdir / CONFIG_FILE).exists():
+        expected = f"is not the work directory of a run: it has no {CONFIG_FILE}"
+        raise ConfigError("--workdir", str(workdir), expected)
+    config = read_config(workdir)
     return open_checkpoint(ml_collections.ConfigDict(config), workdir)
 
 

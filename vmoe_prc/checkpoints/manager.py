@@ -1,6 +1,8 @@
-"""Saves the state of a run with Orbax, and brings it back, on the same devices or others."""
+"""Saves the state of a run with Orbax, and restores it, on the same devices or others."""
 
 import contextlib
+import functools
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +15,14 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from vmoe_prc.checkpoints.checksum import changed_arrays, checksums
-from vmoe_prc.errors import RunError
+from vmoe_prc.errors import RunError, UserError
 from vmoe_prc.runtime.processes import raise_everywhere
 from vmoe_prc.runtime.trees import named_leaves
 
 _CHECKSUMS = "checksums"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be used; its text names the directory and what is wrong."""
 
 
@@ -36,8 +38,9 @@ class Checkpointer:
       directory: Directory of the checkpoints, made if missing. Each is a directory named by
         its step, which appears only once it is complete.
       keep_last: How many of the newest to keep.
-      keep_best: How many of the best to keep besides.
-      best_metric: Name of the metric that tells which are better, see `lower_is_better`.
+      keep_best: How many of the best to keep as well.
+      best_metric: Name of the metric by which checkpoints are compared, see `lower_is_better`;
+        NaN is worst.
 
     Raises:
       CheckpointError: If the directory cannot be made.
@@ -55,8 +58,7 @@ class Checkpointer:
         if keep_best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric],
-                    reverse=lower_is_better(best_metric or ""),
+                    get_metric_fn=functools.partial(_goodness, best_metric or ""),
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -98,7 +100,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves a state while the program goes on; `state` may be donated at once.
+        """Saves a state in the background; `state` may be donated at once.
 
         Args:
           step: Number of the step, above those of all checkpoints.
@@ -230,6 +232,12 @@ def restore_part(
     if changed := changed_arrays(part, written):
         raise CheckpointError(_damaged(directory, step, ", ".join(changed)))
     return restored[name]
+
+
+def _goodness(name: str, metrics: Mapping[str, float]) -> float:
+    """Returns a metric as a number that is higher for better checkpoints."""
+    value = -metrics[name] if lower_is_better(name) else metrics[name]
+    return -math.inf if math.isnan(value) else value
 
 
 def _damaged(directory: epath.Path, step: int, cause: Exception | str) -> str:

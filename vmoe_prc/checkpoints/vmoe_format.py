@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -32,8 +32,20 @@ _MAX_CHUNK_BYTES = 2**30
 _READ_BYTES = 2**20
 _MAX_THREADS = 16
 
+_MAX_ITEMS = 2**20
+_MAX_SHARDS = 99_999  # File names have five digits.
+_MAX_CELLS = 2**22
+# What damaged files raise in msgpack, NumPy and here.
+_FORMAT_ERRORS = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError),
+    *(RecursionError, msgpack.UnpackException),
+)
+
+Shape = tuple[int, ...]
 # (start, stop) of each dimension.
 Box = tuple[tuple[int, int], ...]
+# By number of a data file and number of an array: slices to be read.
+Wanted = dict[int, dict[int, set[Box]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +84,23 @@ def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, 
         `shardings` is not in the checkpoint.
     """
     index, shard_count = read_index(prefix)
-    entries = named_leaves(index)
+    stored = entries = named_leaves(index)
     if shardings is None:
-        buffers = {n: {_whole(e.shape): np.empty(e.shape, e.dtype)} for n, e in entries.items()}
+        places = {name: {_whole(entry.shape)} for name, entry in entries.items()}
     else:
         targets = named_leaves(shardings)
         if unknown := sorted(targets.keys() - entries.keys()):
             raise CheckpointError(f"{os.fspath(prefix)}.index: no array {unknown[0]!r}")
         entries = {name: entries[name] for name in targets}
-        buffers = {n: _device_buffers(e, targets[n]) for n, e in entries.items()}
-    _fill(prefix, shard_count, entries, buffers)
+        places = {name: _device_boxes(entry, targets[name]) for name, entry in entries.items()}
+    wanted = _wanted_slices(entries, places)
+    # Before memory is taken: no file holds more than its own bytes.
+    _check_sizes(prefix, shard_count, stored.values(), wanted)
+    buffers = {
+        name: {box: np.empty([b - a for a, b in box], entries[name].dtype) for box in boxes}
+        for name, boxes in places.items()
+    }
+    _fill(prefix, shard_count, entries, buffers, wanted)
     if shardings is None:
         return map_named(lambda name, _: buffers[name][_whole(entries[name].shape)], index)
     return map_named(
@@ -107,9 +126,12 @@ def read_index(prefix: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
         version, shard_count = content.get("version", VERSION), content["shard_count"]
         if version != VERSION:
             raise ValueError(f"version {version!r}; only {VERSION} and files without are known")
+        if type(shard_count) is not int or not 0 < shard_count <= _MAX_SHARDS:
+            raise ValueError(f"shard_count = {shard_count!r}")
+        _check_names(content["index"])
         leaves, structure = jax.tree.flatten(content["index"])
         for leaf in leaves:
-            _check_entry(leaf)
+            _check_entry(leaf, shard_count)
         numbered = [dataclasses.replace(leaf, number=i) for i, leaf in enumerate(leaves)]
         return structure.unflatten(numbered), shard_count
 
@@ -157,8 +179,35 @@ def _naming(path: epath.Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: no such file") from None
     except msgpack.OutOfData:
         raise CheckpointError(f"{path}: truncated") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise CheckpointError(f"{path}: truncated, or of another format: {error}") from error
+    except _FORMAT_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: truncated, or of another format: {reason}") from error
+
+
+def _wanted_slices(entries: Mapping[str, Entry], places: Mapping[str, set[Box]]) -> Wanted:
+    """Finds the stored slices that overlap the places to be filled."""
+    wanted: Wanted = collections.defaultdict(dict)
+    for name, entry in entries.items():
+        for box, shard in zip(entry.boxes, entry.shards, strict=True):
+            if any(_overlap(box, other) is not None for other in places[name]):
+                wanted[shard].setdefault(entry.number, set()).add(box)
+    return wanted
+
+
+def _check_sizes(
+    prefix: str | os.PathLike[str], shard_count: int, entries: Iterable[Entry], shards: Wanted
+) -> None:
+    """Checks that each data file has at least the bytes that the index places there."""
+    needed: dict[int, int] = collections.Counter()
+    for entry in entries:
+        for box, shard in zip(entry.boxes, entry.shards, strict=True):
+            needed[shard] += _volume(box) * entry.dtype.itemsize
+    for shard in sorted(shards):
+        path = _data_path(prefix, shard, shard_count)
+        with _naming(path):
+            size = path.stat().length
+            if size < needed[shard]:
+                raise ValueError(f"{size:,} bytes, and the index places {needed[shard]:,} there")
 
 
 def _fill(
@@ -166,13 +215,9 @@ def _fill(
     shard_count: int,
     entries: Mapping[str, Entry],
     buffers: Mapping[str, Mapping[Box, np.ndarray]],
+    wanted: Wanted,
 ) -> None:
-    """Copies the stored slices to the buffers, which are parts of the arrays by their boxes."""
-    wanted: dict[int, dict[int, set[Box]]] = collections.defaultdict(dict)
-    for name, entry in entries.items():
-        for box, shard in zip(entry.boxes, entry.shards, strict=True):
-            if any(_overlap(box, other) is not None for other in buffers[name]):
-                wanted[shard].setdefault(entry.number, set()).add(box)
+    """Copies the wanted slices to the buffers, which are parts of the arrays by their boxes."""
     numbered = {entry.number: (name, entry) for name, entry in entries.items()}
 
     def read(shard: int) -> None:
@@ -197,7 +242,13 @@ def _fill(
 def _read_shard(file: Any, numbers: Mapping[int, Any]) -> Iterator[tuple[int, Box, np.ndarray]]:
     """Yields the slices of the wanted arrays of a data file; other arrays are passed over."""
     unpacker = msgpack.Unpacker(
-        file, read_size=_READ_BYTES, max_buffer_size=2**31 - 1, strict_map_key=False
+        file,
+        read_size=_READ_BYTES,
+        max_buffer_size=2**31 - 1,
+        # msgpack takes memory for as many items as a header promises.
+        max_array_len=_MAX_ITEMS,
+        max_map_len=_MAX_ITEMS,
+        strict_map_key=False,
     )
     for _ in range(unpacker.read_map_header()):
         key = unpacker.unpack()
@@ -209,6 +260,8 @@ def _read_shard(file: Any, numbers: Mapping[int, Any]) -> Iterator[tuple[int, Bo
             box = _read_box(slices.data)
             flat = [_read_array(part.data) for part in parts]
             chunk = flat[0] if len(flat) == 1 else np.concatenate(flat)
+            if box not in numbers[int(key)] or chunk.size != _volume(box):
+                raise ValueError(f"array {key} has a slice {box} that the index does not have")
             yield int(key), box, chunk.reshape([stop - start for start, stop in box])
 
 
@@ -235,12 +288,59 @@ def _read_entry(code: int, data: bytes) -> Entry:
     return Entry(-1, tuple(shape), jnp.dtype(dtype), tuple(map(_read_box, boxes)), tuple(shards))
 
 
-def _check_entry(entry: Any) -> None:
-    if not isinstance(entry, Entry):
-        raise ValueError("a leaf of the tree describes no array")
-    stored = sum(math.prod(stop - start for start, stop in box) for box in entry.boxes)
-    if stored != math.prod(entry.shape) or len(entry.boxes) != len(entry.shards):
-        raise ValueError(f"the slices of an array of shape {entry.shape} do not make it up")
+def _check_names(tree: Any) -> None:
+    """Checks that the tree is of dicts, whose names tell the arrays apart when joined by '/'."""
+    if isinstance(tree, Entry):
+        return
+    if not isinstance(tree, dict):
+        raise ValueError(f"{tree!r:.80} in the tree describes no array")
+    for name, child in tree.items():
+        if not isinstance(name, str) or "/" in name or not name:
+            raise ValueError(f"{name!r:.80} is no name of an array or group")
+        _check_names(child)
+
+
+def _check_entry(entry: Entry, shard_count: int) -> None:
+    """Checks that the slices are parts of the array, and have each of its elements once."""
+    shape, boxes = entry.shape, entry.boxes
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"an array of shape {shape}")
+    if entry.dtype.kind not in "biufcV" or entry.dtype.hasobject or not entry.dtype.itemsize:
+        raise ValueError(f"an array of dtype {entry.dtype}")
+    if len(boxes) != len(entry.shards):
+        raise ValueError(f"{len(boxes)} slices in {len(entry.shards)} files")
+    if not all(type(shard) is int and 0 <= shard < shard_count for shard in entry.shards):
+        raise ValueError(f"a slice in file {entry.shards} of {shard_count}")
+    for box in boxes:
+        inside = len(box) == len(shape) and all(
+            type(start) is type(stop) is int and 0 <= start <= stop <= size
+            for (start, stop), size in zip(box, shape, strict=False)
+        )
+        if not inside:
+            raise ValueError(f"a slice {box} of an array of shape {shape}")
+    if not _is_partition(shape, [box for box in boxes if _volume(box)]):
+        raise ValueError(f"the slices of an array of shape {shape} leave holes or overlap")
+
+
+def _is_partition(shape: Shape, boxes: Sequence[Box]) -> bool:
+    """Whether each element of an array is in exactly one of the boxes."""
+    if sum(map(_volume, boxes)) != math.prod(shape):
+        return False
+    if len(boxes) < 2:
+        return True
+    # Between neighbouring cuts all elements are alike, and one cell stands for them.
+    cuts = [sorted({edge for box in boxes for edge in box[axis]}) for axis in range(len(shape))]
+    cells = [len(edges) - 1 for edges in cuts]
+    if math.prod(cells) > _MAX_CELLS:
+        raise ValueError(f"an array of shape {shape} in {len(boxes)} irregular slices")
+    counts = np.zeros(cells, np.uint8)
+    positions = [{edge: i for i, edge in enumerate(edges)} for edges in cuts]
+    for box in boxes:
+        where = tuple(slice(p[a], p[b]) for p, (a, b) in zip(positions, box, strict=True))
+        if counts[where].any():
+            return False
+        counts[where] = 1
+    return bool(counts.all())
 
 
 def _assign(arrays: Sequence[np.ndarray], num_shards: int) -> list[list[tuple[Box, int]]]:
@@ -299,10 +399,10 @@ def _pack_entry(x: np.ndarray, pieces: Sequence[tuple[Box, int]]) -> msgpack.Ext
     return msgpack.ExtType(_ENTRY, msgpack.packb((described, boxes, [s for _, s in pieces])))
 
 
-def _device_buffers(entry: Entry, sharding: jax.sharding.Sharding) -> dict[Box, np.ndarray]:
+def _device_boxes(entry: Entry, sharding: jax.sharding.Sharding) -> set[Box]:
+    """Returns the parts of an array that the devices of this process hold."""
     indices = sharding.addressable_devices_indices_map(entry.shape).values()
-    boxes = {_box(index, entry) for index in indices}
-    return {b: np.empty([stop - start for start, stop in b], entry.dtype) for b in boxes}
+    return {_box(index, entry) for index in indices}
 
 
 def _on_devices(
@@ -319,6 +419,10 @@ def _box(index: Sequence[slice], entry: Entry) -> Box:
 
 def _whole(shape: Sequence[int]) -> Box:
     return tuple((0, size) for size in shape)
+
+
+def _volume(box: Box) -> int:
+    return math.prod(stop - start for start, stop in box)
 
 
 def _overlap(a: Box, b: Box) -> Box | None:

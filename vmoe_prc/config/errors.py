@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from vmoe_prc.errors import UserError
+
 MAX_SHOWN = 300
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration value that cannot be used; its text is one line for the user.
 
     A bug in the user's own code is chained as its cause (`raise ... from error`), so that

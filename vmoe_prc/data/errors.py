@@ -1,7 +1,9 @@
 """Errors of data sets."""
 
+from vmoe_prc.errors import UserError
 
-class DatasetError(ValueError):
+
+class DatasetError(UserError, ValueError):
     """Files that no data set can be made from; its text is one line for the user."""
 
     def __init__(self, message: str):

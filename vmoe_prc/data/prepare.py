@@ -27,9 +27,11 @@ from vmoe_prc.data.datasets.imagenet21k import class_names
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.runtime.logs import setup_logging
+from vmoe_prc.runtime.programs import run_program
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
+flags.DEFINE_bool("traceback", False, "Show the traceback of every error.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
 
 
@@ -145,12 +147,8 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    """Entry point: what cannot be prepared becomes one line on stderr and exit status 2."""
-    try:
-        app.run(main)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Entry point; `runtime.programs` has the exit statuses."""
+    sys.exit(run_program(lambda: app.run(main)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from vmoe_prc.report.experiments import group_runs
 from vmoe_prc.report.formats import FORMATS
 from vmoe_prc.report.runs import ReportError, find_runs
 from vmoe_prc.report.tables import make_tables
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 PAGE_FILE = "report.html"
 
@@ -15,31 +16,30 @@ PAGE_FILE = "report.html"
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(argv)
-    try:
-        if args.html is not None and (args.format or args.output):
-            raise ReportError("--html goes without --format and --output")
-        runs, warnings = find_runs(args.workdir)
-        experiments, duplicates = group_runs(runs)
-        warnings += duplicates
-        if args.html is not None:
-            # Imported here: text need not wait for JAX and matplotlib.
-            from vmoe_prc.report.gather import write_page
+    return run_program(lambda: _report(args), args.traceback)
 
-            path = args.html or pathlib.Path(args.workdir[0]) / PAGE_FILE
-            warnings = write_page(path, experiments, warnings)
-            print(path)
+
+def _report(args: argparse.Namespace) -> None:
+    if args.html is not None and (args.format or args.output):
+        raise ReportError("--html goes without --format and --output")
+    runs, warnings = find_runs(args.workdir)
+    experiments, duplicates = group_runs(runs)
+    warnings += duplicates
+    if args.html is not None:
+        # Imported here: text need not wait for JAX and matplotlib.
+        from vmoe_prc.report.gather import write_page
+
+        path = args.html or pathlib.Path(args.workdir[0]) / PAGE_FILE
+        warnings = write_page(path, experiments, warnings)
+        print(path)
+    else:
+        text = FORMATS[args.format or "text"](make_tables(experiments))
+        if args.output:
+            args.output.write_text(text + "\n")
         else:
-            text = FORMATS[args.format or "text"](make_tables(experiments))
-            if args.output:
-                args.output.write_text(text + "\n")
-            else:
-                print(text)
-    except (ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            print(text)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write one page with tables, curves and pictures instead; "
         f"by default {PAGE_FILE} in the first directory",
     )
+    add_traceback_argument(parser)
     return parser
 
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vmoe_prc.errors import UserError
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 
@@ -14,7 +15,7 @@ from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 _NEEDED = ("seed", "consistency", "dataset.train.name", "model.encoder.moe.layers")
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """Work directories that give no report; the text names the directory."""
 
 

@@ -1,33 +1,81 @@
-"""Log lines: ours from INFO on, the libraries' warnings."""
+"""Log lines: ours from INFO on, warnings of libraries; on stderr and in a file."""
 
-from logging import WARNING, LogRecord
+import contextlib
+import io
+import logging as standard_logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
 _PACKAGE = str(Path(__file__).parents[1])
 
 
 def setup_logging(quiet: bool = False) -> None:
-    """Makes our log lines appear on stderr from INFO on, and the libraries' warnings.
+    """Shows our log lines on stderr from INFO on, and those of libraries from WARNING on.
 
     Args:
-      quiet: Whether ours, too, appear from WARNING on: those of one process are enough.
+      quiet: Whether ours are shown from WARNING on, too: INFO of one process is enough.
     """
     level = logging.WARNING if quiet else logging.INFO
     logging.use_absl_handler()
     logging.set_verbosity(level)
     logging.set_stderrthreshold(level)
     handler = logging.get_absl_handler()
-    if _ours_or_warning not in handler.filters:
+    if _first_line_of_others not in handler.filters:
         handler.addFilter(_ours_or_warning)
+        handler.addFilter(_first_line_of_others)
 
 
-def _ours_or_warning(record: LogRecord) -> bool:
-    if record.pathname.startswith(_PACKAGE):
-        return True
-    if record.exc_info:
-        # What a thread of theirs could not do reaches us as an exception, with its trace.
+@contextlib.contextmanager
+def log_file(path: epath.Path) -> Iterator[None]:
+    """Appends log lines to a file, and the traceback of an exception that leaves the block.
+
+    Args:
+      path: The file, local or in an object store, where it is written at the end.
+    """
+    remote = "://" in str(path)
+    pending = io.StringIO()
+    handler = (
+        standard_logging.StreamHandler(pending)
+        if remote
+        else standard_logging.FileHandler(path, encoding="utf-8", delay=True)
+    )
+    handler.setFormatter(standard_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(_ours_or_warning)
+    root = standard_logging.getLogger()
+    # Before the handler of stderr, which shortens the records of libraries.
+    root.handlers.insert(0, handler)
+    try:
+        yield
+    except BaseException as error:
+        record = standard_logging.makeLogRecord(
+            {
+                "levelno": standard_logging.ERROR,
+                "levelname": "ERROR",
+                "msg": "%s",
+                "args": (str(error) or type(error).__name__,),
+                "exc_info": (type(error), error, error.__traceback__),
+            }
+        )
+        with contextlib.suppress(OSError):  # Such as a full disk, which may be the error.
+            handler.emit(record)
+        raise
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        if remote and (text := pending.getvalue()):
+            path.write_text((path.read_text() if path.exists() else "") + text)
+
+
+def _ours_or_warning(record: standard_logging.LogRecord) -> bool:
+    return record.pathname.startswith(_PACKAGE) or record.levelno >= standard_logging.WARNING
+
+
+def _first_line_of_others(record: standard_logging.LogRecord) -> bool:
+    if record.exc_info and not record.pathname.startswith(_PACKAGE):
+        # Errors in threads of libraries are raised in ours, too.
         record.msg, record.args = record.getMessage().partition("\n")[0], ()
         record.exc_info = record.exc_text = None
-    return record.levelno >= WARNING
+    return True

@@ -1,9 +1,11 @@
-"""Notice that the machine will be taken away: SIGTERM."""
+"""Notices that a run should end: SIGTERM, when the machine is taken away, and Ctrl-C."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import logging
@@ -12,22 +14,22 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def preemption_notice() -> Iterator[Callable[[int], bool]]:
-    """Listens for SIGTERM, and gives a function that says whether to stop after a step.
+    """Listens for SIGTERM, and gives a function that returns whether to stop after a step.
 
-    Every process must call it after each step. With several of them, a signal to one makes
-    it True in all after the same step, by JAX's own protocol, which costs a step nothing. A
-    second signal ends a single process at once.
+    Every process must call it after each step. With several processes, a signal to one makes
+    it True in all after the same step, by JAX's protocol, which costs a step nothing. A second
+    signal ends a single process at once.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Python gives signals to the main thread alone.
+    if not _signals_arrive_here():
+        yield lambda step: False
         return
     received = threading.Event()
 
-    def receive(number, frame):
-        logging.warning("SIGTERM: a checkpoint will be written after this step")
+    def receive(number: int, frame: Any) -> None:
+        logging.warning("a checkpoint will be saved after this step; a second signal ends at once")
         received.set()
         signal.signal(signal.SIGTERM, previous)
 
@@ -36,3 +38,28 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
         yield lambda step: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def interrupt_as_preemption() -> Iterator[None]:
+    """Makes the first Ctrl-C within the block a SIGTERM; the second one interrupts as usual.
+
+    It begins where there is something to save, so that what comes before ends at once.
+    """
+    if not _signals_arrive_here():
+        yield
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _signals_arrive_here() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -9,8 +9,7 @@ import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
-from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, RunError
-from vmoe_prc.report.runs import ReportError
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
 from vmoe_prc.study.runner import carry_out, execute, failure
@@ -19,28 +18,23 @@ from vmoe_prc.study.runner import carry_out, execute, failure
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    It is that of `vmoe_prc.main`, and 130 after an interrupt; 1 if any run failed.
+    It is that of `vmoe_prc.main`; 1 if any run failed.
     """
     args = _parser().parse_args(argv)
+    return run_program(lambda: _study(args), args.traceback)
+
+
+def _study(args: argparse.Namespace) -> int:
+    study = read_study(args.study, args.workdir)
+    if args.dry_run:
+        return _list(study)
+    if args.only:
+        return _execute(study, _find(study, args.only))
     try:
-        study = read_study(args.study, args.workdir)
-        if args.dry_run:
-            return _list(study)
-        if args.only:
-            return _execute(study, _find(study, args.only))
         return _carry_out(study)
-    except (ConfigError, ReportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PreemptedError as error:
-        print(error, file=sys.stderr)
-        return PREEMPTED_STATUS
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        print("run the same command to resume", file=sys.stderr)
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM/seed=N",
         help="carry out this run alone, in this process, such as one job of an array",
     )
+    add_traceback_argument(parser)
     return parser
 
 
@@ -78,13 +73,8 @@ def _find(study: Study, name: str) -> PlannedRun:
 
 
 def _execute(study: Study, run: PlannedRun) -> int:
-    # Imported here, as the study itself needs no JAX.
-    from vmoe_prc.checkpoints.manager import CheckpointError
-
-    try:
-        execute(study, run)
-    except CheckpointError as error:
-        raise ConfigError("--workdir", str(run.workdir), str(error)) from None
+    setup()
+    execute(study, run)
     return 0
 
 

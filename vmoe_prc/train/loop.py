@@ -1,6 +1,7 @@
 """A whole run: trains, evaluates and saves, and leaves all of it in a work directory."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 
@@ -13,8 +14,8 @@ from vmoe_prc.checkpoints.manager import Checkpointer
 from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.evaluation.summary import format_summary
 from vmoe_prc.runtime.compilation_cache import use_compilation_cache
-from vmoe_prc.runtime.logs import setup_logging
-from vmoe_prc.runtime.preemption import preemption_notice
+from vmoe_prc.runtime.logs import log_file
+from vmoe_prc.runtime.preemption import interrupt_as_preemption, preemption_notice
 from vmoe_prc.runtime.processes import (
     connect_devices,
     is_main_process,
@@ -22,16 +23,23 @@ from vmoe_prc.runtime.processes import (
     raise_everywhere,
 )
 from vmoe_prc.steps.state import TrainState
-from vmoe_prc.train.evaluators import ScheduledEvaluator, evaluate
+from vmoe_prc.train.evaluators import evaluate
 from vmoe_prc.train.initialization import initialize
-from vmoe_prc.train.non_finite import check_finite
+from vmoe_prc.train.non_finite import check_finite, check_params, check_progress
 from vmoe_prc.train.profiling import profiler
 from vmoe_prc.train.program import Program, build_program
 from vmoe_prc.train.progress import StepTimer, progress
 from vmoe_prc.train.recorder import Recorder
 from vmoe_prc.workdir.atomic import atomic_write
-from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, COMPILATION_CACHE_FOLDER, SUMMARY_FILE
+from vmoe_prc.workdir.history import check_data
+from vmoe_prc.workdir.layout import (
+    CHECKPOINT_FOLDER,
+    COMPILATION_CACHE_FOLDER,
+    LOG_FILE,
+    SUMMARY_FILE,
+)
 from vmoe_prc.workdir.lock import lock_workdir
+from vmoe_prc.workdir.paths import user_path
 from vmoe_prc.workdir.writers import WRITE_ERRORS
 
 
@@ -50,18 +58,24 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     Raises:
       ConfigError: If the configuration cannot be used, or another run is in the directory.
       CheckpointError: If the checkpoints there cannot be used.
-      PreemptedError: If the program received SIGTERM; a checkpoint has been written.
+      PreemptedError: If the program received SIGTERM, or Ctrl-C once it trains; a checkpoint
+        has been saved.
       RunError: If the run cannot continue, such as when the disk is full, or when loss or
         gradients are not finite.
     """
-    setup_logging(quiet=not is_main_process())
-    workdir = epath.Path(workdir)
+    workdir = user_path(workdir)
+    log = workdir / LOG_FILE.format(process=jax.process_index())
     with preemption_notice() as preempted:
         # All of the configuration is checked before anything is written.
         with raise_everywhere(), process_zero_first():
             program = build_program(config)
         connect_devices(program.mesh)
-        with lock_workdir(workdir), _write_errors(workdir), jax.set_mesh(program.mesh):
+        with (
+            lock_workdir(workdir),
+            log_file(log),
+            _write_errors(workdir),
+            jax.set_mesh(program.mesh),
+        ):
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
@@ -76,7 +90,7 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
         keep_best=options.keep_best,
         best_metric=options.best_metric,
     ) as checkpointer:
-        state = _restore_or_create(program, checkpointer)
+        state = _restore_or_create(program, workdir, checkpointer)
         with Recorder(program, workdir, int(state.step)) as recorder:
             state, results = _train(program, state, workdir, checkpointer, recorder, preempted)
             checkpointer.wait()
@@ -89,8 +103,12 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
         return summary
 
 
-def _restore_or_create(program: Program, checkpointer: Checkpointer) -> TrainState:
+def _restore_or_create(
+    program: Program, workdir: epath.Path, checkpointer: Checkpointer
+) -> TrainState:
     if checkpointer.latest_step() is not None:
+        with raise_everywhere():
+            check_data(program.data, workdir)
         state = checkpointer.restore(program.abstract_state)
         logging.info("resuming after step %d of %d", int(state.step), program.total_steps)
         return state
@@ -113,20 +131,11 @@ def _train(
 ) -> tuple[TrainState, dict[str, float]]:
     """Takes the remaining steps; returns the last state and the metrics of its evaluation."""
     config, total_steps, start = program.config, program.total_steps, int(state.step)
-
-    def is_due(step: int, every_steps: int) -> bool:
-        return step % every_steps == 0 or step == total_steps
-
-    def run_evaluators(evaluators: list[ScheduledEvaluator], step: int) -> dict[str, float]:
-        return recorder.evaluation(step, evaluate(evaluators, state.eval_params))
-
+    is_due = functools.partial(_is_due, total_steps)
+    timer = _create_timer(program)
     results: dict[str, float] = {}
-    timer = StepTimer(
-        program.images_per_step,
-        flops_per_step=program.flops_per_step,
-        peak_flops=program.peak_flops,
-    )
     with (
+        interrupt_as_preemption(),
         contextlib.closing(program.train_batches(start)) as batches,
         progress(total_steps, start, visible=is_main_process()) as bar,
         profiler(config, workdir) as profile,
@@ -140,11 +149,9 @@ def _train(
             profile(step)
 
             # What is due after this step; all of it is after the last one.
-            stop = preempted(step)
             report = is_due(step, config.report_progress.every_steps)
             evaluators = [e for e in program.evaluators if is_due(step, e.every_steps)]
-            save = stop or is_due(step, config.save_checkpoint.every_steps)
-            if report or evaluators or save:
+            if report or evaluators:
                 check_finite(program, state, workdir)
 
             if report:
@@ -155,11 +162,16 @@ def _train(
 
             latest: dict[str, float] = {}
             if evaluators:
+                check_params(program, state)
                 with timer.paused(metrics), bar.doing("evaluating"):
-                    latest = run_evaluators(evaluators, step)
+                    latest = recorder.evaluation(step, evaluate(evaluators, state.eval_params))
                 results |= latest
 
-            if save:
+            # Asked here, so that a notice during the evaluation counts.
+            stop = preempted(step)
+            if stop or is_due(step, config.save_checkpoint.every_steps):
+                check_finite(program, state, workdir)
+                check_params(program, state)
                 with timer.paused(metrics):
                     # Metrics on disk are never behind the checkpoint.
                     recorder.flush()
@@ -169,8 +181,25 @@ def _train(
                 checkpointer.wait()
                 raise PreemptedError(step)
 
-    # A run that had ended is only evaluated again.
-    return state, results or run_evaluators(list(program.evaluators), total_steps)
+    check_progress(state)
+    if not results:
+        # A run that had ended is only evaluated again.
+        check_params(program, state)
+        latest = evaluate(program.evaluators, state.eval_params)
+        results = recorder.evaluation(total_steps, latest)
+    return state, results
+
+
+def _is_due(total_steps: int, step: int, every_steps: int) -> bool:
+    return step % every_steps == 0 or step == total_steps
+
+
+def _create_timer(program: Program) -> StepTimer:
+    return StepTimer(
+        program.images_per_step,
+        flops_per_step=program.flops_per_step,
+        peak_flops=program.peak_flops,
+    )
 
 
 @contextlib.contextmanager

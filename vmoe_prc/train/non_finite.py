@@ -1,7 +1,9 @@
-"""What is kept of a run that stops because loss or gradients are not finite."""
+"""Ends a run whose loss, gradients or parameters are not finite."""
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jax.sharding import NamedSharding
 
 from vmoe_prc.data.feed import prefetch_to_device
 from vmoe_prc.errors import RunError
@@ -20,6 +23,47 @@ from vmoe_prc.train.program import Program
 from vmoe_prc.workdir.atomic import atomic_write
 
 NON_FINITE_FOLDER = "non_finite"
+
+
+def check_params(program: Program, state: TrainState) -> None:
+    """Ends the run if its parameters are not finite; waits for the state.
+
+    A state that is evaluated or saved must pass: a model of NaNs has the best agreement.
+
+    Raises:
+      RunError: If a parameter, or an average of one, is not finite.
+    """
+    params = {"params": state.params}
+    if state.ema_params is not None:
+        params["ema_params"] = state.ema_params
+    finite = named_leaves(jax.device_get(_finite(replicated(program.mesh))(params)))
+    names = [name for name, is_finite in finite.items() if not is_finite]
+    if names:
+        raise RunError(
+            f"the parameters after step {int(state.step)} are not finite ({_shorten(names)}); "
+            "they are neither evaluated nor saved"
+        )
+
+
+def check_progress(state: TrainState) -> None:
+    """Ends a run of which no step has made an update.
+
+    Raises:
+      RunError: If loss or gradients were not finite in every step.
+    """
+    if 0 < int(state.step) == int(state.skipped_steps):
+        raise RunError(
+            f"none of the {int(state.step)} steps has made an update: loss or gradients were "
+            "never finite"
+        )
+
+
+@functools.cache
+def _finite(sharding: NamedSharding) -> Callable[[Any], Any]:
+    def finite(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+    return jax.jit(finite, out_shardings=sharding)
 
 
 def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> None:
@@ -58,7 +102,7 @@ def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> No
             path.write_text(json.dumps(report, indent=2))
     raise RunError(
         f"{program.config.max_skipped_steps} steps in a row, up to step {step}, had a loss or "
-        f"gradients that are not finite ({_list(names)}); batch and names are in {folder}"
+        f"gradients that are not finite ({_shorten(names)}); batch and names are in {folder}"
     )
 
 
@@ -78,8 +122,8 @@ def _diagnose(
     return names, {name: float(value) for name, value in metrics.items()}
 
 
-def _list(names: list[str], most: int = 3) -> str:
+def _shorten(names: list[str], most: int = 3) -> str:
     if not names:
-        return "those of no parameter by itself"
+        return "no single parameter is non-finite"
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"those of {', '.join(names[:most])}{more}"
+    return f"{', '.join(names[:most])}{more}"

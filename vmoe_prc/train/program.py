@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -25,6 +26,7 @@ from vmoe_prc.steps.train import Gradients, TrainStep, make_gradients, make_trai
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 from vmoe_prc.train.memory import check_state_fits
+from vmoe_prc.workdir.paths import absolute_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Program:
         return self.splits["train"].batch_spec(train=True)
 
     @property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Description of each split by its name, see `Split.description`."""
+        return {name: split.description() for name, split in self.splits.items()}
+
+    @property
     def flops_per_step(self) -> float:
         """FLOPs that the model asks for in a step of training, over all devices."""
         height, width, _ = self.batch_spec["image"].shape[-3:]
@@ -97,7 +104,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     Raises:
       ConfigError: If the configuration cannot be used.
     """
-    config = complete(config)
+    config = _with_absolute_paths(complete(config))
     mesh = create_mesh(config.num_expert_partitions)
     splits = open_splits(dict(config.dataset.items()))
     image_shape = splits["train"].batch_spec(train=True)["image"].shape
@@ -157,6 +164,18 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
         evaluators=create_evaluators(_evaluation_context(config, mesh, splits)),
     )
+
+
+def _with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Makes paths absolute: a run is resumed and analysed from other directories, too."""
+    sections = [(section, ("data_dir", "manual_dir")) for section in config.dataset.values()]
+    sections += [(config.initialization, ("prefix",))]
+    sections += [(config.fewshot, ("data_dir",))] if config.fewshot else []
+    for section, fields in sections:
+        for field in fields:
+            if section[field]:
+                section[field] = absolute_path(section[field])
+    return config
 
 
 class _EvaluationSplit:

@@ -9,9 +9,10 @@ from etils import epath
 
 from vmoe_prc.evaluation.evaluator import Result
 from vmoe_prc.figures.panels import figure_pixels, save_figure
-from vmoe_prc.runtime.processes import is_main_process
+from vmoe_prc.runtime.processes import is_main_process, raise_everywhere
 from vmoe_prc.train.program import Program
-from vmoe_prc.workdir.layout import SUMMARY_FILE, TENSORBOARD_FOLDER, figure_file, save_config
+from vmoe_prc.workdir.history import record_config, record_data
+from vmoe_prc.workdir.layout import SUMMARY_FILE, TENSORBOARD_FOLDER, figure_file
 from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
 from vmoe_prc.workdir.writers import create_writer
 
@@ -24,14 +25,19 @@ class Recorder:
       workdir: Directory of the run.
       step: Step that the run starts from. Records of later steps are removed: the run that
         wrote them did not get to save a checkpoint.
+
+    Raises:
+      ConfigError: If files of an earlier start are damaged.
     """
 
     def __init__(self, program: Program, workdir: epath.Path, step: int):
         self._program, self._workdir = program, workdir
-        if is_main_process():
-            save_config(program.config, workdir)
-            truncate_metrics(workdir / METRICS_FILE, step)
-            (workdir / SUMMARY_FILE).unlink(missing_ok=True)
+        with raise_everywhere():
+            if is_main_process():
+                record_config(program.config.to_dict(), workdir, step)
+                record_data(program.data, workdir)
+                truncate_metrics(workdir / METRICS_FILE, step)
+                (workdir / SUMMARY_FILE).unlink(missing_ok=True)
         self._writer = create_writer(workdir, process_index=jax.process_index())
         self._figures: dict[str, epath.Path] = {}
 

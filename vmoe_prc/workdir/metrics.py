@@ -14,9 +14,16 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from vmoe_prc.errors import UserError
 from vmoe_prc.workdir.atomic import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsError(UserError, ValueError):
+    """A damaged `metrics.jsonl`; the text names the file and the line."""
+
+
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -29,13 +36,18 @@ def truncate_metrics(path: str | PathLike[str], last_step: float) -> None:
     Args:
       path: The `metrics.jsonl`.
       last_step: Last step to keep, that of the checkpoint; -1 when starting over.
+
+    Raises:
+      MetricsError: If the file has other lines, which are not ours to remove.
     """
     path = epath.Path(path)
     if not path.exists():
         return
-    text = path.read_text()
+    text = _read(path)
     kept, dropped = [], 0
-    for _, line, record in _parse(text):
+    for number, line, record in _parse(text):
+        if record is None and not _is_torn(number, text):
+            raise _no_record(path, number, line)
         if record is not None and record["step"] <= last_step:
             kept.append(line + "\n")
         else:
@@ -58,17 +70,33 @@ def read_metrics(path: str | PathLike[str]) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: If there is no such file.
-      ValueError: If a line, other than a torn last one, is not a record.
+      MetricsError: If a line, other than a torn last one, is not a record.
     """
-    text = epath.Path(path).read_text()
+    text = _read(epath.Path(path))
     steps: dict[int, dict[str, Any]] = {}
     for number, line, record in _parse(text):
         if record is not None:
             values = {k: NON_FINITE.get(v, v) for k, v in record.items()}
             steps.setdefault(record["step"], {}).update(values)
-        elif number < text.count("\n") + 1 or text.endswith("\n"):
-            raise ValueError(f"{path}, line {number}: not a metrics record: {line[:80]!r}")
+        elif not _is_torn(number, text):
+            raise _no_record(path, number, line)
     return list(steps.values())
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise MetricsError(f"{path}: is no text ({error.reason}); it is damaged") from None
+
+
+def _is_torn(number: int, text: str) -> bool:
+    """Whether a line is the last one, without its end."""
+    return number == text.count("\n") + 1 and not text.endswith("\n")
+
+
+def _no_record(path: str | PathLike[str], number: int, line: str) -> MetricsError:
+    return MetricsError(f"{path}, line {number}: not a metrics record: {line[:80]!r}")
 
 
 def _parse(text: str) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
@@ -78,7 +106,7 @@ def _parse(text: str) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             record = None
-        valid = isinstance(record, dict) and isinstance(record.get("step"), int)
+        valid = isinstance(record, dict) and type(record.get("step")) is int
         yield number, line, record if valid else None

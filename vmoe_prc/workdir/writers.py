@@ -35,9 +35,6 @@ def create_writer(
     """
     if process_index != 0:
         return metric_writers.MultiWriter([])
-    # TensorFlow would take the memory of a GPU that JAX trains on.
-    if tf.config.get_visible_devices("GPU"):
-        tf.config.set_visible_devices([], "GPU")
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     return metric_writers.AsyncMultiWriter(
