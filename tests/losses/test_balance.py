@@ -57,7 +57,14 @@ def make_routing(data, noise=True):
 def test_auxiliary_loss_sums_over_blocks_the_mean_over_groups(golden, close):
     data = golden("router")
     routings = {"encoderblock_1": make_routing(data), "encoderblock_3": make_routing(data)}
-    total, metrics = auxiliary_loss(routings, 0.5, 0.25, 2.0)
+    total, metrics = auxiliary_loss(
+        routings,
+        balance={
+            "importance_loss_weight": 0.5,
+            "load_loss_weight": 0.25,
+            "gshard_loss_weight": 2.0,
+        },
+    )
     block = 0.5 * data["importance_loss"] + 0.25 * data["load_loss_k2"] + 2 * data["gshard_loss"]
     close(total, 2 * block.mean())
     close(metrics["encoderblock_3/auxiliary_loss"], block.mean())
@@ -68,15 +75,22 @@ def test_loss_of_weight_zero_does_not_reach_the_total(golden):
     routing = make_routing(golden("router"))
     broken = routing.replace(noisy_logits=jnp.full_like(routing.logits, jnp.nan))
 
-    def total(logits):
-        return auxiliary_loss({"b": broken.replace(logits=logits)}, 0.005, 0.0)[0]
+    def total(logits, **weights):
+        balance = {"importance_loss_weight": 0.005, **weights}
+        return auxiliary_loss({"b": broken.replace(logits=logits)}, balance=balance)[0]
 
     value, gradient = jax.value_and_grad(total)(routing.logits)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()
-    assert jnp.isnan(auxiliary_loss({"b": broken}, 0.005, 0.005)[0])
+    assert jnp.isnan(total(routing.logits, load_loss_weight=0.005))
 
 
 def test_load_loss_needs_noise(golden):
-    _, metrics = auxiliary_loss({"b": make_routing(golden("router"), noise=False)}, 0.0, 1.0)
+    routing = make_routing(golden("router"), noise=False)
+    _, metrics = auxiliary_loss({"b": routing}, balance={"load_loss_weight": 1.0})
     assert "b/load_loss" not in metrics
+
+
+def test_an_option_that_no_loss_has_is_an_error():
+    with pytest.raises(TypeError, match="no balance loss has the options lode_loss_weight"):
+        auxiliary_loss({}, balance={"lode_loss_weight": 1.0})

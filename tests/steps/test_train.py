@@ -55,7 +55,7 @@ def options(kind, dispatcher="gather"):
     router = {"num_selected_experts": 1, "dispatcher": {"name": dispatcher, "batch_priority": True}}
     return {
         "model": tiny.tiny_model(num_experts=8, router=router),
-        "auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
+        "balance": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
     }
 
 

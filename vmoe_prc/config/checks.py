@@ -5,7 +5,7 @@ from typing import Any
 
 from vmoe_prc.config.derived import EVALUATION_MODEL, Config, evaluation_model
 from vmoe_prc.config.errors import ConfigError, check_regex, nearest
-from vmoe_prc.config.registry import SCHEDULES
+from vmoe_prc.config.registry import DISPATCHERS, ROUTERS, SCHEDULES
 from vmoe_prc.config.values import plain
 
 # Metrics of every split that is evaluated, the last four of splits with two views.
@@ -184,11 +184,12 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
         )
     router = moe["router"]["name"]
     dispatch = moe["router"].get("dispatcher", {}).get("name")
-    if router == "NoisyTopItemsPerExpertRouter" and dispatch == "dropless":
+    limited = dispatch is None or DISPATCHERS[dispatch].has_capacity
+    if getattr(ROUTERS[router], "experts_choose", False) and not limited:
         raise ConfigError(
             f"{field}.encoder.moe.router.dispatcher.name",
             dispatch,
-            f"needs a router without capacity, which {router} is not; use 'gather'",
+            f"has no capacity, which {router} needs; use 'gather'",
         )
 
 

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from vmoe_prc.alignment import shuffle_partners
-from vmoe_prc.losses import auxiliary_loss, classification_loss
+from vmoe_prc.arrays import Array, Int
+from vmoe_prc.losses import (
+    BalanceLosses,
+    ConsistencyLoss,
+    auxiliary_loss,
+    classification_loss,
+)
+from vmoe_prc.losses.consistency import ConsistencyOptions
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.steps.mixup import mixup
 from vmoe_prc.steps.state import TrainState, step_keys
@@ -25,8 +32,8 @@ def make_gradients(
     model: nn.Module,
     *,
     loss: Mapping[str, Any],
-    auxiliary_loss_weights: Mapping[str, float] | None = None,
-    consistency: Mapping[str, Any] | None = None,
+    balance: Mapping[str, Any] | None = None,
+    consistency: Mapping[str, Any] | ConsistencyLoss | None = None,
     mixup_options: Mapping[str, Any] | None = None,
     microsteps: int = 1,
     seed: int = 0,
@@ -41,33 +48,28 @@ def make_gradients(
     Args:
       model: The model, with `deterministic=False`.
       loss: Options of `losses.classification_loss`.
-      auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
-      consistency: `name` and options of the consistency loss, see `losses.auxiliary_loss`;
-        with `pair_class_tokens` the class tokens are a pair, too, and with `pairs` =
-        'random' matched patches are paired at random. None for no such loss.
+      balance: Options of the balance losses, see `losses.auxiliary_loss`.
+      consistency: `name` and options of the consistency loss, see `losses.consistency`; None
+        for no such loss.
       mixup_options: Options of `mixup.mixup`; None for no mixup.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
       seed: Seed of dropout, routing noise and mixup.
     """
-    consistency = dict(consistency or {})
-    pair_class_tokens = consistency.pop("pair_class_tokens", False)
-    random_pairs = consistency.pop("pairs", "matched") == "random"
+    balance_losses = BalanceLosses.create(balance)
+    consistency_loss = ConsistencyLoss.create(consistency)
 
     def objective(params, batch, keys):
         images, labels = merge_views(batch["image"], batch["labels"])
         if mixup_options:
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
         logits, routings = model.apply({"params": params}, images, rngs=keys)
-        pairs = match_views(model, batch, pair_class_tokens) if consistency else None
-        if random_pairs:
-            pairs = shuffle_partners(keys["pairs"], pairs, class_pair=pair_class_tokens)
+        pairs = None
+        if consistency_loss is not None:
+            pairs = _pairs(model, batch, consistency_loss.options, keys["pairs"])
         main = jnp.mean(classification_loss(logits, labels, **loss))
         auxiliary, metrics = auxiliary_loss(
-            routings,
-            **(auxiliary_loss_weights or {}),
-            pairs=pairs,
-            consistency_options=consistency or None,
+            routings, balance=balance_losses, pairs=pairs, consistency=consistency_loss
         )
         correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
         metrics |= {
@@ -147,6 +149,16 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _pairs(
+    model: nn.Module, batch: Batch, options: ConsistencyOptions, key: jax.Array
+) -> Int[Array, "B X 2"]:
+    """Returns the pairs of tokens that a consistency loss compares."""
+    pairs = match_views(model, batch, options.pair_class_tokens)
+    if options.pairs == "random":
+        pairs = shuffle_partners(key, pairs, class_pair=options.pair_class_tokens)
+    return pairs
 
 
 def _choose(

@@ -135,7 +135,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     mixup = plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size}
     options = {
         "loss": plain["loss"],
-        "auxiliary_loss_weights": plain["auxiliary_loss"],
+        "balance": plain["auxiliary_loss"],
         "consistency": plain["consistency"],
         "mixup_options": mixup,
         "microsteps": config.microsteps,

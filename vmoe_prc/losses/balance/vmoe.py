@@ -1,11 +1,15 @@
-"""Losses that spread tokens over the experts, one value per routing group."""
+"""The balance losses of V-MoE (arXiv 2106.05974, appendix A) and of GShard."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.config.options import option
+from vmoe_prc.config.registry import BALANCE_LOSSES
+from vmoe_prc.models.routing import Routing
 from vmoe_prc.runtime.mesh import BATCH, on_each_device
 
 
@@ -24,10 +28,10 @@ def load_loss(
     noise_scale: float,
     num_selected_experts: int,
 ) -> Float[Array, " G"]:
-    """Squared variation of the chance to be chosen (V-MoE, appendix A.2).
+    """Squared coefficient of variation of the probability to be chosen (V-MoE, appendix A.2).
 
-    The chance of an expert is that of its logit, with its noise drawn again, to reach
-    the K-th largest noisy logit of the token.
+    The probability of an expert is that its logit, with its noise drawn again, reaches the
+    K-th largest noisy logit of the token.
 
     Args:
       logits: (G, S, E) noise-free logits.
@@ -63,3 +67,52 @@ def gshard_loss(gates: Float[Array, "G S E"]) -> Float[Array, " G"]:
 def _squared_variation(x: Float[Array, "G E"]) -> Float[Array, " G"]:
     # (std / mean)^2 without the root, whose gradient is infinite at equality.
     return jnp.var(x, axis=-1) / jnp.mean(x, axis=-1) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImportanceOptions:
+    """Options of `importance_loss`."""
+
+    importance_loss_weight: float = option(
+        0.0, "Weight of V-MoE's importance loss: sums of the gates.", minimum=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of `load_loss`."""
+
+    load_loss_weight: float = option(
+        0.0, "Weight of V-MoE's load loss: chances to be chosen; needs noise.", minimum=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GShardOptions:
+    """Options of `gshard_loss`."""
+
+    gshard_loss_weight: float = option(
+        0.0, "Weight of GShard's loss: first choices times mean gates.", minimum=0.0
+    )
+
+
+@BALANCE_LOSSES.register("importance_loss", options=ImportanceOptions)
+def _importance(routing: Routing, options: ImportanceOptions) -> jax.Array:
+    del options
+    return importance_loss(routing.gates)
+
+
+@BALANCE_LOSSES.register("load_loss", options=LoadOptions)
+def _load(routing: Routing, options: LoadOptions) -> jax.Array | None:
+    del options
+    if routing.noisy_logits is None:
+        return None
+    return load_loss(
+        routing.logits, routing.noisy_logits, routing.noise_scale, routing.experts.shape[-1]
+    )
+
+
+@BALANCE_LOSSES.register("gshard_loss", options=GShardOptions)
+def _gshard(routing: Routing, options: GShardOptions) -> jax.Array:
+    del options
+    return gshard_loss(routing.dispatch_gates)
