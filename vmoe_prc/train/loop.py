@@ -114,7 +114,9 @@ def _restore_or_create(
         return state
     state = program.create_state()
     if program.config.initialization.prefix:
-        state, table = initialize(state, program.config.initialization.to_dict())
+        state, table = initialize(
+            state, program.config.initialization.to_dict(), program.patch_grid
+        )
         logging.info("from %s:\n%s", program.config.initialization.prefix, table)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")
