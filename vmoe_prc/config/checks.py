@@ -183,13 +183,20 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
             f"must not exceed num_experts = {moe['num_experts']}",
         )
     router = moe["router"]["name"]
-    dispatch = moe["router"].get("dispatcher", {}).get("name")
-    limited = dispatch is None or DISPATCHERS[dispatch].has_capacity
-    if getattr(ROUTERS[router], "experts_choose", False) and not limited:
+    dispatcher = moe["router"].get("dispatcher")
+    if dispatcher is None or not ROUTERS[router].experts_choose:
+        return
+    if not DISPATCHERS[dispatcher["name"]].has_capacity:
         raise ConfigError(
             f"{field}.encoder.moe.router.dispatcher.name",
-            dispatch,
+            dispatcher["name"],
             f"has no capacity, which {router} needs; use 'gather'",
+        )
+    if dispatcher["batch_priority"]:
+        raise ConfigError(
+            f"{field}.encoder.moe.router.dispatcher.batch_priority",
+            True,
+            f"orders tokens that choose experts; with {router} experts choose tokens",
         )
 
 

@@ -64,7 +64,10 @@ class MlpMoeBlock(nn.Module):
       dtype: Dtype of the experts' computation; the router stays in float32.
       split_rngs: Whether each expert has its own initial values and dropout; otherwise all
         experts start equal, as in V-MoE.
-      dot_general: Product with the kernel of the router; that of JAX if None.
+      num_shared_experts: Experts that every token uses, with weight 1, as one MLP that is as
+        many times as wide (DeepSeekMoE, arXiv 2401.06066).
+      dot_general: Product with the kernels of the router and the shared experts; that of JAX
+        if None.
     """
 
     mlp_dim: int
@@ -75,6 +78,7 @@ class MlpMoeBlock(nn.Module):
     router: Config | None = None
     dtype: Any = None
     split_rngs: bool = False
+    num_shared_experts: int = 0
     dot_general: DotGeneral = None
 
     @nn.compact
@@ -105,6 +109,7 @@ class MlpMoeBlock(nn.Module):
             num_experts=self.num_experts,
             deterministic=self.deterministic,
             dot_general=self.dot_general,
+            tokens_per_image=num_tokens,
             name="Router",
             **options,
         )
@@ -120,8 +125,17 @@ class MlpMoeBlock(nn.Module):
             mask = jnp.repeat(mask, num_tokens).reshape(-1, self.group_size)  # (G, S)
         with jax.named_scope("route"):
             routing, plan = router(x, mask)
-        outputs = plan.apply(x, self._experts(experts, size))
-        return outputs.reshape(inputs.shape).astype(jnp.result_type(inputs)), routing
+        outputs = plan.apply(x, self._experts(experts, size)).reshape(inputs.shape)
+        if self.num_shared_experts:
+            outputs += MlpBlock(
+                self.num_shared_experts * self.mlp_dim,
+                self.dropout_rate,
+                self.deterministic,
+                self.dtype,
+                self.dot_general,
+                name="SharedMlp",
+            )(inputs)
+        return outputs.astype(jnp.result_type(inputs)), routing
 
     @nn.nowrap
     def _experts(self, module: nn.Module, size: int) -> Experts:

@@ -72,7 +72,7 @@ class Program:
     @property
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of the patches of an image in training."""
-        height, width, _ = self.specs["train"]["image"].shape[-3:]
+        height, width, _ = self.batch_spec["image"].shape[-3:]
         patch_height, patch_width = self.config.model.patch_size
         return height // patch_height, width // patch_width
 

@@ -47,6 +47,7 @@ class NoisyRouter(nn.Module):
       deterministic: Whether to route without noise.
       dispatcher: `name` of the dispatch method, and its options.
       dot_general: Product with the kernel; that of JAX if None.
+      tokens_per_image: T, for routers that look at whole images.
     """
 
     # Whether experts choose tokens; otherwise tokens choose experts.
@@ -57,6 +58,7 @@ class NoisyRouter(nn.Module):
     deterministic: bool = False
     dispatcher: Config | None = None
     dot_general: DotGeneral = None
+    tokens_per_image: int | None = None
 
     @nn.compact
     def __call__(
@@ -72,23 +74,9 @@ class NoisyRouter(nn.Module):
         Returns:
           The decision, and the plan that carries it out.
         """
-        # Always float32: rounding the logits would change which experts are chosen.
-        logits = nn.Dense(
-            self.num_experts,
-            use_bias=False,
-            dtype=jnp.float32,
-            precision=jax.lax.Precision.HIGHEST,
-            dot_general=self.dot_general,
-            name="dense",
-        )(inputs.astype(jnp.float32))
+        logits, noisy_logits, noise_scale = self.score(inputs)
         gates = jax.nn.softmax(logits)
-        if self.deterministic or self.noise_std == 0:
-            noise_scale, noisy_logits, dispatch_gates = 0.0, None, gates
-        else:
-            noise_scale = self.noise_std / self.num_experts
-            noise = jax.random.normal(self.make_rng("gating"), logits.shape)
-            noisy_logits = logits + noise_scale * noise
-            dispatch_gates = jax.nn.softmax(noisy_logits)
+        dispatch_gates = gates if noisy_logits is None else jax.nn.softmax(noisy_logits)
         options = dict(self.dispatcher or {})
         method = options.pop("name", DEFAULT_DISPATCHER)
         make_plan = functools.partial(
@@ -106,6 +94,24 @@ class NoisyRouter(nn.Module):
             noise_scale=noise_scale,
         )
         return routing, plan
+
+    @nn.nowrap
+    def score(self, inputs: Float[Array, "... D"]) -> tuple[jax.Array, jax.Array | None, float]:
+        """Returns logits, noisy logits or None without noise, and the scale of the noise."""
+        # Always float32: rounding the logits would change which experts are chosen.
+        logits = nn.Dense(
+            self.num_experts,
+            use_bias=False,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
+            dot_general=self.dot_general,
+            name="dense",
+        )(inputs.astype(jnp.float32))
+        if self.deterministic or self.noise_std == 0:
+            return logits, None, 0.0
+        noise_scale = self.noise_std / self.num_experts
+        noise = jax.random.normal(self.make_rng("gating"), logits.shape)
+        return logits, logits + noise_scale * noise, noise_scale
 
     def make_plan(
         self, gates: jax.Array, mask: jax.Array | None, method: str, options: DispatcherOptions
