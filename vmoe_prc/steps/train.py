@@ -19,6 +19,7 @@ from vmoe_prc.losses import (
 )
 from vmoe_prc.losses.consistency import ConsistencyOptions
 from vmoe_prc.models.routing import Routing
+from vmoe_prc.steps.accuracy import accuracy
 from vmoe_prc.steps.mixup import mixup
 from vmoe_prc.steps.state import TrainState, step_keys
 from vmoe_prc.steps.views import Batch, Metrics, match_views, merge_views
@@ -71,11 +72,10 @@ def make_gradients(
         auxiliary, metrics = auxiliary_loss(
             routings, balance=balance_losses, pairs=pairs, consistency=consistency_loss
         )
-        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
         metrics |= {
             "main_loss": main,
             "total_loss": main + auxiliary,
-            "accuracy": jnp.mean(correct.astype(jnp.float32)),
+            "accuracy": accuracy(logits, labels),
             **_dropped_choices(routings),
         }
         return main + auxiliary, metrics
@@ -94,10 +94,11 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the function (state, batch) -> (state, metrics) of one update.
 
-    Where the loss or the norm of the gradients is not finite, only the counters change:
-    parameters, their average and the state of the optimiser, with its learning rate, stay
-    as they were. After `max_skipped_steps` such steps in a row nothing changes any more,
-    not even the step, so that a loop which looks later finds the state of that step.
+    Where the loss, the norm of the gradients or that of the parameters after the update is not
+    finite, only the counters change: parameters, their average and the state of the optimiser,
+    with its learning rate, stay as they were. After `max_skipped_steps` such steps in a row
+    nothing changes any more, not even the step, so that a loop which looks later finds the
+    state of that step.
 
     Args:
       model: The model, with `deterministic=False`.
@@ -115,11 +116,20 @@ def make_train_step(
         running = state.skipped_in_a_row < max_skipped_steps
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
 
-        def update(state: TrainState) -> TrainState:
+        def updated(state: TrainState) -> tuple[Any, Any]:
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, grad_norm=norm
             )
-            params = optax.apply_updates(state.params, updates)
+            return optax.apply_updates(state.params, updates), opt_state
+
+        # Only this norm is kept of a first computation of the update, whose elements are
+        # formed and summed in one pass; the second one replaces the old arrays in place. Without
+        # the barrier the compiler would share them, and hold the old and the new state at once.
+        finite &= jnp.isfinite(optax.tree.norm(updated(state)[0]))
+        state, finite = jax.lax.optimization_barrier((state, finite))
+
+        def update(state: TrainState) -> TrainState:
+            params, opt_state = updated(state)
             ema_params = None
             if ema_decay is not None:
                 ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
@@ -184,8 +194,7 @@ def _choose(
 def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
     metrics = {}
     for block, routing in routings.items():
-        kept = jnp.mean(routing.kept.astype(jnp.float32))
-        metrics[f"{block}/dropped"] = 1 - kept
+        metrics[f"{block}/dropped"] = jnp.mean((~routing.kept).astype(jnp.float32))
     return metrics
 
 
