@@ -20,7 +20,7 @@ def test_help_explains_itself():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Flag --config must have a value"),
+        ([], "--config = None: missing; expected a config file or a recipe"),
         (["--config=configs/digits_prc.py:prk=off"], "'prk' = 'off': unknown; allowed: k, prc"),
         (["--config=configs/digits_prc.py:k=9"], "num_selected_experts = 9: must not exceed"),
         (["--config=configs/digits.py"], "configs/digits.py"),

@@ -80,6 +80,8 @@ def main(argv: list[str], changes: dict[str, Any]):
     """
     if len(argv) > 1:
         raise ConfigError("command line", " ".join(argv[1:]), "unexpected arguments")
+    if _CONFIG.value is None:
+        raise ConfigError("--config", None, "missing; expected a config file or a recipe")
     config = complete(override(read_config_file(_CONFIG.value, "--config"), changes))
     if _EXPLAIN.value is not None:
         print(explain(_EXPLAIN.value, config))
@@ -124,7 +126,6 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """Entry point; `runtime.programs` has the exit statuses."""
-    flags.mark_flag_as_required("config")
     sys.exit(run_program(_run))
 
 

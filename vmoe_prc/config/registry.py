@@ -71,7 +71,7 @@ class Registry(Mapping[str, Any]):
         """
 
         def decorate(factory: T) -> T:
-            key = name or factory.__name__
+            key = name or getattr(factory, "__name__", repr(factory))
             known = self._factories.get(key)
             same = known is not None and known.__module__ == factory.__module__
             if known is not None and not same:  # a module that is imported again may register again
