@@ -1,7 +1,7 @@
 """Sections: checked and completed with defaults, changed, and built as objects."""
 
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -147,8 +147,8 @@ def _default_section(field: Field) -> Any:
 def _with_choice(value: Any, field: Field) -> Any:
     """Adds the entry that a section of a registry has by default, if it chooses none."""
     if isinstance(field.section, Registry) and callable(field.default):
-        make_default: Callable[[], Mapping[str, Any]] = field.default
-        key, default = field.section.key, make_default()
+        key = field.section.key
+        default = typing.cast("Mapping[str, Any]", field.default())
         if isinstance(value, Mapping) and key not in value and key in default:
             return {key: default[key], **value}
     return value

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any
 
 import ml_collections
-from ml_collections.config_dict import config_dict
+from ml_collections.config_dict.config_dict import FieldReference
 
 from vmoe_prc.config.errors import ConfigError, nearest
 from vmoe_prc.config.options import OptionInfo
@@ -38,7 +38,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Copies ConfigDicts to dicts and lists to tuples, so that nothing else can change them."""
-    if isinstance(value, config_dict.FieldReference):
+    if isinstance(value, FieldReference):
         value = value.get()
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
         return {key: plain(item) for key, item in value.items()}
