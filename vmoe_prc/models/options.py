@@ -43,7 +43,7 @@ class MoeOptions:
 class EncoderOptions:
     """The transformer blocks."""
 
-    num_layers: int = option(help="Number of blocks.", minimum=1, maximum=1_000)
+    num_layers: int = option(help="Number of blocks.", minimum=1, maximum=256)
     mlp_dim: int = option(
         help="Hidden width of the MLPs and experts.",
         minimum=1,
