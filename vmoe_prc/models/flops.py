@@ -1,4 +1,4 @@
-"""How many floating-point operations the model itself asks for, however it is compiled."""
+"""Floating-point operations of a model, whatever program computes them."""
 
 from vmoe_prc.config import Config
 

@@ -177,7 +177,14 @@ def _choose(
     if_false: Callable[[TrainState], TrainState],
     state: TrainState,
 ) -> TrainState:
-    """Like `jax.lax.cond`, in place on every platform, and without the host."""
+    """Like `jax.lax.cond`, but updates the state in place and never waits for the host.
+
+    Args:
+      condition: Scalar bool.
+      if_true: Function of the state, without effects.
+      if_false: Another one.
+      state: The state, which is donated.
+    """
 
     def branch(state):
         return jax.lax.cond(condition, if_true, if_false, state)
@@ -187,7 +194,8 @@ def _choose(
             functools.partial(jnp.where, condition), if_true(state), if_false(state)
         )
 
-    # For a selection XLA on CPU would save the old arrays first; a branch on GPU asks the host.
+    # On a CPU, XLA copies the old arrays before a selection, but not for a branch. On a GPU a
+    # branch waits until the host has read the condition, and a selection does not.
     return jax.lax.platform_dependent(state, cpu=branch, default=select)
 
 
@@ -199,7 +207,12 @@ def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
 
 
 def _accumulate(gradients: Callable, microsteps: int) -> Callable:
-    """Averages the gradients and metrics of parts of the batch."""
+    """Makes a gradient function that averages over parts of the batch, one after the other.
+
+    Args:
+      gradients: Function (params, batch, keys) -> (gradients, metrics).
+      microsteps: Number of parts; each gets its own random keys.
+    """
     if microsteps == 1:
         return gradients
 

@@ -42,7 +42,7 @@ def prc_loss(
 
     With a and b the gates of the two patches of each of the n matched pairs,
     S = (E / n) * sum of a b^T, which is the identity when matched patches agree and the
-    experts are used equally. The loss is
+    experts are used equally, also where each whole image goes to one expert. The loss is
 
         diagonal_weight * mean_e (S_ee - 1)^2 + off_diagonal_weight * mean_{e != f} S_ef^2.
 
@@ -53,7 +53,11 @@ def prc_loss(
       off_diagonal_weight: Weight of the off-diagonal term.
       diagonal: 'matrix' is the formula above. 'per_position' is the term of the released
         program, which sums over images but not over positions x:
-        mean_{x,e} ((E / n) * sum over images of a_e b_e - 1)^2.
+        mean_{x,e} ((E / n) * sum over images of a_e b_e - 1)^2. With X positions each sum is
+        about 1 / X, so that it only rewards agreement, with gradients that are some X times
+        smaller, and has no part in balance: all tokens in one expert cost 0.0350 by 'matrix'
+        and, at 17 positions, 0.0046 by 'per_position', of which perfect agreement and balance
+        cost 0 and 0.0044 (8 experts, the default weights).
 
     Returns:
       The loss, and its terms without their weights as `diagonal` and `off_diagonal`,
