@@ -76,6 +76,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             _write_errors(workdir),
             jax.set_mesh(program.mesh),
         ):
+            logging.info("work directory: %s", workdir)
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
