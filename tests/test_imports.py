@@ -32,6 +32,7 @@ ORDER = [
     "train",
     "analysis",
     "analyze",
+    "predict",
     "report",
     "study",
     "main",

@@ -1,0 +1,119 @@
+"""Consistency by place: losses to which routing whole images is worth nothing.
+
+PRC is minimal where every image is sent to one expert, whatever its patches show. These losses
+take out what stays when the matched patches are paired at random within their image.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.losses.consistency import HIGHEST, matched_gates
+
+
+def place_prc_loss(
+    gates: Float[Array, "B 2 T E"],
+    pairs: Int[Array, "B X 2"],
+    diagonal_weight: float = 0.03,
+    off_diagonal_weight: float = 0.05,
+    image_weight: float = 1.0,
+) -> Float[Array, ""]:
+    """PRC over the covariance of gates within images.
+
+    With a and b the gates of the two patches of each of the n matched pairs, n_j pairs in image
+    j, and A_j and B_j the means of a and b over them,
+
+        S = (E / n) * sum_j (sum_x a b^T - image_weight * n_j A_j B_j^T),
+
+    which is 0 for a router that sends whole images to experts. The loss is
+
+        -diagonal_weight * mean_e S_ee + off_diagonal_weight * mean_{e != f} S_ef^2.
+
+    Args:
+      gates: (B, 2, T, E) noise-free gates.
+      pairs: (B, X, 2) token pairs, (-1, -1) without a match.
+      diagonal_weight: Weight of the diagonal term, which has no lower bound but -1.
+      off_diagonal_weight: Weight of the off-diagonal term.
+      image_weight: Part of the mean of an image that is taken out; 0 gives the S of PRC.
+
+    Returns:
+      A scalar; without any matched pair 0, with zero gradient.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+    """
+    a, b, matched = matched_gates(gates, pairs)
+    num_experts = gates.shape[-1]
+    s = num_experts * _covariance(a, b, matched, image_weight)
+    off_diagonal = jnp.where(jnp.eye(num_experts, dtype=bool), 0, s)
+    diagonal_term = jnp.mean(jnp.diagonal(s))
+    off_diagonal_term = jnp.sum(off_diagonal**2) / max(num_experts * (num_experts - 1), 1)
+    return off_diagonal_weight * off_diagonal_term - diagonal_weight * diagonal_term
+
+
+def iic_loss(
+    gates: Float[Array, "B 2 T E"],
+    pairs: Int[Array, "B X 2"],
+    weight: float = 0.03,
+    within_images: bool = True,
+    balance: float = 0.5,
+) -> Float[Array, ""]:
+    """Minus the mutual information of matched gates (IIC, Ji et al. 2019, arXiv 1807.06653).
+
+    With P the mean of (a b^T + b a^T) / 2 over the matched pairs and p its marginal, the
+    information is sum P ln(P / p p^T), in nats.
+
+    Args:
+      gates: (B, 2, T, E) noise-free gates.
+      pairs: (B, X, 2) token pairs, (-1, -1) without a match.
+      weight: Weight of the loss.
+      within_images: Whether P is formed in each image, whose information is averaged with its
+        number of pairs as weight; a whole-image router then has no information at all. The
+        entropy of the mean marginal, times `balance`, is added, which keeps experts in use.
+      balance: Weight of that entropy, in nats.
+
+    Returns:
+      A scalar; without any matched pair 0, with zero gradient.
+
+    Raises:
+      ValueError: If the shapes do not fit.
+    """
+    a, b, matched = matched_gates(gates, pairs)
+    count = jnp.sum(matched, axis=1).astype(a.dtype)  # (B,)
+    share = count / jnp.maximum(jnp.sum(count), 1)
+    joint = jnp.einsum("bxe,bxf->bef", a, b, precision=HIGHEST)
+    joint = (joint + jnp.swapaxes(joint, 1, 2)) / 2
+    if not within_images:
+        total = jnp.sum(joint, axis=0) / jnp.maximum(jnp.sum(count), 1)
+        return -weight * _information(total)
+    joint = joint / jnp.maximum(count, 1)[:, None, None]
+    marginal = jnp.einsum("b,bef->e", share, joint)
+    entropy = -jnp.sum(_xlogy(marginal, marginal))
+    return -weight * (jnp.sum(share * jax.vmap(_information)(joint)) + balance * entropy)
+
+
+def _covariance(
+    a: Float[Array, "B X E"],
+    b: Float[Array, "B X E"],
+    matched: Bool[Array, "B X"],
+    image_weight: float,
+) -> Float[Array, "E E"]:
+    """(1 / n) sum_j (sum_x a b^T - w n_j A_j B_j^T); a and b are 0 where not matched."""
+    count = jnp.sum(matched, axis=1).astype(a.dtype)
+    products = jnp.einsum("bxe,bxf->ef", a, b, precision=HIGHEST)
+    sums = [jnp.sum(x, axis=1) for x in (a, b)]  # n_j A_j and n_j B_j, (B, E)
+    means = jnp.einsum(
+        "be,bf->ef", sums[0] / jnp.maximum(count, 1)[:, None], sums[1], precision=HIGHEST
+    )
+    return (products - image_weight * means) / jnp.maximum(jnp.sum(count), 1)
+
+
+def _information(joint: Float[Array, "E E"]) -> Float[Array, ""]:
+    """Mutual information in nats of a symmetric joint distribution, 0 for one of zeros."""
+    marginal = jnp.sum(joint, axis=0)
+    return jnp.sum(_xlogy(joint, joint)) - 2 * jnp.sum(_xlogy(marginal, marginal))
+
+
+def _xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
+    # The inner where keeps the gradient finite where a gate underflows to 0.
+    return jnp.where(x > 0, x * jnp.log(jnp.where(x > 0, y, 1)), 0)

@@ -1,0 +1,1 @@
+"""Trained models in use: classes, routing and representations of images."""
