@@ -228,6 +228,7 @@ def _section(
         "batch_size": 7,
         "shuffle_buffer": 1,
         "shuffle_block": 1,
+        "workers": 0,
         "cache": None,
         "max_bad_examples": 100,
         "data_dir": str(data_dir),

@@ -4,8 +4,9 @@
 
 Photographs of 500x375 pixels, as JPEGs of 83 kB, are read from memory and made into batches for
 a model, as in training. Targets: crops and flips at 65% of the speed of decoding alone, the whole
-pipeline, with RandAugment, at 40%. Wall time counts all cores, so it says how fast a machine can
-read that does nothing else; the CPU time beside it depends less on what else the machine does.
+pipeline, with RandAugment, at 40%. Wall time
+includes all cores: it is the rate of a machine that does nothing else. CPU time depends less on
+other programs.
 """
 
 import argparse
@@ -149,6 +150,7 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
         "batch_size": args.batch_size,
         "shuffle_buffer": NUM_PHOTOGRAPHS,
         "shuffle_block": 1,
+        "workers": 0,
         "cache": "loaded",
         "max_bad_examples": 0,
         "prefetch": "autotune",

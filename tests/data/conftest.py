@@ -22,6 +22,7 @@ def dataset(data_dir):
                 "data_dir": data_dir,
                 "manual_dir": None,
                 "prefetch": "autotune",
+                "workers": 0,
                 "prefetch_device": 2,
                 **options,
             }

@@ -41,8 +41,8 @@ class Dataset:
     )
     shuffle_buffer: int = option(
         0,
-        "Any number but 0 shuffles the whole split in each epoch (the name is V-MoE's); 0 keeps "
-        "the order of the files.",
+        "0 trains in the order of the files; any other number shuffles the whole split in each "
+        "epoch (V-MoE's name).",
         minimum=0,
     )
     shuffle_block: int = option(
@@ -63,6 +63,13 @@ class Dataset:
         None, "Directory of prepared data sets; None for TFDS's, `~/tensorflow_datasets`."
     )
     manual_dir: str | None = option(None, "Directory of the files that a data set is made from.")
+    workers: int = option(
+        0,
+        "Processes that preprocess training batches; 0 uses threads, which share the lock of one "
+        "interpreter. Batches are the same.",
+        minimum=0,
+        maximum=1_000,
+    )
     prefetch: Literal["autotune"] | int = option(
         "autotune",
         "Batches prepared ahead on the host; `autotune` lets TensorFlow choose.",

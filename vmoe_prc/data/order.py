@@ -7,6 +7,7 @@ resumes anywhere at once, and a process looks up only its own positions.
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -17,6 +18,7 @@ ROUNDS = 8
 # Positions that are looked up together: NumPy's cost per call is shared by them.
 WINDOW = 1024
 
+_NONE = np.zeros(0, np.int64)
 _MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -152,20 +154,33 @@ class Rows:
             self.stop = steps * self.rows_per_step + last
         self._window = functools.lru_cache(maxsize=16)(self._look_up)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_window"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._window = functools.lru_cache(maxsize=16)(self._look_up)
+
     def chunk(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns positions in the stream, and numbers in the split, of a chunk of rows.
 
         Args:
           index: Rows index * size to (index + 1) * size - 1, if they are between start and stop.
-          size: A divisor of `WINDOW`.
+          size: Largest number of rows.
         """
-        window, offset = divmod(index * size, WINDOW)
-        begin = max(index * size, self.start) - window * WINDOW
-        end = offset + size
+        begin, end = max(index * size, self.start), (index + 1) * size
         if self.stop is not None:
-            end = min(end, self.stop - window * WINDOW)
-        positions, numbers = self._window(window)
-        return positions[begin:end], numbers[begin:end]
+            end = min(end, self.stop)
+        parts = []
+        for window in range(begin // WINDOW, -(-end // WINDOW)):
+            first = window * WINDOW
+            positions, numbers = self._window(window)
+            part = slice(max(begin - first, 0), end - first)
+            parts.append((positions[part], numbers[part]))
+        if len(parts) == 1:
+            return parts[0]
+        positions, numbers = zip(*parts, strict=True) if parts else ((), ())
+        return np.concatenate(positions or [_NONE]), np.concatenate(numbers or [_NONE])
 
     def _look_up(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         rows = np.arange(window * WINDOW, (window + 1) * WINDOW)

@@ -26,14 +26,13 @@ from vmoe_prc.data.bad_examples import BadExamples
 from vmoe_prc.data.files import Records
 from vmoe_prc.data.ops.registry import PreprocessError
 from vmoe_prc.data.order import Order, Rows
-from vmoe_prc.data.preprocess import Batch, Preprocess
+from vmoe_prc.data.preprocess import CHUNK, Batch, Preprocess
 from vmoe_prc.data.split import Split
+from vmoe_prc.data.workers import Made, made_by_workers
 from vmoe_prc.errors import RunError
 
 # Evaluation has a fixed seed: its views are the same in every run.
 EVALUATION_SEED = 0
-# Examples per call into Python: one call per example would cost half as much as the example.
-CHUNK = 16
 
 _open: weakref.WeakSet[Generator] = weakref.WeakSet()
 
@@ -96,7 +95,12 @@ def train_batches(
     )
     preprocess = split.preprocess(seed)
     bad = BadExamples(split, preprocess)
-    for batch, missing in _batches(split, preprocess, rows, bad):
+    made = (
+        made_by_workers(split, rows, seed, config.workers)
+        if config.workers
+        else _made_by_threads(split, preprocess, rows)
+    )
+    for batch, missing in _find_missing(made, bad):
         # Arrays of TensorFlow cannot be written to.
         batch = {key: x.copy() for key, x in batch.items()} if missing else batch
         for row, position in missing.items():
@@ -131,7 +135,7 @@ def eval_batches(
     )
     preprocess = split.preprocess(EVALUATION_SEED)
     bad = BadExamples(split, preprocess)
-    batches = _batches(split, preprocess, rows, bad)
+    batches = _find_missing(_made_by_threads(split, preprocess, rows), bad)
     for _ in range(-(-split.num_examples // split.config.batch_size)):
         batch, missing = next(batches, None) or (preprocess.zeros(0), {})
         mask = np.arange(rows.rows_per_step) < len(batch["image"])
@@ -139,24 +143,27 @@ def eval_batches(
         yield {**{key: _fill(x, rows.rows_per_step) for key, x in batch.items()}, "mask": mask}
 
 
-def _batches(
-    split: Split, preprocess: Preprocess, rows: Rows, bad: BadExamples
-) -> Iterator[tuple[Batch, dict[int, int]]]:
-    """Preprocesses the rows of each batch.
+def _find_missing(made: Iterator[Made], bad: BadExamples) -> Iterator[tuple[Batch, dict[int, int]]]:
+    """Counts the bad examples of each batch.
 
     Yields:
       A batch whose missing rows are zeros, and their positions in the stream by row.
     """
+    for positions, numbers, good, batch in made:
+        missing = np.flatnonzero(~good)
+        if missing.size:
+            bad.add(numbers[missing].tolist(), positions[missing].tolist())
+        yield batch, {int(row): int(positions[row]) for row in missing}
+
+
+def _made_by_threads(split: Split, preprocess: Preprocess, rows: Rows) -> Iterator[Made]:
+    """Makes the rows of each step on the threads of tf.data."""
     chunks = _Chunks(split.records, preprocess, rows, f"{split.name}: {split.field}.process")
     indices = tf.data.Dataset.range(*chunks.range)
     made = indices.map(chunks.tensors, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = _prefetch(made.rebatch(rows.rows_per_step), split.config)
     try:
-        for positions, numbers, good, batch in batches.as_numpy_iterator():
-            missing = np.flatnonzero(~good)
-            if missing.size:
-                bad.add(numbers[missing].tolist(), positions[missing].tolist())
-            yield batch, {int(row): int(positions[row]) for row in missing}
+        yield from batches.as_numpy_iterator()
     except tf.errors.OpError:
         if chunks.failure is None:
             raise

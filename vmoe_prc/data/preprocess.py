@@ -14,6 +14,8 @@ from vmoe_prc.data.ops.registry import BadExampleError, Example, Op, PreprocessE
 Batch = dict[str, np.ndarray]
 Spec = dict[str, jax.ShapeDtypeStruct]
 
+# Rows to preprocess per call: one call per row would cost half as much as the row itself.
+CHUNK = 16
 # TensorFlow takes over memory without a copy if it is aligned to this many bytes.
 ALIGNMENT = 64
 # Sizes of the blank images that `find_spec` preprocesses: larger than any usual crop.

@@ -1,0 +1,34 @@
+"""Batches by worker processes: the same as by threads, and errors that say what happened."""
+
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.split import open_split
+from vmoe_prc.errors import RunError
+
+PROCESS = (
+    "decode|two_views(8, (50, 100), (50, 100))|flip_lr|randaug(2, 5, 2, 1)|value_range(-1, 1)"
+    '|onehot(30)|keep("image", "labels", "view_from_image")'
+)
+
+
+@pytest.mark.slow
+def test_batches_do_not_depend_on_the_number_of_workers(dataset):
+    options = {"process": PROCESS, "shuffle_buffer": 1, "batch_size": 20}
+    rows = {"seed": 3, "start_step": 5, "process_index": 1, "process_count": 2}
+    expected = pipeline.train_batches(open_split(dataset(**options)), **rows)
+    made = pipeline.train_batches(open_split(dataset(**options, workers=2)), **rows)
+    for batch, other in itertools.islice(zip(made, expected, strict=True), 9):
+        assert batch.keys() == other.keys()
+        for key, x in batch.items():
+            np.testing.assert_array_equal(x, other[key])
+    expected.close()
+    # A worker that is killed ends the run with one line.
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(RunError, match="a worker process of the input pipeline has died"):
+        list(itertools.islice(made, 50))

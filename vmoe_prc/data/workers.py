@@ -1,0 +1,179 @@
+"""Preprocessing in worker processes, which share no interpreter lock.
+
+Each worker makes whole batches, into shared memory. Batches do not depend on the number of workers:
+order and augmentations are functions of the seed and the position. A worker starts as a new
+interpreter, which takes some seconds and a few hundred megabytes.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib
+import json
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from vmoe_prc.config.registry import OPS
+from vmoe_prc.data.ops.registry import PreprocessError, parse
+from vmoe_prc.data.order import Rows
+from vmoe_prc.data.preprocess import ALIGNMENT, CHUNK, Batch, Spec
+from vmoe_prc.data.split import Split, open_split
+from vmoe_prc.errors import RunError
+
+# (positions, numbers, good, batch) of the rows of a batch.
+Made = tuple[np.ndarray, np.ndarray, np.ndarray, Batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What each worker knows of the stream.
+
+    Attributes:
+      config: The section of `config.dataset`, as JSON.
+      field: Name of the section.
+      entries: Names of the entries of a preprocessed example.
+      modules: Modules that register the ops.
+      seed: Seed of the augmentations.
+      rows: The rows of this process.
+    """
+
+    config: str
+    field: str
+    entries: Sequence[str]
+    modules: Sequence[str]
+    seed: int
+    rows: Rows
+
+
+class _Worker:
+    """The state of a worker process."""
+
+    def __init__(self, task: Task):
+        for module in task.modules:
+            importlib.import_module(module)
+        # The devices are those of the process that trains.
+        jax.config.update("jax_platforms", "cpu")
+        section = ml_collections.ConfigDict(json.loads(task.config))
+        labels = "labels" if "labels" in task.entries else "label"
+        split = open_split(section, task.field, labels)
+        self._records, self._preprocess = split.records, split.preprocess(task.seed)
+        self._rows = task.rows
+        self._memories: dict[str, SharedMemory] = {}
+
+    def make(self, memory: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Makes the rows of a step in shared memory; returns (positions, numbers, good)."""
+        if memory not in self._memories:
+            self._memories[memory] = SharedMemory(memory)
+        positions, numbers = self._rows.chunk(step, self._rows.rows_per_step)
+        arrays = _arrays(self._memories[memory], self._preprocess.spec, len(positions))
+        good = np.zeros(len(positions), np.bool_)
+        for begin in range(0, len(positions), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            records = self._records.read(numbers[part].tolist())
+            good[part], rows = self._preprocess.rows(positions[part].tolist(), records)
+            for key, array in arrays.items():
+                array[part] = rows[key]
+        return positions, numbers, good
+
+
+_worker: _Worker | None = None
+
+
+def _start(task: Task) -> None:
+    global _worker
+    _worker = _Worker(task)
+
+
+def _make(memory: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    assert _worker is not None, "the pool starts each worker by _start"
+    return _worker.make(memory, step)
+
+
+def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterator[Made]:
+    """Makes the rows of each step, from the first on.
+
+    Args:
+      split: The data.
+      rows: The rows of this process.
+      seed: Seed of the augmentations.
+      workers: Number of worker processes.
+
+    Raises:
+      RunError: If a worker is killed.
+    """
+    modules = sorted({OPS[name].__module__ for name, *_ in parse(split.config.process)})
+    task = Task(split.config.to_json(), split.field, list(split.spec), modules, seed, rows)
+    steps = _steps(rows)
+    with contextlib.ExitStack() as stack:
+        # Two batches per worker: one that is being made, one that is finished.
+        memories = [stack.enter_context(_memory(split.spec, rows)) for _ in range(2 * workers)]
+        pool = concurrent.futures.ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), _start, (task,)
+        )
+        stack.callback(pool.shutdown, cancel_futures=True)
+        pending: collections.deque[tuple[SharedMemory, concurrent.futures.Future[Any]]]
+        pending = collections.deque()
+        free = collections.deque(memories)
+        try:
+            while True:
+                while free and (step := next(steps, None)) is not None:
+                    memory = free.popleft()
+                    pending.append((memory, pool.submit(_make, memory.name, step)))
+                if not pending:
+                    return
+                memory, future = pending.popleft()
+                positions, numbers, good = future.result()
+                arrays = _arrays(memory, split.spec, len(positions))
+                # A copy: the memory is written again while the batch is on its way.
+                batch = {key: x.copy() for key, x in arrays.items()}
+                del arrays
+                free.append(memory)
+                yield positions, numbers, good, batch
+        except PreprocessError as error:
+            raise RunError(f"{split.name}: {split.field}.process: {error}") from error
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"{split.name}: a worker process of the input pipeline has died (killed, or out of "
+                f"memory); {split.field}.workers = {workers}"
+            ) from error
+
+
+def _steps(rows: Rows) -> Iterator[int]:
+    step = rows.start // rows.rows_per_step
+    while rows.stop is None or step * rows.rows_per_step < rows.stop:
+        yield step
+        step += 1
+
+
+@contextlib.contextmanager
+def _memory(spec: Spec, rows: Rows) -> Iterator[SharedMemory]:
+    size = sum(_size(x, rows.rows_per_step) for x in spec.values())
+    memory = SharedMemory(create=True, size=size)
+    try:
+        yield memory
+    finally:
+        memory.close()
+        memory.unlink()
+
+
+def _arrays(memory: SharedMemory, spec: Spec, count: int) -> Batch:
+    """Returns arrays for rows of a batch, one after the other in shared memory."""
+    arrays, offset = {}, 0
+    for key, x in spec.items():
+        arrays[key] = np.ndarray((count, *x.shape), x.dtype, memory.buf, offset)
+        offset += _size(x, count)
+    return arrays
+
+
+def _size(x: Any, count: int) -> int:
+    size = count * math.prod(x.shape) * np.dtype(x.dtype).itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT
