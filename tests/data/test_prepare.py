@@ -15,6 +15,7 @@ from scipy.io import savemat
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.resized import resize_dataset
 from vmoe_prc.data.split import open_split
 
 RNG = np.random.default_rng(0)
@@ -312,6 +313,33 @@ def test_a_folder_that_changes_is_prepared_again(folder, tmp_path):
     assert builder.info.splits["train"].num_examples == 12
     labels = [int(x["label"]) for x in builder.as_data_source("train")]
     assert sorted(labels) == [0] * 6 + [1] * 6
+
+
+def test_a_copy_with_smaller_images(tmp_path, dataset):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        size = (60, 90) if i < 6 else (20, 30)
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth = Image.fromarray(rng.integers(0, 255, (3, 4, 3), np.uint8)).resize(size[::-1])
+        smooth.save(path)
+    builder = prepare("folder", tmp_path / "images", tmp_path / "data")
+    copy = resize_dataset(builder, 30)
+    assert copy.name == f"folder_{builder.builder_config.name}_short30"
+    assert {s: i.num_examples for s, i in copy.info.splits.items()} == {
+        s: i.num_examples for s, i in builder.info.splits.items()
+    }
+    shapes = [x["image"].shape for x in copy.as_data_source("train")]
+    assert set(shapes) == {(30, 45, 3), (20, 30, 3)}
+    process = 'decode|resize(8)|value_range(0, 255)|onehot(2)|keep("image", "labels")'
+    options = {"data_dir": str(tmp_path / "data"), "process": process, "batch_size": 12}
+    small = open_split(dataset(name=copy.name, **options))
+    whole = open_split(dataset(name="folder", manual_dir=str(tmp_path / "images"), **options))
+    assert small.class_names == whole.class_names == ("a", "b")
+    [a], [b] = pipeline.eval_batches(small), pipeline.eval_batches(whole)
+    np.testing.assert_array_equal(a["labels"], b["labels"])
+    assert np.abs(a["image"].astype(int) - b["image"]).mean() < 4
+    assert resize_dataset(builder, 30).data_path == copy.data_path
 
 
 @pytest.mark.slow

@@ -147,8 +147,7 @@ def _default_section(field: Field) -> Any:
 def _with_choice(value: Any, field: Field) -> Any:
     """Adds the entry that a section of a registry has by default, if it chooses none."""
     if isinstance(field.section, Registry) and callable(field.default):
-        key = field.section.key
-        default = typing.cast("Mapping[str, Any]", field.default())
+        key, default = field.section.key, field.default()
         if isinstance(value, Mapping) and key not in value and key in default:
             return {key: default[key], **value}
     return value
@@ -173,7 +172,7 @@ def merge(base: Any, changes: Any, section: Section | None) -> Any:
     return merged
 
 
-def _merge_named(base: Any, changes: Any, section: Section | None) -> Any:
+def _merge_named(base: Any, changes: Any, section: type) -> Any:
     """Merges sections under names; None takes a section away."""
     if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
         return changes

@@ -9,7 +9,6 @@ from types import UnionType
 from typing import Any
 
 import ml_collections
-from ml_collections.config_dict.config_dict import FieldReference
 
 from vmoe_prc.config.errors import ConfigError, nearest
 from vmoe_prc.config.options import OptionInfo
@@ -38,7 +37,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Copies ConfigDicts to dicts and lists to tuples, so that nothing else can change them."""
-    if isinstance(value, FieldReference):
+    if isinstance(value, ml_collections.FieldReference):
         value = value.get()
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
         return {key: plain(item) for key, item in value.items()}
@@ -103,10 +102,9 @@ def _convert(value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         raise _MismatchError
     if hint is int and isinstance(value, numbers.Integral):
-        number = int(value)
-        if not -(2**63) <= number < 2**63:
+        if not -(2**63) <= value < 2**63:
             raise _MismatchError("expected an int of at most 64 bits")
-        return number
+        return int(value)
     if hint is float and isinstance(value, numbers.Real):
         return _finite(value)
     raise _MismatchError

@@ -82,10 +82,8 @@ def builder_factory(
     """
     data_dir = data_dir and os.fspath(data_dir)
     if name in DATASETS:
-        factory = DATASETS[name]
-        takes_files = "manual_dir" in inspect.signature(factory).parameters
-        options = {"manual_dir": manual_dir} if takes_files else {}
-        make = functools.partial(factory, data_dir=data_dir, **options)
+        options = {"manual_dir": manual_dir} if takes_files(name) else {}
+        make = functools.partial(DATASETS[name], data_dir=data_dir, **options)
     else:
         make = functools.partial(tfds.builder, name, data_dir=data_dir)
 
@@ -104,6 +102,11 @@ def builder_factory(
             raise ConfigError("data set", name, _line(error)) from error
 
     return checked
+
+
+def takes_files(name: str) -> bool:
+    """Whether a data set is one of `DATASETS` that is made from files in `manual_dir`."""
+    return name in DATASETS and "manual_dir" in inspect.signature(DATASETS[name]).parameters
 
 
 def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:

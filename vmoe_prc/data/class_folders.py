@@ -58,8 +58,8 @@ class ClassFolders:
     Attributes:
       root: The directory.
       classes: Names of the classes, sorted; a label is a position in it.
-      splits: Files of `train` and `test`, and of `validation` if there is such a folder beside
-        `test`.
+      splits: Files of `train` and `test`, and of `validation` if there is such a folder in
+        addition to `test`.
       left_out: (path, reason) of files and folders that are not used.
     """
 
@@ -70,7 +70,7 @@ class ClassFolders:
 
     @functools.cached_property
     def state(self) -> str:
-        """Changes whenever a file is added, removed, moved or written anew."""
+        """Changes whenever a file is added, removed, moved or rewritten."""
         return self._digest(lambda file: [os.fspath(file.path), file.size, file.changed])
 
     @functools.cached_property
@@ -166,7 +166,7 @@ _Found = dict[str, list[tuple[pathlib.Path, int, int]]]
 
 
 class _Scan:
-    """Walks through folders, and notes what it does not use."""
+    """Walks through folders, and records files that it leaves out."""
 
     def __init__(self, root: pathlib.Path):
         self._root = root

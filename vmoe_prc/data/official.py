@@ -1,7 +1,7 @@
-"""What is known of data sets whose files must be downloaded by hand: numbers and names.
+"""Official numbers of examples and names of files, compared before data are used.
 
-TFDS takes what it finds. A train archive that was cut makes a smaller data set, and one validation
-file more or less shifts all labels behind it, as they are paired by order.
+TFDS prepares any files that are in the archives. A train archive that was cut makes a smaller data
+set, and one validation file more or less shifts all labels after it: they are paired by order.
 """
 
 import pathlib
@@ -75,8 +75,8 @@ def check_classes(count: int) -> None:
     """
     if count < IMAGENET21K_CLASSES:
         raise DatasetError(
-            f"{count:,} classes of {IMAGENET21K_CLASSES:,} are there; --partial takes them, with "
-            "labels of their own"
+            f"{count:,} classes of {IMAGENET21K_CLASSES:,} are there; --partial takes them; "
+            "labels then count these classes only"
         )
 
 

@@ -22,9 +22,10 @@ from etils import epath
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data import official
-from vmoe_prc.data.builders import Builder, builder_factory, prepare_once
+from vmoe_prc.data.builders import Builder, builder_factory, prepare_once, takes_files
 from vmoe_prc.data.datasets.imagenet21k import class_names
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.resized import resize_dataset
 from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.runtime.programs import run_program
@@ -32,6 +33,15 @@ from vmoe_prc.runtime.programs import run_program
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
 flags.DEFINE_bool("traceback", False, "Show the traceback of every error.")
+_SHORT_SIDE = flags.DEFINE_integer(
+    "short_side",
+    None,
+    "Also write a copy whose images have a shorter side of at most this many pixels.",
+    lower_bound=1,
+)
+_QUALITY = flags.DEFINE_integer(
+    "quality", 95, "Quality of the JPEGs of --short_side.", lower_bound=1, upper_bound=100
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
 
 
@@ -67,7 +77,7 @@ def prepare(
         builder = make()
         if builder.is_prepared():
             return builder
-        if files is not None and name != "folder":
+        if files is not None and not takes_files(name):
             official.check_files(name, pathlib.Path(files), partial)
             if name == "imagenet21k" and not partial:
                 # A label is the rank of a class: a missing one would shift those of others.
@@ -135,6 +145,12 @@ def _instructions(builder: tfds.core.DatasetBuilder) -> str:
     return f"needs {', '.join(names)}; from a directory with these files prepare it by --from=DIR"
 
 
+def _print_splits(builder: Builder) -> None:
+    for split, info in builder.info.splits.items():
+        size = f"{info.num_examples:,} examples, {info.num_bytes / 1e6:,.1f} MB"
+        print(f"{builder.name} {split}: {size} in {builder.data_path}")
+
+
 def main(argv: list[str]) -> None:
     """Prepares the data sets that are named."""
     if len(argv) < 2:
@@ -142,8 +158,9 @@ def main(argv: list[str]) -> None:
     setup_logging()
     for name in argv[1:]:
         builder = prepare(name, _FROM.value, _DATA_DIR.value, partial=_PARTIAL.value)
-        for split, info in builder.info.splits.items():
-            print(f"{name} {split}: {info.num_examples:,} examples in {builder.data_path}")
+        _print_splits(builder)
+        if _SHORT_SIDE.value is not None:
+            _print_splits(resize_dataset(builder, _SHORT_SIDE.value, _QUALITY.value))
 
 
 def run() -> None:

@@ -24,7 +24,7 @@ _State = tuple[str, int, int]
 def indexed(paths: Sequence[str], sizes: Sequence[int]) -> list[np.ndarray]:
     """Returns where the records of each file begin, and where its last one ends.
 
-    Reads what it does not find in the index files, and writes it there if it can.
+    Files that the index file lacks are read, and added to it if it can be written.
 
     Args:
       paths: TFRecord files of one directory.

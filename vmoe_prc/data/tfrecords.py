@@ -16,8 +16,7 @@ from jaxtyping import Int64
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 _HEADER_SIZE = _LENGTH.size + _CHECKSUM.size
 MIN_RECORD_SIZE = _HEADER_SIZE + _CHECKSUM.size
-# Bytes that are read at a time where a file is not on a local disk: headers lie far apart, and
-# a request costs as much as many bytes.
+# Bytes per read of a file on an object store, where a request takes longer than many bytes.
 _REMOTE_BUFFER = 8 << 20
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -11,7 +10,7 @@ from vmoe_prc.config import ConfigError
 from vmoe_prc.steps.state import TrainState
 
 
-def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
+def check_state_fits(state: TrainState, devices: Sequence[jax.Device]) -> None:
     """Checks that parameters, their gradients and the optimiser's state fit a device.
 
     Activations come on top, so that a state that passes may still be too large.
@@ -38,7 +37,7 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
         )
 
 
-def device_memory(devices: Sequence[Any]) -> int | None:
+def device_memory(devices: Sequence[jax.Device]) -> int | None:
     """Returns the bytes of a device, or of the host where the devices are CPUs; None if unknown."""
     if devices[0].platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

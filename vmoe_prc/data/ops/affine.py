@@ -36,17 +36,17 @@ def flip_matrix(width: float) -> Matrix:
 
 
 def translation_matrix(rows: float, cols: float) -> Matrix:
-    """Moves the picture down and to the right."""
+    """View_from_view of a shift down by `rows` and right by `cols`."""
     return matrix((1.0, 0.0, rows), (0.0, 1.0, cols))
 
 
 def shear_matrix(rows_per_col: float, cols_per_row: float) -> Matrix:
-    """Moves each column down, or each row to the right, by its distance from the origin."""
+    """View_from_view of a shear: columns move down, or rows right, in proportion to their index."""
     return matrix((1.0, rows_per_col, 0.0), (cols_per_row, 1.0, 0.0))
 
 
 def rotation_matrix(radians: float, height: float, width: float) -> Matrix:
-    """Rotates about the centre of the image, clockwise as it is looked at."""
+    """View_from_view of a rotation about the centre of the image, clockwise on the screen."""
     cos, sin = math.cos(radians), math.sin(radians)
     rotation = matrix((cos, sin, 0.0), (-sin, cos, 0.0))
     to_centre = translation_matrix(-height / 2, -width / 2)

@@ -1,7 +1,7 @@
 """RandAugment's ops on pixel values: (h, w, 3) uint8 NumPy arrays, with OpenCV.
 
-A level of 1 is a magnitude of 10. The ops of `GLOBAL` choose what to do by all pixels of `whole`,
-which has the shape of the view; the others look at one pixel, or its neighbours.
+A level of 1 is a magnitude of 10. The ops of `GLOBAL` depend on all pixels of `whole`, which has
+the shape of the view; the others depend on single pixels, or on neighbours.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ def equalize(view: View, level: float, whole: View) -> View:
 
 
 def invert(view: View, level: float, whole: View | None = None) -> View:
-    """Turns light to dark."""
+    """Inverts each value: 255 - x."""
     return cv2.bitwise_not(view)
 
 
@@ -59,24 +59,24 @@ def solarize_add(view: View, level: float, whole: View | None = None) -> View:
 
 
 def color(view: View, level: float, whole: View | None = None) -> View:
-    """Moves away from the grayscale image."""
+    """Blends with the gray image; a factor above 1 saturates."""
     factor = _factor(level)
     return cv2.transform(view, factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1)))
 
 
 def contrast(view: View, level: float, whole: View) -> View:
-    """Moves away from the mean gray."""
+    """Blends with the mean gray of `whole`."""
     mean = np.dot(cv2.mean(whole)[:3], LUMA)
     return cv2.LUT(view, _table(mean + _factor(level) * (VALUES - mean)))
 
 
 def brightness(view: View, level: float, whole: View | None = None) -> View:
-    """Moves away from black."""
+    """Multiplies by the factor."""
     return cv2.LUT(view, _table(_factor(level) * VALUES))
 
 
 def sharpness(view: View, level: float, whole: View | None = None) -> View:
-    """Moves away from the view smoothed by a 3x3 kernel; the border stays."""
+    """Blends with the view smoothed by a 3x3 kernel; the outermost pixels stay."""
     smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
     identity = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
     factor = _factor(level)
@@ -105,7 +105,7 @@ GLOBAL = ("autocontrast", "equalize", "contrast")
 
 
 def _factor(level: float) -> float:
-    """Extrapolates from the base through the view; a factor of 1 is the view."""
+    """Returns the weight of the view in a blend: 1 is the view, above 1 extrapolates."""
     return level * 1.8 + 0.1
 
 

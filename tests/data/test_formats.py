@@ -1,0 +1,148 @@
+"""Parquet, WebDataset, lists and arrays, from files as their programs write them."""
+
+import csv
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_images import encode, pixels
+
+from vmoe_prc.config import ConfigError
+from vmoe_prc.data import pipeline
+from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.split import open_split
+
+SIDE = 8
+NAMES = ("cat", "dog", "emu")
+SIZES = {"train": 9, "test": 5}
+
+
+def image(split, i):
+    return np.full((SIDE, SIDE, 3), 20 * i + (split == "test"), np.uint8)
+
+
+def png(split, i):
+    return encode(image(split, i), "png")
+
+
+def write_parquet(root):
+    features = {"image": {"_type": "Image"}, "label": {"names": list(NAMES), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for split, size in SIZES.items():
+        rows = range(size)
+        images = [{"bytes": png(split, i), "path": f"{i}.png"} for i in rows]
+        table = pa.table({"image": images, "label": [i % 3 for i in rows]})
+        path = root / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def write_webdataset(root):
+    for split, size in SIZES.items():
+        with tarfile.open(root / f"{split}-000000.tar", "w") as tar:
+            for i in range(size):
+                label = json.dumps({"label": NAMES[i % 3]}).encode()
+                for name, content in ((f"{i:04d}.png", png(split, i)), (f"{i:04d}.json", label)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+
+
+def write_csv(root):
+    for split, size in SIZES.items():
+        with (root / f"{split}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label"])
+            for i in range(size):
+                (root / "images").mkdir(exist_ok=True)
+                (root / "images" / f"{split}{i}.png").write_bytes(png(split, i))
+                writer.writerow([f"images/{split}{i}.png", NAMES[i % 3]])
+
+
+def write_jsonl(root):
+    for split, size in SIZES.items():
+        (root / split).mkdir()
+        lines = []
+        for i in range(size):
+            (root / split / f"{i}.png").write_bytes(png(split, i))
+            lines.append(json.dumps({"file_name": f"{i}.png", "label": NAMES[i % 3]}))
+        (root / split / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def write_arrays(root):
+    for split, size in SIZES.items():
+        images = np.stack([image(split, i) for i in range(size)])
+        np.savez(root / f"{split}.npz", images=images, labels=np.arange(size) % 3)
+
+
+FORMATS = {
+    "parquet": [write_parquet],
+    "webdataset": [write_webdataset],
+    "listing": [write_csv, write_jsonl],
+    "arrays": [write_arrays],
+}
+CASES = [(name, write) for name, writers in FORMATS.items() for write in writers]
+
+
+def read(dataset, split, **options):
+    """Returns pixel values, labels and class names of a split."""
+    process = 'decode|resize(8)|value_range(0, 255)|onehot(3)|keep("image", "labels")'
+    opened = open_split(dataset(split=split, process=process, batch_size=20, **options))
+    [batch] = pipeline.eval_batches(opened)
+    rows = sorted(
+        (int(x[0, 0, 0]), int(y))
+        for x, y, counts in zip(
+            batch["image"], batch["labels"].argmax(-1), batch["mask"], strict=True
+        )
+        if counts
+    )
+    return rows, opened.class_names
+
+
+@pytest.mark.parametrize(("name", "write"), CASES)
+def test_formats(tmp_path, dataset, name, write):
+    root = tmp_path / "files"
+    root.mkdir()
+    write(root)
+    options = {"name": name, "manual_dir": str(root), "data_dir": str(tmp_path / "data")}
+    for split, size in SIZES.items():
+        rows, classes = read(dataset, split, **options)
+        assert rows == [(20 * i + (split == "test"), i % 3) for i in range(size)]
+        assert classes == (("0", "1", "2") if name == "arrays" else NAMES)
+
+
+def test_files_without_splits_are_divided_and_bad_images_left_out(tmp_path, dataset):
+    lines = []
+    for i in range(60):
+        (tmp_path / f"{i}.png").write_bytes(encode(pixels(i), "png") if i else b"no image")
+        lines.append(f"{i}.png,{i % 2}")
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(lines))
+    builder = prepare("listing", tmp_path, tmp_path / "data")
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    assert sum(sizes.values()) == 59 and 1 <= sizes["test"] <= 15
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        ("parquet", "x.parquet", b"PAR1 no", "x.parquet cannot be read"),
+        ("webdataset", "x.tar", bytes(100), "x.tar cannot be read"),
+        ("listing", "x.csv", b"path,label\nnone.png,a\nnone.png,b", "'none.png' is no file"),
+        ("listing", "x.csv", b"file\nnone.png", "line 2 must have one of path"),
+        ("listing", "x.jsonl", b'["a"]', "line 1: expected an object"),
+        ("listing", "x.jsonl", b"{", "x.jsonl cannot be read"),
+        ("arrays", "x.npz", b"PK", "x.npz cannot be read"),
+        ("arrays", "x.txt", b"", r"has no file \*.npz"),
+    ],
+)
+def test_files_that_cannot_be_used_are_one_line(tmp_path, name, file, content, message):
+    root = tmp_path / "files"
+    root.mkdir()
+    (root / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(name, root, tmp_path / "data")
+    assert "\n" not in str(error.value)
