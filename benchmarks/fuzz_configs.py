@@ -25,6 +25,7 @@ import pathlib
 import random
 import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ STEPS = 3
 # More steps than this are only built: they are no fault, but take long.
 MOST_STEPS = 20
 MEMORY = 8 * 2**30
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = {
     "train_steps": STEPS,
     "dataset": {
@@ -212,7 +214,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILE_QUICKLY},
             )
         print(number, file=self._process.stdin, flush=True)
         ready, _, _ = select.select([self._process.stdout], [], [], timeout)
@@ -250,20 +252,29 @@ def main(argv: list[str] | None = None) -> int:
     if args.worker:
         worker(args.seed, args.train)
         return 0
-    config, ends, faults = base(), collections.Counter(), 0
+    # What has been tried is also printed when the time is up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     process = _Worker([f"--seed={args.seed}", f"--train={args.train}"])
-    for number in range(args.first, args.first + args.count):
-        changes, mutated = mutate(random.Random(f"{args.seed}/{number}"), config)
-        end, text = validate(mutated)
-        if end == "accepted":
-            end, text = process.run(number, args.timeout)
-        ends[end] += 1
-        if end not in ALLOWED:
-            faults += 1
-            print(f"{number}: {end}: {changes}\n{text}", flush=True)
-    process.close()
-    print(", ".join(f"{end}: {count}" for end, count in sorted(ends.items())))
-    return int(faults > 0)
+    ends: collections.Counter[str] = collections.Counter()
+    try:
+        for number in range(args.first, args.first + args.count):
+            end, text, changes = _try(number, args, process)
+            ends[end] += 1
+            if end not in ALLOWED:
+                print(f"{number}: {end}: {changes}\n{text}", flush=True)
+    finally:
+        process.close()
+        print(", ".join(f"{end}: {count}" for end, count in sorted(ends.items())), flush=True)
+    return int(not ends.keys() <= ALLOWED)
+
+
+def _try(number: int, args: argparse.Namespace, process: _Worker) -> tuple[str, str, str]:
+    """Returns how a configuration ended, the error, and what was changed."""
+    changes, mutated = mutate(random.Random(f"{args.seed}/{number}"), base())
+    end, text = validate(mutated)
+    if end == "accepted":
+        end, text = process.run(number, args.timeout)
+    return end, text, changes
 
 
 if __name__ == "__main__":

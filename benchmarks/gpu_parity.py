@@ -87,7 +87,7 @@ def _lower(
     gradients = make_gradients(
         model,
         loss={"name": "sigmoid_xent"},
-        auxiliary_loss_weights={"importance_loss_weight": 5e-3},
+        balance={"importance_loss_weight": 5e-3},
         consistency=losses["consistency"],
     )
 

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from vmoe_prc.config import Config
+from vmoe_prc.config.registry import DISPATCHERS
 from vmoe_prc.models import create_model
-from vmoe_prc.models.dispatch import DROPLESS, METHODS, compute_capacity
+from vmoe_prc.models.dispatch import buffer_capacity
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import IMAGES_PER_GROUP, adam, router_losses, vmoe_model
@@ -21,7 +22,8 @@ from vmoe_prc.steps.train import make_train_step
 from vmoe_prc.steps.views import Batch
 
 NUM_CLASSES = 1000
-ALL_METHODS = [*METHODS, DROPLESS]
+# V-MoE's own method first: the baseline.
+ALL_METHODS = ["einsum", *(name for name in DISPATCHERS if name != "einsum")]
 
 
 @dataclasses.dataclass
@@ -89,10 +91,10 @@ def padded_flops_ratio(model: Config, dense: Config, image_size: int) -> float:
     moe = model["encoder"]["moe"]
     router, group_size = moe["router"], moe["group_size"]
     k, ratio = router["num_selected_experts"], flops_ratio(model, dense, image_size)
-    if router["dispatcher"]["name"] == DROPLESS:
+    if not DISPATCHERS[router["dispatcher"]["name"]].has_capacity:
         return ratio
-    capacity = compute_capacity(
-        group_size * k, moe["num_experts"], router["dispatcher"]["capacity_factor"]
+    capacity = buffer_capacity(
+        group_size, k, moe["num_experts"], router["dispatcher"]["capacity_factor"]
     )
     one_more = {"router": router | {"num_selected_experts": k + 1}}
     more = model | {"encoder": model["encoder"] | {"moe": moe | one_more}}
@@ -159,7 +161,7 @@ def lower_step(
         create_model(model, deterministic=False),
         _optimizer(),
         loss={"name": "sigmoid_xent"},
-        auxiliary_loss_weights=losses["auxiliary_loss"],
+        balance=losses["auxiliary_loss"],
         consistency=losses["consistency"],
     )
     return _Lowered(step, carry, make_batch(image_size, num_images, two_views=prc))

@@ -2,7 +2,7 @@
 
     python -m vmoe_prc.main --config=configs/digits_prc.py
 
-Arguments: `k=1` one expert a token, `prc=off` the V-MoE baseline, `seed=N`.
+Arguments: `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`.
 The 8x8 images are enlarged to 32x32; a patch of 4x4 is one of their pixels. Both arms see
 the same crops and the same number of images.
 """
@@ -20,7 +20,7 @@ CENTRE = f"decode|resize(34)|central_crop({IMAGE_SIZE})|{finish(10)}"
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, k=2, prc=True, seed=0)
+    args = parse_arguments(arguments, k=2, prc=True, diagonal="matrix", seed=0)
 
     digits = functools.partial(dict, name="digits", cache="loaded")
     process, views = (TWO_VIEWS, 2) if args.prc else (ONE_VIEW, 1)
@@ -43,7 +43,7 @@ def get_config(arguments: str = ""):
             },
             "model": small_model(10, IMAGE_SIZE, PATCH_SIZE, experts=4, k=args.k, layers=(1, 3)),
             "loss": {"name": "softmax_xent"},
-            **router_losses(args.prc, pair_class_tokens=False),
+            **router_losses(args.prc, pair_class_tokens=False, diagonal=args.diagonal),
             "optimizer": adam(
                 "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=50
             ),

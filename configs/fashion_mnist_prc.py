@@ -3,7 +3,7 @@
     python -m vmoe_prc.data.prepare fashion_mnist
     python -m vmoe_prc.main --config=configs/fashion_mnist_prc.py
 
-Arguments: `k=1` one expert a token, `prc=off` the V-MoE baseline, `seed=N`. Both arms see the
+Arguments: `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`. Both arms see the
 same crops and the same number of images; `configs/studies/fashion_mnist_tuning.py` chose what
 is chosen here.
 """
@@ -36,7 +36,7 @@ def two_views(smallest_crop: int = SMALLEST_CROP) -> str:
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, k=2, prc=True, seed=0)
+    args = parse_arguments(arguments, k=2, prc=True, diagonal="matrix", seed=0)
     fashion = functools.partial(dict, name="fashion_mnist", batch_size=IMAGES_PER_STEP)
     pairs = {"process": two_views(), "batch_size": IMAGES_PER_STEP // 2}
     whole = f"decode|resize({IMAGE_SIZE})|{finish(NUM_CLASSES)}"
@@ -56,7 +56,7 @@ def get_config(arguments: str = ""):
                 NUM_CLASSES, IMAGE_SIZE, PATCH_SIZE, experts=8, k=args.k, layers=(1, 3)
             ),
             "loss": {"name": "softmax_xent"},
-            **router_losses(args.prc),
+            **router_losses(args.prc, diagonal=args.diagonal),
             "optimizer": adam(
                 "warmup_cosine_decay", peak_value=4e-3, end_value=1e-5, warmup_steps=300
             ),

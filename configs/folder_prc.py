@@ -15,7 +15,7 @@ from vmoe_prc.recipes import fine_tune
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, dir="", size=224, k=2, prc=True, seed=0)
+    args = parse_arguments(arguments, dir="", size=224, k=2, prc=True, diagonal="matrix", seed=0)
     try:
         classes = scan_class_folders(args.dir or "PATH").classes
     except ValueError as error:

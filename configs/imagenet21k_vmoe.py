@@ -3,7 +3,7 @@
     python -m vmoe_prc.data.prepare imagenet21k --from=DIRECTORY_OF_FALL11_WHOLE_TAR
     python -m vmoe_prc.main --config=configs/imagenet21k_vmoe.py
 
-Arguments: `k=1` one expert a token, `prc=on` pairs of views with PRC, `seed=N`.
+Arguments: `k=1` one expert per token, `prc=on` pairs of views with PRC, `seed=N`.
 """
 
 import functools
@@ -20,7 +20,7 @@ CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, k=2, prc=False, seed=0)
+    args = parse_arguments(arguments, k=2, prc=False, diagonal="matrix", seed=0)
     description = f"ViT-B/16, E=8, K={args.k}, Every 2, 300 Epochs"
     model = vmoe_model(description, image_size=224, num_classes=NUM_CLASSES)
     model |= {"representation_size": None, "head_bias_init": -10.0}
@@ -42,7 +42,7 @@ def get_config(arguments: str = ""):
             },
             "model": model,
             "loss": {"name": "sigmoid_xent"},
-            **router_losses(args.prc),
+            **router_losses(args.prc, diagonal=args.diagonal),
             "mixup": None if args.prc else {"concentration": 0.5, "size": 2},
             "optimizer": adam(
                 "warmup_linear_decay", peak_value=8e-4, end_value=1e-5, warmup_steps=10_000

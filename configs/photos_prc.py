@@ -18,7 +18,9 @@ PATCHES_PER_SIDE = 8
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, dir="", size=64, steps=600, k=2, prc=True, seed=0)
+    args = parse_arguments(
+        arguments, dir="", size=64, steps=600, k=2, prc=True, diagonal="matrix", seed=0
+    )
     if args.size < PATCHES_PER_SIDE or args.size % PATCHES_PER_SIDE:
         expected = f"must be a multiple of {PATCHES_PER_SIDE}"
         raise ConfigError("config argument 'size'", args.size, expected)
@@ -55,7 +57,7 @@ def get_config(arguments: str = ""):
                 layers=(1, 3),
             ),
             "loss": {"name": "softmax_xent"},
-            **router_losses(args.prc, pair_class_tokens=False),
+            **router_losses(args.prc, pair_class_tokens=False, diagonal=args.diagonal),
             "optimizer": adam(
                 "warmup_cosine_decay",
                 peak_value=2e-3,

@@ -31,6 +31,9 @@ SAMPLES = {
 REPAIRS = {
     "config.consistency.pair_class_tokens": {"consistency": {"pair_class_tokens": False}},
     "config.mixup": {"mixup": None},
+    "config.model.encoder.moe.router.dispatcher.batch_priority": {
+        "model": {"encoder": {"moe": {"router": {"dispatcher": {"batch_priority": False}}}}}
+    },
     "config.model.encoder.moe.router.dispatcher.name": {
         "model": {"encoder": {"moe": {"router": {"dispatcher": {"name": "gather"}}}}}
     },

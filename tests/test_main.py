@@ -1,26 +1,45 @@
-"""The command line, in processes of its own."""
+"""The command line of training: in this process, and in one of its own where it imports JAX."""
 
 import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
+
+from vmoe_prc import main
 
 
-def run(*arguments, cwd="."):
+@pytest.fixture
+def run(capsys):
+    """Runs the command in this process; returns status, output and errors."""
+
+    def run(*arguments):
+        with flagsaver.flagsaver():
+            try:
+                status = main.run(["vmoe_prc.main", *arguments])
+            except SystemExit as end:
+                status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def start(*arguments):
+    """Runs the command in a process of its own."""
     command = [sys.executable, "-m", "vmoe_prc.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_help_explains_itself():
-    result = run("--help")
-    assert "configs/digits_prc.py:k=1,prc=off" in result.stdout
-    assert "--workdir" in result.stdout
+    output = start("--help").stdout
+    assert "configs/digits_prc.py:k=1,prc=off" in output
+    assert "--workdir" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Flag --config must have a value"),
+        ([], "--config = None: missing; expected a config file or a recipe"),
         (["--config=configs/digits_prc.py:prk=off"], "'prk' = 'off': unknown; allowed: k, prc"),
         (["--config=configs/digits_prc.py:k=9"], "num_selected_experts = 9: must not exceed"),
         (["--config=configs/digits.py"], "configs/digits.py"),
@@ -29,22 +48,36 @@ def test_help_explains_itself():
         (["--config=configs/digits_prc.py", "--config.seed=x"], "config.seed = 'x': expected int"),
         # A field that is None by default can be set, and is checked like all others.
         (["--config=configs/digits_prc.py", "--config.ema_decay=2"], "ema_decay = 2.0: expected"),
-        (
-            ["--config=configs/imagenet_prc.py", "--config.dataset.test.data_dir=/none"],
-            "config.dataset.test.name = 'imagenet2012': is not prepared in /none/imagenet2012",
-        ),
+        (["--config=configs/digits_prc.py", "here"], "command line = 'here': unexpected arguments"),
     ],
 )
-def test_mistakes_get_one_line_and_status_2(arguments, message, tmp_path):
-    result = run(*arguments, *([f"--workdir={tmp_path}/new"] if arguments else []))
+def test_mistakes_get_one_line_and_status_2(arguments, message, run, tmp_path):
+    status, output, errors = run(*arguments, *([f"--workdir={tmp_path}/new"] if arguments else []))
+    assert status == 2 and not output
+    [line] = errors.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_traceback_is_shown_when_asked_for(run, monkeypatch):
+    arguments = ["--config=configs/digits_prc.py", "--config.sede=1", "--traceback"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    status, _, errors = run(*arguments)
+    assert status == 2 and "Traceback" in errors
+
+
+def test_data_that_are_not_there_get_one_line_before_anything_is_written(tmp_path):
+    arguments = ["--config=configs/imagenet_prc.py", "--config.dataset.test.data_dir=/none"]
+    result = start(*arguments, f"--workdir={tmp_path}/new")
     assert result.returncode == 2
     [line] = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert message in line
+    assert (
+        "config.dataset.test.name = 'imagenet2012': is not prepared in /none/imagenet2012" in line
+    )
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "new").exists()
 
 
 def test_new_work_directories_are_named_by_config_and_time():
-    code = "from vmoe_prc import main; print(main.new_workdir('a/digits_prc.py:k=1,prc=off'))"
-    output = subprocess.check_output([sys.executable, "-c", code], text=True)
-    assert output.startswith("workdir/digits_prc-k=1-prc=off-2")
+    name = str(main.new_workdir("a/digits_prc.py:k=1,prc=off"))
+    assert name.startswith("workdir/digits_prc-k=1-prc=off-2")

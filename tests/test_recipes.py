@@ -11,16 +11,17 @@ from configs import (
     imagenet21k_vmoe,
     imagenet_finetune_prc,
     imagenet_prc,
+    imagenet_vmoe,
     pets_prc,
     photos_prc,
 )
-from vmoe_prc.config import ConfigError
+from vmoe_prc.config import ConfigError, evaluation_model
 
 FINE_TUNES = [
     (cifar_prc, "dataset=cifar10", 10, 128),
     (cifar_prc, "dataset=cifar100", 100, 128),
     (flowers_prc, "", 102, 224),
-    (pets_prc, "", 37, 224),
+    (pets_prc, "", 37, 128),
     (imagenet_finetune_prc, "", 1000, 384),
 ]
 
@@ -37,7 +38,10 @@ def test_both_arms_of_a_fine_tune_see_1024_images_a_step(recipe, arguments, clas
     assert config.model.encoder.moe.group_size == 8 * ((size // 32) ** 2 + 1)
     assert config.model.encoder.moe.router.num_selected_experts == 1
     assert f"resize({size})" in config.dataset.test.process
-    assert (config.train_steps, config.seed) == (5000, 3)
+    assert config.seed == 3
+    # As in the released programs of V-MoE and PRC, also in evaluation.
+    dispatcher = evaluation_model(config)["encoder"]["moe"]["router"]["dispatcher"]
+    assert dispatcher["capacity_factor"] == 1.5
 
 
 @pytest.fixture
@@ -89,3 +93,18 @@ def test_a_folder_gives_its_classes(folder, recipe):
 def test_wrong_arguments(recipe, arguments, message):
     with pytest.raises(ConfigError, match=message):
         recipe.get_config(arguments)
+
+
+def test_the_diagonal_of_the_released_program_is_an_argument():
+    for recipe in (digits_prc, cifar_prc, imagenet_prc, imagenet_finetune_prc):
+        assert recipe.get_config("diagonal=per_position").consistency.diagonal == "per_position"
+        assert recipe.get_config().consistency.diagonal == "matrix"
+    with pytest.raises(ConfigError, match=r"diagonal = 'rows': expected one of matrix"):
+        digits_prc.get_config("diagonal=rows")
+
+
+def test_vmoes_own_recipe_mixes_images_and_prcs_baseline_does_not():
+    own, baseline = imagenet_vmoe.get_config(), imagenet_prc.get_config("prc=off")
+    assert own.model == baseline.model
+    assert (own.mixup.concentration, baseline.mixup) == (0.2, None)
+    assert (own.dataset.train.batch_size, baseline.dataset.train.batch_size) == (8192, 1024)

@@ -48,3 +48,32 @@ def test_errors():
         create_learning_rate_schedule(
             schedule="warmup_linear_decay", total_steps=9, peak_value=1, warmup_steps=9
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_steps": 4, "cooldown_steps": 7}, "must not exceed the 10 steps"),
+        ({"timescale": 0}, "timescale = 0 must be positive"),
+        ({"timescale": -2}, "timescale = -2 must be positive"),
+    ],
+)
+def test_reciprocal_root_refuses_what_has_no_rate(options, message):
+    options = {"peak_value": 1.0, "timescale": 2, **options}
+    with pytest.raises(ValueError, match=message):
+        create_learning_rate_schedule(schedule="big_vision_rsqrt", total_steps=10, **options)
+
+
+def test_decays_over_more_steps_than_an_int32_counts():
+    for name in ("warmup_linear_decay", "warmup_cosine_decay"):
+        schedule = create_learning_rate_schedule(
+            schedule=name, total_steps=10**11, peak_value=1.0, warmup_steps=100
+        )
+        np.testing.assert_allclose(schedule(np.int32(100 + 10**9)), 0.99, atol=0.011)
+
+
+def test_a_decay_may_end_before_the_training():
+    schedule = create_learning_rate_schedule(
+        schedule="warmup_linear_decay", total_steps=100, peak_value=1.0, decay_steps=50
+    )
+    np.testing.assert_allclose([schedule(25), schedule(50), schedule(80)], [0.5, 0, 0])

@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": ("vmoe_prc.predict", "classify images with a trained model"),
     "study": ("vmoe_prc.study", "train several arms with several seeds and compare them"),
     "ensemble": ("vmoe_prc.study.ensemble", "train many small runs at once on one device"),
+    "ensemble-tables": ("vmoe_prc.study.ensemble.tables", "tables of such small runs"),
     "analyze": ("vmoe_prc.analyze", "measure and draw the routing of trained models"),
     "report": ("vmoe_prc.report", "gather finished runs in tables or in one HTML page"),
     "config": ("vmoe_prc.config", "print the reference of all fields of a configuration"),

@@ -1,7 +1,8 @@
-"""Which patch of view 1 shows the place that a patch of view 0 shows.
+"""Matches the patches of two views of an image that show the same place.
 
 Points are homogeneous pixel coordinates (row, col, 1); a pixel [r, c] covers
-[r, r+1) x [c, c+1). A matrix `a_from_b` takes points of b to points of a.
+[r, r+1) x [c, c+1). A matrix `a_from_b` maps points of b to points of a; "image" is the original
+image as it was decoded, before any crop, and "view" what the model sees.
 """
 
 import jax
@@ -13,7 +14,14 @@ Size = int | tuple[int, int]
 
 
 def view1_from_view0(view_from_image: Float[Array, "B 2 3 3"]) -> Float[Array, "B 3 3"]:
-    """Composes the map from view 0 to view 1 through the source image."""
+    """Composes the maps from the two views to their image.
+
+    Args:
+      view_from_image: (B, 2, 3, 3) maps of the original image to its two views.
+
+    Returns:
+      (B, 3, 3) map of pixel coordinates of view 0 to those of view 1.
+    """
     view0, view1 = view_from_image[:, 0], view_from_image[:, 1]
     return _matmul(view1, _inverse(view0))
 
@@ -77,19 +85,20 @@ def match_patches(
 def shuffle_partners(
     key: jax.Array, pairs: Int[Array, "B X 2"], class_pair: bool = False
 ) -> Int[Array, "B X 2"]:
-    """Pairs the matched patches of each image at random: what PRC learns without the match.
+    """Pairs the matched patches of each image at random, as a control for PRC.
 
-    The same patches are paired as before, and as many of them.
+    The same patches are paired as before, only with other partners of the same image.
 
     Args:
       key: Random key.
       pairs: (B, X, 2) of `match_patches`.
-      class_pair: Whether the last pair is that of the class tokens, which stays.
+      class_pair: Whether the last pair is the class tokens, which stay a pair.
     """
     matched = pairs[..., 0] >= 0
     if class_pair:
         matched = matched.at[:, -1].set(False)
-    # Both orders begin with the matched pairs: one at random, the other as they come.
+    # Two orders of the pairs, both with the matched ones first: at random, and as they come.
+    # The n-th matched pair gets the partner of the n-th at random; argsort inverts an order.
     draws = jnp.where(matched, jax.random.uniform(key, matched.shape), jnp.inf)
     at_random = jnp.argsort(draws, axis=1)
     as_they_come = jnp.argsort(~matched, axis=1, stable=True)

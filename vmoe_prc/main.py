@@ -80,6 +80,8 @@ def main(argv: list[str], changes: dict[str, Any]):
     """
     if len(argv) > 1:
         raise ConfigError("command line", " ".join(argv[1:]), "unexpected arguments")
+    if _CONFIG.value is None:
+        raise ConfigError("--config", None, "missing; expected a config file or a recipe")
     config = complete(override(read_config_file(_CONFIG.value, "--config"), changes))
     if _EXPLAIN.value is not None:
         print(explain(_EXPLAIN.value, config))
@@ -101,8 +103,6 @@ def main(argv: list[str], changes: dict[str, Any]):
     if workdir is None:
         chosen = new_workdir(_CONFIG.value)
         workdir = processes.broadcast_from_process_zero(str(chosen))
-        if processes.is_main_process():
-            print(f"Work directory: {workdir}", flush=True)
     try:
         summary = loop.train_and_evaluate(config, workdir)
     except PreemptedError as error:
@@ -122,16 +122,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise ConfigError("command line", " ".join(argv[1:]), message) from None
 
 
-def run() -> None:
-    """Entry point; `runtime.programs` has the exit statuses."""
-    flags.mark_flag_as_required("config")
-    sys.exit(run_program(_run))
+def run(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status, see `runtime.programs`.
 
+    Args:
+      argv: Name of the program and arguments; those of this process if None.
+    """
 
-def _run() -> None:
-    argv, changes = split_config_flags(sys.argv)
-    app.run(functools.partial(main, changes=changes), argv, flags_parser=parse_flags)
+    def program() -> None:
+        remaining, changes = split_config_flags(sys.argv if argv is None else argv)
+        app.run(functools.partial(main, changes=changes), remaining, flags_parser=parse_flags)
+
+    return run_program(program)
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -23,7 +23,7 @@ _DESCRIPTION = re.compile(
 )
 # Routing groups are the tokens of 8 images, the fewest that a device is meant to hold.
 IMAGES_PER_GROUP = 8
-# At evaluation the experts have room for nearly all tokens.
+# V-MoE evaluates models trained from scratch with room for nearly all tokens.
 EVALUATION_CAPACITY = {"encoder": {"moe": {"router": {"dispatcher": {"capacity_factor": 4.0}}}}}
 # A new head on other classes, and maybe another resolution.
 FINE_TUNE_RULES = (
@@ -157,8 +157,17 @@ def adam(schedule: str, peak_value: float, end_value: float, warmup_steps: int) 
     }
 
 
-def router_losses(prc: bool, pair_class_tokens: bool = True) -> dict[str, Any]:
-    """Returns the losses on the routers: PRC alone, or V-MoE's balance losses."""
+def router_losses(
+    prc: bool, pair_class_tokens: bool = True, diagonal: str = "matrix"
+) -> dict[str, Any]:
+    """Returns the losses on the routers: only PRC, or V-MoE's balance losses.
+
+    Args:
+      prc: Whether to use PRC.
+      pair_class_tokens: Whether the class tokens of two views are a pair.
+      diagonal: 'matrix', the formula of the paper, or 'per_position', that of PRC's released
+        program.
+    """
     if prc:
         return {
             "auxiliary_loss": {"importance_loss_weight": 0.0, "load_loss_weight": 0.0},
@@ -166,6 +175,7 @@ def router_losses(prc: bool, pair_class_tokens: bool = True) -> dict[str, Any]:
                 "name": "prc",
                 "diagonal_weight": 5e-3,
                 "off_diagonal_weight": 5e-2,
+                "diagonal": diagonal,
                 "pair_class_tokens": pair_class_tokens,
             },
         }
@@ -228,22 +238,26 @@ def fine_tune(
     image_size: int,
     peak_value: float = 3e-3,
     end_value: float = 1e-5,
+    steps: int = 5_000,
     pair_class_tokens: bool = False,
 ) -> dict[str, Any]:
-    """Returns the paper's recipe for fine-tuning V-MoE-S/32, 5,000 steps of 1,024 images.
+    """Returns the paper's recipe for fine-tuning V-MoE-S/32: `steps` steps of 1,024 views.
+
+    Capacity is 1.5 in training and evaluation, as in the released programs of V-MoE and PRC.
 
     The published runs start from the pre-trained model of `configs/imagenet_prc.py`: give
     its work directory as `--config.initialization.prefix`.
 
     Args:
       arguments: `k`, the number of selected experts; `prc`, whether to train on pairs of
-        views with PRC, or on one view without; `seed`.
+        views with PRC, or on one view without; `diagonal`, see `router_losses`; `seed`.
       dataset: Name of the data set.
       splits: Its splits `train`, `val` and `test`; a split that is missing is left out.
       num_classes: Number of classes.
       image_size: Side of the images in pixels.
       peak_value: Learning rate after the warm-up.
       end_value: Learning rate at the end.
+      steps: Steps of the training.
       pair_class_tokens: Whether the class tokens of two views are paired.
     """
     description = f"ViT-S/32, E=8, K={arguments.k}, Last 2"
@@ -261,7 +275,7 @@ def fine_tune(
     return {
         "description": description,
         "seed": arguments.seed,
-        "train_steps": 5_000,
+        "train_steps": steps,
         "dataset": {
             "train": split(split=splits["train"], shuffle_buffer=50_000) | train,
             **{s: split(split=splits[s], process=whole) for s in ("val", "test") if s in splits},
@@ -270,7 +284,7 @@ def fine_tune(
         "model": model,
         "initialization": {"rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False},
         "loss": {"name": "softmax_xent"},
-        **router_losses(arguments.prc, pair_class_tokens),
+        **router_losses(arguments.prc, pair_class_tokens, arguments.diagonal),
         "optimizer": {
             "name": "sgd",
             "momentum": 0.9,
@@ -282,6 +296,6 @@ def fine_tune(
                 "warmup_steps": 500,
             },
         },
-        "evaluate": {"every_steps": 500, "model_overrides": EVALUATION_CAPACITY},
+        "evaluate": {"every_steps": 500},
         "save_checkpoint": {"every_steps": 500},
     }

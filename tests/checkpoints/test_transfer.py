@@ -54,6 +54,31 @@ def test_position_embeddings_are_resized_between_their_corners(class_token):
     )
 
 
+def test_embeddings_are_resized_between_grids_of_as_many_patches():
+    """A horizontal ramp stays one: copied row by row it would begin anew in each row."""
+    ramp = np.broadcast_to(np.arange(4, dtype=np.float32)[:, None], (4, 4, 2)).reshape(1, 16, 2)
+    source = {EMBEDDING: np.concatenate([np.full((1, 1, 2), 9, np.float32), ramp], axis=1)}
+    target = shapes(**{EMBEDDING: (1, 17, 2)})
+    arrays, (moved,) = transfer(source, target, FINE_TUNE_RULES, grid=(2, 8))
+    assert moved.action == "vit_zoom"
+    assert (arrays[EMBEDDING][0, 0] == 9).all()
+    rows = arrays[EMBEDDING][0, 1:, 0].reshape(2, 8)
+    np.testing.assert_allclose(rows, [np.linspace(0, 3, 8)] * 2, atol=1e-6)
+    # And back, from a grid that only the rule knows.
+    back = {EMBEDDING: arrays[EMBEDDING]}
+    rule = [("^.*posembed.*$", EMBEDDING, "vit_zoom", (2, 8))]
+    arrays, _ = transfer(back, target, rule, grid=(4, 4))
+    np.testing.assert_allclose(
+        arrays[EMBEDDING][0, 1:, 0].reshape(4, 4), [[0, 1, 2, 3]] * 4, atol=1e-6
+    )
+
+
+def test_the_grid_of_a_rectangle_must_be_known():
+    source, target = {EMBEDDING: random(1, 32, 8)}, shapes(**{EMBEDDING: (1, 32, 8)})
+    with pytest.raises(ConfigError, match=r"32 tokens are no square grid.* give the rule its grid"):
+        transfer(source, target, FINE_TUNE_RULES, grid=(4, 8))
+
+
 def test_embeddings_of_the_same_grid_stay_as_they_are():
     source = {EMBEDDING: random(1, 17, 8)}
     arrays, (moved,) = transfer(source, shapes(**{EMBEDDING: (1, 17, 8)}), FINE_TUNE_RULES)

@@ -33,7 +33,9 @@ def test_label_smoothing():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="unknown loss 'hinge'; allowed: sigmoid_xent, softmax"):
+    with pytest.raises(
+        ValueError, match="unknown classification loss 'hinge'; allowed: sigmoid_xent, softmax"
+    ):
         classification_loss(LOGITS, LABELS, "hinge")
-    with pytest.raises(ValueError, match=r"need labels alike, not \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"need labels of the same shape, not \(1, 3\)"):
         classification_loss(LOGITS, LABELS[:1])

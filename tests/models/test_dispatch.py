@@ -1,5 +1,7 @@
 """Dispatch against the golden arrays; equality of the methods; properties of the plan."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmoe_prc.models import dispatch
+from vmoe_prc.models.dispatch import DispatcherOptions
 
 METHODS = ("einsum", "gather")
+UNLIMITED = DispatcherOptions(capacity_factor=4.0)
 CASES = [(k, cf, bp) for k in (1, 2, 3) for cf in (0.5, 1.05, 1.5, 4.0) for bp in (False, True)]
 
 
@@ -33,8 +37,11 @@ def applied_weights(plan):
 def test_golden_top_experts_per_item(golden, close, k, cf, bp, method):
     data = golden("dispatch")
     name = f"k{k}_cf{cf}_bp{int(bp)}"
-    plan = dispatch.top_experts_per_item(jnp.asarray(data["gates"]), k, cf, bp, method)
-    assert plan.capacity == data[f"capacity_{name}"]
+    options = DispatcherOptions(capacity_factor=cf, batch_priority=bp)
+    gates = jnp.asarray(data["gates"])
+    plan = dispatch.top_experts_per_item(gates, k, method, options)
+    # The released program makes slots that no token can take.
+    assert plan.capacity == min(data[f"capacity_{name}"], gates.shape[1])
     close(applied_weights(plan), data[f"weight_{name}"])
     close(run(plan, jnp.asarray(data["inputs"])), data[f"out_{name}"])
 
@@ -43,7 +50,8 @@ def test_golden_top_experts_per_item(golden, close, k, cf, bp, method):
 @pytest.mark.parametrize("cf", [0.5, 1.05, 2.0])
 def test_golden_top_items_per_expert(golden, close, cf, method):
     data = golden("dispatch")
-    plan = dispatch.top_items_per_expert(jnp.asarray(data["gates"]), cf, method)
+    options = DispatcherOptions(capacity_factor=cf)
+    plan = dispatch.top_items_per_expert(jnp.asarray(data["gates"]), method, options)
     close(run(plan, jnp.asarray(data["inputs"])), data[f"out_experts_choice_cf{cf}"])
 
 
@@ -65,16 +73,15 @@ def make(problem, method):
     gates = jax.nn.softmax(jax.random.normal(keys[0], problem["shape"]))
     x = jax.random.normal(keys[1], (*problem["shape"][:2], 5))
 
+    options = DispatcherOptions(
+        capacity_factor=problem["capacity_factor"],
+        batch_priority=problem["batch_priority"] and not problem["expert_choice"],
+    )
+
     def plan(gates):
         if problem["expert_choice"]:
-            return dispatch.top_items_per_expert(gates, problem["capacity_factor"], method)
-        return dispatch.top_experts_per_item(
-            gates,
-            problem["k"],
-            problem["capacity_factor"],
-            problem["batch_priority"],
-            method,
-        )
+            return dispatch.top_items_per_expert(gates, method, options)
+        return dispatch.top_experts_per_item(gates, problem["k"], method, options)
 
     return gates, x, jax.jit(plan)
 
@@ -113,27 +120,47 @@ def test_no_slot_is_taken_twice_and_none_wasted(problem):
 def test_groups_are_independent(problem, seed):
     gates, x, plan = make(problem, "gather")
     order = np.random.default_rng(seed).permutation(gates.shape[0])
-    np.testing.assert_allclose(run(plan(gates), x)[order], run(plan(gates[order]), x[order]))
+    apply = jax.jit(lambda gates, x: run(plan(gates), x))
+    np.testing.assert_allclose(apply(gates, x)[order], apply(gates[order], x[order]))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_moves_data_in_bfloat16_and_restores_the_dtype(method):
     gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 8, 4)))
     x = jax.random.normal(jax.random.key(1), (1, 8, 3))
-    sent = dispatch.top_experts_per_item(gates, 1, 4.0, method=method, bfloat16=True)
-    exact = dispatch.top_experts_per_item(gates, 1, 4.0, method=method)
+    exact = dispatch.top_experts_per_item(gates, 1, method, UNLIMITED)
+    rounding = dataclasses.replace(UNLIMITED, bfloat16=True)
+    sent = dispatch.top_experts_per_item(gates, 1, method, rounding)
     assert sent.dispatch(x).dtype == jnp.float32
     rounded = exact.dispatch(x.astype(jnp.bfloat16)).astype(jnp.float32)
     np.testing.assert_array_equal(sent.dispatch(x), rounded)
 
 
+def test_padding_takes_no_slots():
+    """The tokens that are kept are those of the same group without its padding."""
+    gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 24, 4)))
+    mask = jnp.arange(24)[None] % 3 > 0
+    for make, k in (("top_experts_per_item", (2,)), ("top_items_per_expert", ())):
+        for options in (DispatcherOptions(), DispatcherOptions(capacity_factor=9.0)):
+            plan = getattr(dispatch, make)(gates, *k, "gather", options, mask)
+            # As likely to be chosen as any other token, were it not for the mask.
+            loud = jnp.where(mask[..., None], gates, gates**0.1)
+            other = getattr(dispatch, make)(loud, *k, "gather", options, mask)
+            assert not plan.kept[~mask].any()
+            np.testing.assert_array_equal(plan.kept, other.kept)
+            full = plan.kept.sum() == plan.num_experts * plan.capacity
+            assert full or plan.kept[mask].all()
+
+
 def test_errors():
     gates = jnp.ones((1, 4, 2))
     with pytest.raises(ValueError, match="num_selected_experts = 3 must be between 1 and"):
-        dispatch.top_experts_per_item(gates, 3, 1.0)
+        dispatch.top_experts_per_item(gates, 3)
     with pytest.raises(ValueError, match="'onehot'; allowed: dropless, einsum, gather"):
-        dispatch.top_experts_per_item(gates, 1, 1.0, method="onehot")
-    with pytest.raises(ValueError, match="'dropless'; allowed: einsum, gather"):
-        dispatch.top_items_per_expert(gates, 1.0, method="dropless")
+        dispatch.top_experts_per_item(gates, 1, "onehot")
+    with pytest.raises(ValueError, match="'dropless' has no capacity"):
+        dispatch.top_items_per_expert(gates, "dropless")
+    with pytest.raises(ValueError, match="batch_priority = True orders tokens that choose"):
+        dispatch.top_items_per_expert(gates, options=DispatcherOptions(batch_priority=True))
     with pytest.raises(ValueError, match="capacity_factor = 0"):
-        dispatch.top_experts_per_item(gates, 1, 0)
+        dispatch.compute_capacity(8, 2, 0)

@@ -26,6 +26,8 @@ GOLDEN = {
     "gap_k2": {"classifier": "gap", "representation_size": 32, "k": 2, "tokens": 16},
 }
 
+BALANCE = {"importance_loss_weight": 0.005, "load_loss_weight": 0.005}
+
 
 def make_model(
     k=2,
@@ -93,7 +95,7 @@ def test_golden(golden, close, name, dispatcher):
     @functools.partial(jax.grad, has_aux=True)
     def gradients(params):
         logits, routings = model.apply({"params": params}, data["images"])
-        auxiliary, metrics = auxiliary_loss(routings, 0.005, 0.005)
+        auxiliary, metrics = auxiliary_loss(routings, balance=BALANCE)
         loss = jnp.mean(classification_loss(logits, labels)) + auxiliary
         return loss, (loss, logits, metrics)
 
@@ -143,7 +145,7 @@ def test_options_train(options):
 
         def loss(variables):
             logits, routings = model.apply(variables, images, rngs=rngs)
-            return jnp.sum(logits**2) + auxiliary_loss(routings, 1.0)[0], routings
+            return jnp.sum(logits**2) + auxiliary_loss(routings, balance=BALANCE)[0], routings
 
         return jax.grad(loss, has_aux=True)(variables)
 

@@ -21,10 +21,10 @@ PRC = {"name": "prc", "pair_class_tokens": True}
 SOFTMAX = {"name": "softmax_xent"}
 
 
-def setup(mesh=None, model=None, use_ema=False, **options):
+def setup(mesh=None, model=None, use_ema=False, optimizer=tiny.OPTIMIZER, **options):
     model = model or tiny.tiny_model()
     mesh = mesh or mesh_lib.create_mesh(1, jax.devices()[:1])
-    optimizer = create_optimizer(total_steps=10, **tiny.OPTIMIZER)
+    optimizer = create_optimizer(total_steps=10, **optimizer)
     shape = (16, 32, 32, 3)
     with jax.set_mesh(mesh):
         abstract = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES, use_ema)
@@ -55,7 +55,7 @@ def options(kind, dispatcher="gather"):
     router = {"num_selected_experts": 1, "dispatcher": {"name": dispatcher, "batch_priority": True}}
     return {
         "model": tiny.tiny_model(num_experts=8, router=router),
-        "auxiliary_loss_weights": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
+        "balance": {"importance_loss_weight": 0.1, "load_loss_weight": 0.1},
     }
 
 
@@ -228,6 +228,43 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
         assert parts == pytest.approx(whole, rel=1e-5)
 
 
+CROWDED = [
+    {"name": "NoisyTopItemsPerExpertRouter"},
+    {"num_selected_experts": 2},
+    {"num_selected_experts": 2, "dispatcher": {"batch_priority": True}},
+]
+
+
+@pytest.mark.parametrize("router", CROWDED, ids=["expert choice", "top 2", "by priority"])
+def test_rows_that_fill_up_a_batch_take_no_place_in_an_expert(router):
+    """Two images a group, of which one is padding."""
+    dispatcher = {"capacity_factor": 0.5, **router.get("dispatcher", {})}
+    model = tiny.tiny_model(deterministic=True, router={**router, "dispatcher": dispatcher})
+    step, params, batch = jax.jit(make_eval_step(model, SOFTMAX)), trained_params(), {}
+    data = tiny.one_view_batch(8)
+    mask = jnp.array([1, 1, 1, 0, 0, 1, 0, 0], bool)
+    for fill in (0.0, 1.0, 100.0):
+        images = jnp.where(mask[:, None, None, None], data["image"], fill * data["image"])
+        batch[fill] = evaluate(step, params, [{**data, "image": images, "mask": mask}])
+    assert batch[0.0] == batch[1.0] == batch[100.0]
+    assert batch[0.0]["images"] == 4
+    assert 0 < batch[0.0]["encoderblock_1/dropped"] < 1
+
+
+def test_evaluation_leaves_out_images_without_labels():
+    model, data = tiny.tiny_model(deterministic=True, group_size=17), tiny.one_view_batch(8)
+    step, params = jax.jit(make_eval_step(model, SOFTMAX)), trained_params()
+    mask = jnp.ones(8, bool)
+    labelled = evaluate(step, params, [{**data, "mask": mask & (jnp.arange(8) < 5)}])
+    some = {**data, "labels": jnp.where(jnp.arange(8)[:, None] < 5, data["labels"], 0)}
+    metrics = evaluate(step, params, [{**some, "mask": mask}])
+    assert metrics["images"] == 8
+    assert metrics["accuracy"] == labelled["accuracy"]
+    assert metrics["loss"] == pytest.approx(labelled["loss"], rel=1e-6)
+    none = evaluate(step, params, [{**data, "labels": 0 * data["labels"], "mask": mask}])
+    assert not {"accuracy", "loss"} & none.keys()
+
+
 def test_evaluation_metrics_against_the_model_itself():
     model = tiny.tiny_model(deterministic=True)
     params, data = trained_params(), tiny.two_view_batch(8)
@@ -275,6 +312,28 @@ def test_a_step_that_is_not_finite_changes_only_the_counters():
     state, history = run([good[0], overflowing(good[1]), good[2]], use_ema=True, ema_decay=0.9)
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (3, 1, 0)
     assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
+
+
+@pytest.mark.usefixtures("platform")
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {**tiny.OPTIMIZER, "learning_rate": 1e30},
+        {**tiny.OPTIMIZER, "learning_rate": float("nan")},
+        {"name": "adam", "learning_rate": 0.1, "b2": 1.0},
+    ],
+    ids=["overflow", "no rate", "no decay of moments"],
+)
+def test_an_update_that_ruins_the_parameters_is_skipped(optimizer):
+    """The loss and its gradients are finite, and the parameters after the update are not."""
+    start, _ = run([], optimizer=optimizer, use_ema=True, ema_decay=0.9)
+    state, [metrics] = run(
+        [tiny.one_view_batch()], optimizer=optimizer, use_ema=True, ema_decay=0.9
+    )
+    assert np.isfinite(metrics["total_loss"]) and np.isfinite(metrics["global_norm/grads"])
+    assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (1, 1, 1)
+    for part in ("params", "opt_state", "ema_params"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(start, part))
 
 
 @pytest.mark.usefixtures("platform")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
+from vmoe_prc.config.registry import ROUTERS
+from vmoe_prc.models.routing import DEFAULT_ROUTER
 from vmoe_prc.steps.views import by_image
 
 
@@ -46,7 +48,7 @@ def make_routing_step(model: nn.Module) -> RoutingStep:
       `Choices` of each block.
     """
     router = dict(model.encoder).get("moe", {}).get("router", {})
-    experts_choose = router.get("name") == "NoisyTopItemsPerExpertRouter"
+    experts_choose = ROUTERS[router.get("name", DEFAULT_ROUTER)].experts_choose
 
     def step(params, images):
         logits, routings = model.apply({"params": params}, images)

@@ -9,7 +9,8 @@ replacement the array is dropped. Transformations:
     stack axis              joins all sources of one target, in the order of their numbers
     expand_tile axis reps   adds axes and repeats the array along them
     zoom                    resizes linearly to the shape of the target
-    vit_zoom                the same for position embeddings, the class token left alone
+    vit_zoom [grid]         the same for position embeddings, the class token left alone; `grid`
+                            is (rows, columns) of the checkpoint's patches, square if not given
 """
 
 import dataclasses
@@ -55,6 +56,7 @@ def transfer(
     raise_if_source_unmatched: bool = True,
     raise_if_target_unmatched: bool = True,
     field: str = "config.initialization",
+    grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[Moved]]:
     """Makes arrays of a model from those of a checkpoint.
 
@@ -67,6 +69,7 @@ def transfer(
       raise_if_target_unmatched: Whether an array of the model that gets nothing is an error,
         rather than left as it was initialised.
       field: Name of the configuration's section, for errors.
+      grid: (rows, columns) of the model's patches; a square grid if None.
 
     Returns:
       The new arrays by their names in the model, in its dtypes, and what became of each.
@@ -108,9 +111,12 @@ def transfer(
         )
     arrays, moved = {}, []
     for name, (rule, names) in chosen.items():
-        arrays[name] = _make([source[n] for n in names], target[name], rule, names, name, field)
+        values = [source[n] for n in names]
+        arrays[name] = _transformed(values, target[name], rule, names, name, field, grid)
         shape, new_shape = source[names[0]].shape, target[name].shape
         changed = len(rule) > 2 and (len(names) > 1 or shape != new_shape)
+        if rule[2:3] == ("vit_zoom",):  # From 4 x 4 to 2 x 8 patches the shape stays.
+            changed |= not np.array_equal(arrays[name], values[0].astype(arrays[name].dtype))
         action = rule[2] if changed else "loaded"
         moved.append(Moved(name, tuple(names), action, shape, new_shape))
     moved += [Moved(name, (), "new", None, target[name].shape) for name in unmatched]
@@ -156,10 +162,21 @@ def check_rules(rules: Sequence[Sequence[Any]], field: str) -> list[tuple[Any, .
     return [tuple(rule) for rule in rules]
 
 
-def _make(values, target, rule, names, name, field) -> np.ndarray:
+def _transformed(
+    values: list[np.ndarray],
+    target: jax.ShapeDtypeStruct,
+    rule: Sequence[Any],
+    names: Sequence[str],
+    name: str,
+    field: str,
+    grid: tuple[int, int] | None,
+) -> np.ndarray:
+    """Applies the transformation of a rule, and checks that the result fits the target."""
     where = f"{', '.join(names)} {values[0].shape} -> {name} {target.shape}"
     try:
-        if len(rule) > 2:
+        if rule[2:3] == ("vit_zoom",):
+            value = _vit_zoom(values, target.shape, grid, *rule[3:])
+        elif len(rule) > 2:
             value = _TRANSFORMATIONS[rule[2]](values, target.shape, *rule[3:])
         else:
             (value,) = values
@@ -205,25 +222,42 @@ def _zoom(values, target_shape):
     return scipy.ndimage.zoom(np.asarray(value, np.float32), factors, order=1)
 
 
-def _vit_zoom(values, target_shape):
+def _vit_zoom(values, target_shape, new_grid=None, grid=None):
     (value,) = values
     if value.ndim != 3 or len(target_shape) != 3 or value.shape[2] != target_shape[2]:
         raise ValueError("expected (1, tokens, size) of one size")
-    (tokens, side), (new_tokens, new_side) = _grid(value.shape[1]), _grid(target_shape[1])
-    if new_tokens > tokens:
+    num_class_tokens, grid = _split_tokens(value.shape[1], grid, "give the rule its grid")
+    new_num_class_tokens, new_grid = _split_tokens(target_shape[1], new_grid, "")
+    if new_num_class_tokens > num_class_tokens:
         raise ValueError("the checkpoint has no embedding for the class token")
+    if grid == new_grid:
+        return value[:, num_class_tokens - new_num_class_tokens :]
     size = value.shape[2]
-    grid = value[:, tokens:].reshape(1, side, side, size)
-    grid = _zoom([grid], (1, new_side, new_side, size)).reshape(1, -1, size)
-    return np.concatenate([value[:, :new_tokens], grid], axis=1)
+    patches = value[:, num_class_tokens:].reshape(1, *grid, size)
+    patches = _zoom([patches], (1, *new_grid, size)).reshape(1, -1, size)
+    return np.concatenate([value[:, :new_num_class_tokens], patches], axis=1)
 
 
-def _grid(num_tokens: int) -> tuple[int, int]:
-    """Returns the number of class tokens and the side of the square grid of the others."""
+def _split_tokens(
+    num_tokens: int, grid: Sequence[int] | None, hint: str
+) -> tuple[int, tuple[int, int]]:
+    """Returns the number of class tokens, and rows and columns of the patches.
+
+    Args:
+      num_tokens: All tokens.
+      grid: Rows and columns if they are known; otherwise the grid must be square.
+      hint: What to do about a grid that is not known.
+
+    Raises:
+      ValueError: If the tokens do not form the grid with at most one class token.
+    """
     side = math.isqrt(num_tokens)
-    if num_tokens - side**2 not in (0, 1):
-        raise ValueError(f"{num_tokens} tokens are no square grid, with or without a class token")
-    return num_tokens - side**2, side
+    rows, columns = (side, side) if grid is None else grid
+    if num_tokens - rows * columns not in (0, 1):
+        form = "no square grid" if grid is None else f"no grid of {rows} x {columns}"
+        advice = f"; {hint}, such as ('posembed', ..., 'vit_zoom', (rows, columns))" if hint else ""
+        raise ValueError(f"{num_tokens} tokens are {form}, with or without a class token{advice}")
+    return num_tokens - rows * columns, (rows, columns)
 
 
 _TRANSFORMATIONS: dict[str, Callable[..., np.ndarray]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from vmoe_prc.config.derived import EVALUATION_MODEL, Config, evaluation_model
 from vmoe_prc.config.errors import ConfigError, check_regex, nearest
-from vmoe_prc.config.registry import SCHEDULES
+from vmoe_prc.config.registry import DISPATCHERS, ROUTERS, SCHEDULES
 from vmoe_prc.config.values import plain
 
 # Metrics of every split that is evaluated, the last four of splits with two views.
@@ -183,12 +183,20 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
             f"must not exceed num_experts = {moe['num_experts']}",
         )
     router = moe["router"]["name"]
-    dispatch = moe["router"].get("dispatcher", {}).get("name")
-    if router == "NoisyTopItemsPerExpertRouter" and dispatch == "dropless":
+    dispatcher = moe["router"].get("dispatcher")
+    if dispatcher is None or not ROUTERS[router].experts_choose:
+        return
+    if not DISPATCHERS[dispatcher["name"]].has_capacity:
         raise ConfigError(
             f"{field}.encoder.moe.router.dispatcher.name",
-            dispatch,
-            f"needs a router without capacity, which {router} is not; use 'gather'",
+            dispatcher["name"],
+            f"has no capacity, which {router} needs; use 'gather'",
+        )
+    if dispatcher["batch_priority"]:
+        raise ConfigError(
+            f"{field}.encoder.moe.router.dispatcher.batch_priority",
+            True,
+            f"orders tokens that choose experts; with {router} experts choose tokens",
         )
 
 

@@ -41,8 +41,8 @@ class Dataset:
     )
     shuffle_buffer: int = option(
         0,
-        "0 trains in the order of the files; any other number shuffles the whole split in each "
-        "epoch (V-MoE's name).",
+        "Any number but 0 shuffles the whole split in each epoch (the name is V-MoE's); 0 keeps "
+        "the order of the files.",
         minimum=0,
     )
     shuffle_block: int = option(

@@ -1,10 +1,11 @@
 """Config files: Python files with a function get_config(arguments)."""
 
 import importlib
+import importlib.machinery
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import ml_collections
@@ -32,7 +33,7 @@ def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        get_config = getattr(_run_file(path, path.stem), "get_config", None)
+        get_config = getattr(_run_file(path), "get_config", None)
         config = None if get_config is None else get_config(arguments)
     except ConfigError:
         raise
@@ -106,10 +107,17 @@ def _user_error(field: str, source: str, error: Exception) -> ConfigError:
     return ConfigError(field, source, f"its code fails with {text}")
 
 
-def _run_file(path: pathlib.Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def _module_of(path: pathlib.Path, name: str) -> tuple[ModuleType, Callable[[ModuleType], None]]:
+    """Returns a module that is still empty, and the function that runs its file in it."""
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(path))
+    spec.has_location = True
+    return importlib.util.module_from_spec(spec), loader.exec_module
+
+
+def _run_file(path: pathlib.Path) -> ModuleType:
+    module, execute = _module_of(path, path.stem)
+    execute(module)
     return module
 
 
@@ -120,10 +128,10 @@ def _import_file(path: pathlib.Path) -> None:
         return
     name = path.stem if known is None else str(path)
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        module, execute = _module_of(path, name)
+        sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            execute(module)
         except BaseException:
             del sys.modules[name]
             raise

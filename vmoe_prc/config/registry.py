@@ -71,7 +71,7 @@ class Registry(Mapping[str, Any]):
         """
 
         def decorate(factory: T) -> T:
-            key = name or factory.__name__
+            key = name or getattr(factory, "__name__", repr(factory))
             known = self._factories.get(key)
             same = known is not None and known.__module__ == factory.__module__
             if known is not None and not same:  # a module that is imported again may register again
@@ -126,16 +126,15 @@ class IntervalOptions:
     )
 
 
-_UNTIL = "vmoe_prc.losses.registrations"
-ROUTERS = Registry("router", ["vmoe_prc.models.routing", _UNTIL])
-DISPATCHERS = Registry("dispatcher", ["vmoe_prc.models.dispatch", _UNTIL])
+ROUTERS = Registry("router", ["vmoe_prc.models.routing"])
+DISPATCHERS = Registry("dispatcher", ["vmoe_prc.models.dispatch"])
 POSITION_EMBEDDINGS = Registry("position embedding", ["vmoe_prc.models.vit"])
 MODELS = Registry("model", ["vmoe_prc.models"])
-CLASSIFICATION_LOSSES = Registry("classification loss", ["vmoe_prc.losses.classification", _UNTIL])
-BALANCE_LOSSES = Registry("balance loss", ["vmoe_prc.losses.balance", _UNTIL])
-CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency", _UNTIL])
-SCHEDULES = Registry("schedule", ["vmoe_prc.schedule", _UNTIL], key="schedule")
-OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer", _UNTIL])
+CLASSIFICATION_LOSSES = Registry("classification loss", ["vmoe_prc.losses.classification"])
+BALANCE_LOSSES = Registry("balance loss", ["vmoe_prc.losses.balance"])
+CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency"])
+SCHEDULES = Registry("schedule", ["vmoe_prc.schedule"], key="schedule")
+OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer"])
 EVALUATORS = Registry(
     "evaluator", ["vmoe_prc.evaluation", "vmoe_prc.figures.training"], common=IntervalOptions
 )

@@ -138,7 +138,8 @@ def _field(hint: Any, field: dataclasses.Field) -> Field:
     arguments = typing.get_args(first)
     named = bool(arguments) and is_mapping(typing.get_origin(first))
     named = named and dataclasses.is_dataclass(arguments[1])
-    section = arguments[1] if named else first
+    declared = arguments[1] if named else first
+    section: Section | None = declared if isinstance(declared, type) else None
     if isinstance(info.choices, Registry):
         section = info.choices
         named = bool(arguments) and is_mapping(typing.get_origin(arguments[-1]))

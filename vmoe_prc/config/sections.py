@@ -147,7 +147,8 @@ def _default_section(field: Field) -> Any:
 def _with_choice(value: Any, field: Field) -> Any:
     """Adds the entry that a section of a registry has by default, if it chooses none."""
     if isinstance(field.section, Registry) and callable(field.default):
-        key, default = field.section.key, field.default()
+        key = field.section.key
+        default = typing.cast("Mapping[str, Any]", field.default())
         if isinstance(value, Mapping) and key not in value and key in default:
             return {key: default[key], **value}
     return value
@@ -172,7 +173,7 @@ def merge(base: Any, changes: Any, section: Section | None) -> Any:
     return merged
 
 
-def _merge_named(base: Any, changes: Any, section: type) -> Any:
+def _merge_named(base: Any, changes: Any, section: Section | None) -> Any:
     """Merges sections under names; None takes a section away."""
     if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
         return changes

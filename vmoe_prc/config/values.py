@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any
 
 import ml_collections
+from ml_collections.config_dict.config_dict import FieldReference
 
 from vmoe_prc.config.errors import ConfigError, nearest
 from vmoe_prc.config.options import OptionInfo
@@ -37,7 +38,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Copies ConfigDicts to dicts and lists to tuples, so that nothing else can change them."""
-    if isinstance(value, ml_collections.FieldReference):
+    if isinstance(value, FieldReference):
         value = value.get()
     if isinstance(value, (Mapping, ml_collections.ConfigDict)):
         return {key: plain(item) for key, item in value.items()}
@@ -102,9 +103,10 @@ def _convert(value: Any, hint: Any) -> Any:
     if isinstance(value, bool):
         raise _MismatchError
     if hint is int and isinstance(value, numbers.Integral):
-        if not -(2**63) <= value < 2**63:
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
             raise _MismatchError("expected an int of at most 64 bits")
-        return int(value)
+        return number
     if hint is float and isinstance(value, numbers.Real):
         return _finite(value)
     raise _MismatchError

@@ -1,21 +1,21 @@
 """Evaluation of whole splits: every image counts once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Float
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
-from vmoe_prc.evaluation.step import make_eval_step
+from vmoe_prc.evaluation.step import EvalStep, EvalSums, PairSums, make_eval_step
 from vmoe_prc.runtime.mesh import replicated
-from vmoe_prc.steps.views import Batch, Metrics
+from vmoe_prc.steps.views import Batch
 
 # By block and metric, sums over the pairs of each image; see `agreement_per_image`.
-PairSums = dict[str, dict[str, Float[np.ndarray, "N ..."]]]
+AgreementSums = dict[str, dict[str, Float[np.ndarray, "N ..."]]]
 
 
 @EVALUATORS.register("splits")
@@ -35,7 +35,7 @@ def split_evaluator(context: EvaluationContext) -> Evaluator:
 
 
 def evaluate(
-    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
+    eval_step: EvalStep,
     params: Any,
     batches: Iterable[Batch],
 ) -> dict[str, float]:
@@ -57,10 +57,10 @@ def evaluate(
 
 
 def sum_batches(
-    eval_step: Callable[[Any, Batch], tuple[Metrics, Metrics]],
+    eval_step: EvalStep,
     params: Any,
     batches: Iterable[Batch],
-) -> tuple[dict[str, np.ndarray], PairSums]:
+) -> tuple[EvalSums, AgreementSums]:
     """Runs the jitted evaluation step over all batches, for `finish_metrics`.
 
     Returns:
@@ -71,30 +71,29 @@ def sum_batches(
     """
     total, parts = None, []
     for batch in batches:
-        sums, per_image = eval_step(params, batch)
+        sums, pair_sums = eval_step(params, batch)
         # Added on the device: the host stays free to prepare the next batch.
         total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
-        parts.append(per_image)
+        parts.append(pair_sums)
     if total is None:
         raise ValueError("the split to evaluate has no images")
-    per_image = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(parts))
-    pair_sums: PairSums = {}
-    for key, values in per_image.items():
-        if key != "mask":
-            block, name = key.rsplit("/", 1)
-            pair_sums.setdefault(block, {})[name] = values[per_image["mask"]]
-    return jax.device_get(total), pair_sums
+    parts: list[PairSums | None] = jax.device_get(parts)
+    if parts[0] is None:
+        return jax.device_get(total), {}
+    images = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    return jax.device_get(total), jax.tree.map(lambda x: x[images.mask], images.agreement)
 
 
-def finish_metrics(sums: Mapping[str, Array], pair_sums: PairSums) -> dict[str, float]:
+def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]:
     """Turns sums over a split into metrics.
 
     Args:
       sums: Sums of `make_eval_step`'s function over the batches.
-      pair_sums: Agreement of each image, empty with one view.
+      agreement: Agreement of each image, empty with one view.
 
     Returns:
-      `accuracy`, `loss` and `images`; per block `{block}/dropped`, the share of choices
+      `images`; `accuracy` and `loss` over the labelled images, neither of them without any;
+      per block `{block}/dropped`, the share of choices
       that found their expert full, `{block}/load/{e}`, the share of the kept choices that
       went to expert e, and with two views the agreement metrics (top1, top2,
       top2_unordered, overlap) and their parts (chance, image, place, kappa, kappa_place; for
@@ -102,18 +101,16 @@ def finish_metrics(sums: Mapping[str, Array], pair_sums: PairSums) -> dict[str, 
       blocks without a prefix, with the bounds of a 95% interval over images: `top1_low`,
       `top1_high`.
     """
-    images = float(sums["images"])
-    metrics = {
-        "images": images,
-        "accuracy": float(sums["accuracy"]) / images,
-        "loss": float(sums["loss"]) / images,
-    }
-    for block in (key.removesuffix("/choices") for key in sums if key.endswith("/choices")):
-        load = np.asarray(sums[f"{block}/load"], np.float64)
-        metrics[f"{block}/dropped"] = float(sums[f"{block}/dropped"] / sums[f"{block}/choices"])
+    metrics = {"images": float(sums.images)}
+    if sums.labelled > 0:
+        metrics["accuracy"] = float(sums.correct) / float(sums.labelled)
+        metrics["loss"] = float(sums.loss) / float(sums.labelled)
+    for block, routing in sums.routing.items():
+        load = np.asarray(routing.load, np.float64)
+        metrics[f"{block}/dropped"] = float(routing.dropped / routing.choices)
         for expert, share in enumerate(load / max(load.sum(), 1)):
             metrics[f"{block}/load/{expert}"] = float(share)
-    for block, intervals in (agreement_intervals(pair_sums) if pair_sums else {}).items():
+    for block, intervals in (agreement_intervals(agreement) if agreement else {}).items():
         for name, interval in intervals.items():
             if block != ALL_BLOCKS:
                 metrics[f"{block}/{name}"] = interval.value

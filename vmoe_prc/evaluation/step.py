@@ -4,69 +4,132 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vmoe_prc.arrays import Leaf
 from vmoe_prc.evaluation.agreement import agreement_per_image
 from vmoe_prc.losses import classification_loss
 from vmoe_prc.models.routing import Routing
-from vmoe_prc.steps.views import Batch, Metrics, by_image, match_views, merge_views
+from vmoe_prc.steps.accuracy import is_correct, is_labelled
+from vmoe_prc.steps.views import Batch, by_image, match_views, merge_views
 
-EvalStep = Callable[[Any, Batch], tuple[Metrics, Metrics]]
+
+@flax.struct.dataclass
+class RoutingSums:
+    """What the router of one block did with the images that count.
+
+    Attributes:
+      choices: Choices of experts, float32.
+      dropped: Choices that found their expert full, float32.
+      load: (E,) float32, choices that each expert kept.
+    """
+
+    choices: Leaf
+    dropped: Leaf
+    load: Leaf
+
+
+@flax.struct.dataclass
+class EvalSums:
+    """Sums over the images of a batch; those of batches add up.
+
+    With two views per image each view counts as an image.
+
+    Attributes:
+      images: Images, float32.
+      labelled: Images with at least one label, float32.
+      loss: Classification loss of the labelled images.
+      correct: Labelled images whose prediction is one of their labels, float32.
+      routing: By block.
+    """
+
+    images: Leaf
+    labelled: Leaf
+    loss: Leaf
+    correct: Leaf
+    routing: dict[str, RoutingSums]
+
+
+@flax.struct.dataclass
+class PairSums:
+    """Agreement of the two views of each image of a batch.
+
+    Attributes:
+      mask: (B,) bool, False for images that do not count.
+      agreement: By block, sums over the pairs of each image, (B, ...), see
+        `agreement_per_image`; NaN where gates are not finite.
+    """
+
+    mask: Leaf
+    agreement: dict[str, dict[str, Leaf]]
+
+
+EvalStep = Callable[[Any, Batch], tuple[EvalSums, PairSums | None]]
 
 
 def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
-    """Builds the function (params, batch) -> (sums, per image) of one batch of evaluation.
+    """Builds the function (params, batch) -> (sums, pair sums) of one batch of evaluation.
 
-    A batch is as in training, with `mask` (B,) bool: rows with False count nowhere. With
-    two views there is also the agreement of each image, `{block}/{metric}` (B,), with the
-    `mask`. `evaluate.evaluate` turns all of it into metrics.
+    A batch is as in training, with `mask` (B,) bool: rows with False count nowhere and take no
+    place in an expert. There are pair sums with two views only. `splits.evaluate` turns all of
+    it into metrics.
 
     Args:
       model: The model, with `deterministic=True`.
       loss: Options of `losses.classification_loss`.
     """
 
-    def eval_step(params: Any, batch: Batch) -> tuple[Metrics, Metrics]:
+    def eval_step(params: Any, batch: Batch) -> tuple[EvalSums, PairSums | None]:
         two_views = batch["image"].ndim == 5
         images, labels = merge_views(batch["image"], batch["labels"])
         mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
-        logits, routings = model.apply({"params": params}, images)
+        logits, routings = model.apply({"params": params}, images, mask)
         losses = classification_loss(logits, labels, **loss)
-        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
+        labelled = mask & is_labelled(labels)
 
-        def total(values):
-            return jnp.sum(jnp.where(mask, values, 0), dtype=jnp.float32)
+        def total(values, counted):
+            return jnp.sum(jnp.where(counted, values, 0), dtype=jnp.float32)
 
-        sums = {"images": total(1), "loss": total(losses), "accuracy": total(correct)}
-        pairs = match_views(model, batch) if two_views else None
-        per_image = {"mask": batch["mask"]} if two_views else {}
-        for block, routing in routings.items():
-            for name, value in _routing_sums(routing, mask).items():
-                sums[f"{block}/{name}"] = value
-            if two_views:
-                experts = by_image(routing.experts, 2 * len(batch["mask"]))
-                views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
-                sums_per_image = agreement_per_image(views, pairs, routing.gates.shape[-1])
-                # NaN gates choose the same experts everywhere: no agreement, but divergence.
-                finite = jnp.isfinite(by_image(routing.gates, len(mask)).sum((1, 2)))
-                finite = finite.reshape(-1, 2).all(axis=1)  # (B,)
-                for name, value in sums_per_image.items():
-                    valid = finite.reshape(-1, *[1] * (value.ndim - 1))
-                    per_image[f"{block}/{name}"] = jnp.where(valid, value, jnp.nan)
-        return sums, per_image
+        sums = EvalSums(
+            images=total(1, mask),
+            labelled=total(1, labelled),
+            loss=total(losses, labelled),
+            correct=total(is_correct(logits, labels), labelled),
+            routing={block: _routing_sums(routing, mask) for block, routing in routings.items()},
+        )
+        if not two_views:
+            return sums, None
+        pairs = match_views(model, batch)
+        agreement = {block: _agreement(routing, pairs) for block, routing in routings.items()}
+        return sums, PairSums(batch["mask"], agreement)
 
     return eval_step
 
 
-def _routing_sums(routing: Routing, mask: jax.Array) -> Metrics:
-    """Sums of one block over the images that count; `load` is (E,), the rest scalar."""
+def _routing_sums(routing: Routing, mask: jax.Array) -> RoutingSums:
     experts, kept = (by_image(x, len(mask)) for x in (routing.experts, routing.kept))  # (N, T, K)
     kept &= mask[:, None, None]
     chosen = experts[..., None] == jnp.arange(routing.gates.shape[-1])
     num_choices = jnp.sum(mask) * experts.shape[1] * experts.shape[2]
+    return RoutingSums(
+        choices=num_choices.astype(jnp.float32),
+        dropped=(num_choices - jnp.sum(kept)).astype(jnp.float32),
+        load=jnp.sum(chosen & kept[..., None], axis=(0, 1, 2), dtype=jnp.float32),
+    )
+
+
+def _agreement(routing: Routing, pairs: jax.Array) -> dict[str, jax.Array]:
+    """Sums the agreement of one block over the matched pairs of each image."""
+    num_views = 2 * len(pairs)
+    experts = by_image(routing.experts, num_views)
+    views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
+    sums = agreement_per_image(views, pairs, routing.gates.shape[-1])
+    # NaN gates choose the same experts everywhere: no agreement, but divergence.
+    finite = jnp.isfinite(by_image(routing.gates, num_views).sum((1, 2)))
+    finite = finite.reshape(-1, 2).all(axis=1)  # (B,)
     return {
-        "choices": num_choices.astype(jnp.float32),
-        "dropped": (num_choices - jnp.sum(kept)).astype(jnp.float32),
-        "load": jnp.sum(chosen & kept[..., None], axis=(0, 1, 2), dtype=jnp.float32),
+        name: jnp.where(finite.reshape(-1, *[1] * (value.ndim - 1)), value, jnp.nan)
+        for name, value in sums.items()
     }

@@ -1,4 +1,4 @@
-"""How many floating-point operations the model itself asks for, however it is compiled."""
+"""Floating-point operations of a model, whatever program computes them."""
 
 from vmoe_prc.config import Config
 
@@ -26,7 +26,7 @@ def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
     embedding = patches * patch_height * patch_width * 3 * size
     attention = tokens * 4 * size * size + 2 * tokens * tokens * size
     dense_mlp = tokens * 2 * size * mlp_dim
-    num_selected = router.get("num_selected_experts", 1)
+    num_selected = router.get("num_selected_experts", 1) + moe.get("num_shared_experts", 0)
     experts = tokens * num_selected * 2 * size * moe.get("mlp_dim", mlp_dim)
     routing = tokens * size * moe.get("num_experts", 0)
     num_layers, num_moe = encoder["num_layers"], len(moe_layers)

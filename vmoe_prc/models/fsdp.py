@@ -1,4 +1,4 @@
-"""Operations of layers whose kernels are split over all devices and gathered to be used.
+"""Products with kernels that are split over all devices and gathered for use.
 
 Fully sharded data parallelism (ZeRO, arXiv 1910.02054, stage 3): a device keeps its part of
 each kernel, gathers the whole for the forward pass and again for the backward pass, and
@@ -15,7 +15,7 @@ from vmoe_prc.runtime.mesh import BATCH, all_gather, kernel_spec, on_each_device
 
 
 def _gathering(operation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Makes an operation take a kernel that is split as `mesh.kernel_spec` says."""
+    """Makes an operation accept a kernel that is split by `mesh.kernel_spec`."""
 
     @functools.wraps(operation)
     def run(inputs: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:

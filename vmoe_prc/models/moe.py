@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import Config
-from vmoe_prc.models.dispatch import DROPLESS, Dispatcher
-from vmoe_prc.models.dropless import apply_experts
-from vmoe_prc.models.routing import ROUTERS, DotGeneral, Routing
+from vmoe_prc.config.registry import ROUTERS
+from vmoe_prc.models.dispatch import Experts
+from vmoe_prc.models.routing import DEFAULT_ROUTER, DotGeneral, Routing
 
 
 class MlpBlock(nn.Module):
@@ -51,7 +51,7 @@ class MlpBlock(nn.Module):
 
 
 class MlpMoeBlock(nn.Module):
-    """A mixture of MLPs, of which each token sees the few that the router picks.
+    """A mixture of MLPs, of which each token uses the few that the router chooses.
 
     Attributes:
       mlp_dim: Hidden width of an expert.
@@ -62,9 +62,12 @@ class MlpMoeBlock(nn.Module):
       deterministic: Whether dropout and routing noise are off.
       router: Options of the router, and its class as `name`.
       dtype: Dtype of the experts' computation; the router stays in float32.
-      split_rngs: Whether each expert is initialised, and has its dropout drawn, by
-        itself; otherwise all experts start equal, as in V-MoE.
-      dot_general: Product with the kernel of the router; that of JAX if None.
+      split_rngs: Whether each expert has its own initial values and dropout; otherwise all
+        experts start equal, as in V-MoE.
+      num_shared_experts: Experts that every token uses, with weight 1, as one MLP that is as
+        many times as wide (DeepSeekMoE, arXiv 2401.06066).
+      dot_general: Product with the kernels of the router and the shared experts; that of JAX
+        if None.
     """
 
     mlp_dim: int
@@ -75,14 +78,19 @@ class MlpMoeBlock(nn.Module):
     router: Config | None = None
     dtype: Any = None
     split_rngs: bool = False
+    num_shared_experts: int = 0
     dot_general: DotGeneral = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing]:
+    def __call__(
+        self, inputs: Float[Array, "N T D"], mask: Bool[Array, " N"] | None = None
+    ) -> tuple[jax.Array, Routing]:
         """Routes the tokens and applies their experts.
 
         Args:
           inputs: (N, T, D) tokens of N images.
+          mask: (N,) bool, False for images whose tokens must not take the place of others;
+            None if there are none.
 
         Returns:
           (N, T, D) outputs, zero for tokens that were dropped, and the routing record.
@@ -97,11 +105,11 @@ class MlpMoeBlock(nn.Module):
                 f"{num_images} images x {num_tokens} tokens = {num_images * num_tokens}"
             )
         options = dict(self.router or {})
-        router_class = ROUTERS[options.pop("name", "NoisyTopExpertsPerItemRouter")]
-        router = router_class(
+        router = ROUTERS[options.pop("name", DEFAULT_ROUTER)](
             num_experts=self.num_experts,
             deterministic=self.deterministic,
             dot_general=self.dot_general,
+            tokens_per_image=num_tokens,
             name="Router",
             **options,
         )
@@ -113,30 +121,36 @@ class MlpMoeBlock(nn.Module):
         )(self.mlp_dim, self.dropout_rate, self.deterministic, self.dtype, name="Mlp")
 
         x = inputs.reshape(-1, self.group_size, size)  # (G, S, D)
+        if mask is not None:
+            mask = jnp.repeat(mask, num_tokens).reshape(-1, self.group_size)  # (G, S)
         with jax.named_scope("route"):
-            routing, plan = router(x)
-        if plan.method == DROPLESS:
-            outputs = self._apply_dropless(plan, x, experts)
-        else:
-            buffers = plan.dispatch(x)  # (E, G*C, D)
-            with jax.named_scope("experts"):
-                buffers = experts(buffers)
-            outputs = plan.combine(buffers)  # (G, S, D)
-        return outputs.reshape(inputs.shape).astype(jnp.result_type(inputs)), routing
+            routing, plan = router(x, mask)
+        outputs = plan.apply(x, self._experts(experts, size)).reshape(inputs.shape)
+        if self.num_shared_experts:
+            outputs += MlpBlock(
+                self.num_shared_experts * self.mlp_dim,
+                self.dropout_rate,
+                self.deterministic,
+                self.dtype,
+                self.dot_general,
+                name="SharedMlp",
+            )(inputs)
+        return outputs.astype(jnp.result_type(inputs)), routing
 
     @nn.nowrap
-    def _apply_dropless(
-        self, plan: Dispatcher, x: Float[Array, "G S D"], experts: nn.Module
-    ) -> Float[Array, "G S D"]:
-        """Applies the experts' parameters, which are the same for every kind of dispatch."""
-        if self.is_initializing():
-            experts(jnp.zeros((self.num_experts, 1, x.shape[-1])))
+    def _experts(self, module: nn.Module, size: int) -> Experts:
+        """Describes the experts, whose parameters are the same for every dispatch method."""
+
+        def params():
+            if self.is_initializing():
+                module(jnp.zeros((self.num_experts, 1, size)))  # Makes the parameters.
+            return module.variables["params"]
+
         has_dropout = self.dropout_rate > 0 and not self.deterministic
-        return apply_experts(
-            plan,
-            x,
-            experts.variables["params"],
-            self.dtype or x.dtype,
-            self.dropout_rate,
-            self.make_rng("dropout") if has_dropout else None,
+        return Experts(
+            apply=module,
+            params=params,
+            dtype=self.dtype or jnp.float32,
+            dropout_rate=self.dropout_rate if has_dropout else 0.0,
+            dropout_key=(lambda: self.make_rng("dropout")) if has_dropout else lambda: None,
         )

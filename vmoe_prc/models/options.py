@@ -26,6 +26,12 @@ class MoeOptions:
     )
     dropout_rate: float = option(0.0, "Dropout rate in the experts.", minimum=0.0, maximum=1.0)
     split_rngs: bool = option(False, "Whether each expert draws its initial values separately.")
+    num_shared_experts: int = option(
+        0,
+        "Experts that every token uses in addition to those it chooses.",
+        minimum=0,
+        maximum=1_000,
+    )
     router: Mapping[str, Any] = option(
         lambda: {"name": "NoisyTopExpertsPerItemRouter"},
         "The router of the MoE blocks.",
@@ -37,7 +43,7 @@ class MoeOptions:
 class EncoderOptions:
     """The transformer blocks."""
 
-    num_layers: int = option(help="Number of blocks.", minimum=1, maximum=1_000)
+    num_layers: int = option(help="Number of blocks.", minimum=1, maximum=256)
     mlp_dim: int = option(
         help="Hidden width of the MLPs and experts.",
         minimum=1,

@@ -1,7 +1,7 @@
-"""Moves rows between N tokens and the R rows of their experts, gathering both ways.
+"""Moves data between N tokens and the R rows of their experts by gathers, both ways.
 
-A token has K choices, and each choice its row. Since both directions of this map are known,
-gradients are gathers as well, where differentiating a gather would scatter. Nothing of size
+A token has K choices, and each choice has its row. Since both directions of this map are known,
+gradients are gathers as well, where differentiating a gather would scatter. No array of shape
 (N, K, D) is ever formed.
 """
 
@@ -14,8 +14,8 @@ from vmoe_prc.arrays import Array, Float, Int, Leaf
 
 
 @flax.struct.dataclass
-class RowMap:
-    """Which rows the choices of the tokens have.
+class Permutation:
+    """Rows of the tokens' choices, in both directions.
 
     Attributes:
       of_choice: (N, K) int32, the row of each choice; R if it was dropped.
@@ -26,7 +26,7 @@ class RowMap:
     token: Leaf
 
     @classmethod
-    def create(cls, of_choice: Int[Array, "N K"], num_rows: int) -> "RowMap":
+    def create(cls, of_choice: Int[Array, "N K"], num_rows: int) -> "Permutation":
         """Completes the map from the rows of the choices, no two of which are equal."""
         num_tokens = len(of_choice)
         tokens = jnp.arange(num_tokens, dtype=jnp.int32)[:, None]
@@ -36,26 +36,26 @@ class RowMap:
 
 
 @jax.custom_vjp
-def spread(x: Float[Array, "N D"], rows: RowMap) -> Float[Array, "R D"]:
+def permute(x: Float[Array, "N D"], rows: Permutation) -> Float[Array, "R D"]:
     """Copies each token into the rows of its choices; free rows are zero."""
     return _take(x, rows.token)
 
 
-def _spread_forward(x, rows):
-    return spread(x, rows), rows
+def _permute_forward(x, rows):
+    return permute(x, rows), rows
 
 
-def _spread_backward(rows, gradient):
+def _permute_backward(rows, gradient):
     parts = [_take(gradient, index) for index in rows.of_choice.T]
     return sum(parts[1:], parts[0]), jax.tree.map(_no_gradient, rows)
 
 
-spread.defvjp(_spread_forward, _spread_backward)
+permute.defvjp(_permute_forward, _permute_backward)
 
 
 @jax.custom_vjp
-def collect(
-    y: Float[Array, "R D"], weights: Float[Array, "N K"], rows: RowMap
+def unpermute(
+    y: Float[Array, "R D"], weights: Float[Array, "N K"], rows: Permutation
 ) -> Float[Array, "N D"]:
     """Sums the rows of each token's choices with their weights; a dropped one gives zero."""
     parts = [
@@ -65,11 +65,11 @@ def collect(
     return sum(parts[1:], parts[0]).astype(y.dtype)
 
 
-def _collect_forward(y, weights, rows):
-    return collect(y, weights, rows), (y, weights, rows)
+def _unpermute_forward(y, weights, rows):
+    return unpermute(y, weights, rows), (y, weights, rows)
 
 
-def _collect_backward(saved, gradient):
+def _unpermute_backward(saved, gradient):
     y, weights, rows = saved
     of_row = jnp.zeros(rows.token.shape, weights.dtype)
     of_row = of_row.at[rows.of_choice].set(weights, mode="drop")
@@ -85,7 +85,7 @@ def _collect_backward(saved, gradient):
     )
 
 
-collect.defvjp(_collect_forward, _collect_backward)
+unpermute.defvjp(_unpermute_forward, _unpermute_backward)
 
 
 def _take(rows: jax.Array, index: jax.Array) -> jax.Array:

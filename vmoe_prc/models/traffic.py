@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from vmoe_prc.config.registry import DISPATCHERS, ROUTERS
 from vmoe_prc.models import VisionTransformerMoe
-from vmoe_prc.models.dispatch import DROPLESS, compute_capacity
+from vmoe_prc.models.dispatch import DispatcherOptions, buffer_capacity
+from vmoe_prc.models.routing import DEFAULT_ROUTER
+from vmoe_prc.models.routing.router import DEFAULT_DISPATCHER
 from vmoe_prc.runtime.mesh import AXES
 
 FLOAT32_BYTES = 4
@@ -121,7 +124,7 @@ def _between_experts(
     dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
     dtype = jnp.bfloat16 if dispatcher.get("bfloat16") else model.dtype or jnp.float32
     token = model.hidden_size * jnp.dtype(dtype).itemsize
-    if dispatcher.get("name") == DROPLESS:
+    if not DISPATCHERS[dispatcher.get("name", DEFAULT_DISPATCHER)].has_capacity:
         in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
         # Of a choice: expert and slot, int32, and weight, float32.
         tokens, choices = in_row * token, _bytes((in_row, k))
@@ -131,11 +134,13 @@ def _between_experts(
             ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
             ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
         ]
-    capacity = compute_capacity(
-        moe["group_size"] * k, moe["num_experts"], dispatcher.get("capacity_factor", 1.05)
+    experts_choose = ROUTERS[router.get("name", DEFAULT_ROUTER)].experts_choose
+    capacity = buffer_capacity(
+        moe["group_size"],
+        1 if experts_choose else k,
+        moe["num_experts"],
+        dispatcher.get("capacity_factor", DispatcherOptions.capacity_factor),
     )
-    if router.get("name") == "NoisyTopItemsPerExpertRouter":
-        capacity = min(capacity, moe["group_size"])
     buffers = num_groups * moe["num_experts"] * capacity * token
     return [("tokens", "all-to-all", ("expert",), [buffers] * 4 * num_blocks)]
 

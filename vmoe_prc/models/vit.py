@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import Config
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import MODELS, POSITION_EMBEDDINGS
-from vmoe_prc.models import fsdp as sharded
+from vmoe_prc.models import fsdp
 from vmoe_prc.models.attention import attention
 from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
 from vmoe_prc.models.options import CLASSIFIERS, ModelOptions
@@ -53,12 +53,14 @@ class VisionTransformerMoe(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "N H W 3"]
+        self, images: Float[Array, "N H W 3"], mask: Bool[Array, " N"] | None = None
     ) -> tuple[Float[Array, "N classes"], dict[str, Routing]]:
         """Classifies images.
 
         Args:
           images: (N, H, W, 3) pixels in [-1, 1].
+          mask: (N,) bool, False for rows that fill up a batch, whose tokens must not take
+            the experts' capacity from others; None if there are none.
 
         Returns:
           (N, num_classes) float32 logits, and the routing record of each MoE block by
@@ -82,7 +84,7 @@ class VisionTransformerMoe(nn.Module):
             strides=patch_size,
             padding="VALID",
             dtype=self.dtype,
-            conv_general_dilated=sharded.conv_general_dilated if self.shard_kernels else None,
+            conv_general_dilated=fsdp.conv_general_dilated if self.shard_kernels else None,
             name="embedding",
         )(images)
         num_images, rows, cols, _ = x.shape
@@ -98,7 +100,7 @@ class VisionTransformerMoe(nn.Module):
             dtype=self.dtype,
             dot_general=self._dot_general,
             name="Encoder",
-        )(x)
+        )(x, mask)
         x = self._pool(x)
         if self.representation_size is not None:
             x = nn.Dense(
@@ -122,7 +124,7 @@ class VisionTransformerMoe(nn.Module):
 
     @property
     def _dot_general(self) -> DotGeneral:
-        return sharded.dot_general if self.shard_kernels else None
+        return fsdp.dot_general if self.shard_kernels else None
 
     def _pool(self, x: Float[Array, "N T D"]) -> Float[Array, "N D"]:
         if self.classifier == "token":
@@ -170,7 +172,9 @@ class Encoder(nn.Module):
     dot_general: DotGeneral = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N T D"]) -> tuple[jax.Array, dict[str, Routing]]:
+    def __call__(
+        self, x: Float[Array, "N T D"], mask: Bool[Array, " N"] | None = None
+    ) -> tuple[jax.Array, dict[str, Routing]]:
         """Encodes (N, T, D) tokens; returns them and the routing record of each block."""
         x = self._add_position_embedding(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
@@ -191,7 +195,7 @@ class Encoder(nn.Module):
                 dtype=self.dtype,
                 dot_general=self.dot_general,
                 name=name,
-            )(x)
+            )(x, mask)
             if is_moe:
                 routings[name] = routing
         return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x), routings
@@ -266,7 +270,9 @@ class EncoderBlock(nn.Module):
     dot_general: DotGeneral = None
 
     @nn.compact
-    def __call__(self, inputs: Float[Array, "N T D"]) -> tuple[jax.Array, Routing | None]:
+    def __call__(
+        self, inputs: Float[Array, "N T D"], mask: Bool[Array, " N"] | None = None
+    ) -> tuple[jax.Array, Routing | None]:
         """Applies attention and MLP; returns tokens and the routing of a mixture."""
         x = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(inputs)
         x = nn.MultiHeadDotProductAttention(
@@ -292,7 +298,7 @@ class EncoderBlock(nn.Module):
             "dot_general": self.dot_general,
         }
         if self.is_moe:
-            y, routing = MlpMoeBlock(**options, name="Moe")(y)
+            y, routing = MlpMoeBlock(**options, name="Moe")(y, mask)
         else:
             y, routing = MlpBlock(**options, name="Mlp")(y), None
         return x + y, routing

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vmoe_prc.config import flatten
+from vmoe_prc.config.registry import CONSISTENCY_LOSSES
 from vmoe_prc.report import published
 from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.runs import Run
@@ -26,6 +27,17 @@ IGNORED = {
 IGNORED_OF_DATASETS = {"data_dir", "cache", "prefetch", "prefetch_device"}
 # Methods by consistency loss, in the order of tables; another loss is called by its own name.
 METHODS = {None: "V-MoE", "prc": "PRC", "l2": "L2", "jsd": "JSD"}
+
+
+def method_label(loss: str | None) -> str:
+    """Returns what tables call the method of a consistency loss, None for no such loss.
+
+    A loss that is not registered, as one of a file that no configuration imports here, goes by
+    its name.
+    """
+    if loss is None or loss not in CONSISTENCY_LOSSES:
+        return METHODS.get(loss, loss)
+    return CONSISTENCY_LOSSES.options(loss).label or loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +149,7 @@ def _settings(groups: Sequence[Sequence[Run]]) -> list[str]:
 def _name(run: Run) -> tuple[str, str, int | None]:
     consistency, moe = run.config["consistency"], run.config["model"]["encoder"]["moe"]
     loss = consistency and consistency["name"]
-    method = METHODS.get(loss, loss) if moe["layers"] else "dense"
+    method = method_label(loss) if moe["layers"] else "dense"
     k = moe.get("router", {}).get("num_selected_experts") if moe["layers"] else None
     return run.config["dataset"]["train"]["name"], method, k
 

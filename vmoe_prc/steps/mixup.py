@@ -1,4 +1,4 @@
-"""Mixup as V-MoE has it: each image is mixed with its successors in its group."""
+"""Mixup as in V-MoE: each image is mixed with its successors in its group."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def mixup(
 ) -> tuple[Float[Array, "N H W 3"], Float[Array, "N classes"]]:
     """Mixes images and labels with Dirichlet weights (arXiv 1710.09412).
 
-    The largest weight goes to the image itself, so that no image is lost.
+    The largest weight is that of the image itself, so that each image prevails in one mixture.
 
     Args:
       key: Random key.

@@ -1,4 +1,4 @@
-"""What training changes: parameters, optimiser state, step; and its random keys."""
+"""The training state, and the random keys of a step."""
 
 from typing import Any
 
@@ -20,11 +20,11 @@ class TrainState:
     Attributes:
       step: int32 scalar.
       params: Parameters, float32.
-      opt_state: State of the optimiser; its own count is that of the updates.
+      opt_state: State of the optimiser, whose count is the number of updates.
       ema_params: Exponential moving average of the parameters, or None.
-      skipped_steps: int32 scalar, the steps that made no update, as loss or gradients
-        were not finite.
-      skipped_in_a_row: int32 scalar, how many of them have come last.
+      skipped_steps: int32 scalar, steps that made no update, since loss, gradients or the
+        updated parameters were not finite.
+      skipped_in_a_row: int32 scalar, skipped steps since the last update.
     """
 
     step: Leaf
@@ -36,7 +36,7 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to evaluate: the average, if there is one."""
+        """Parameters to evaluate: the average if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
@@ -48,14 +48,14 @@ def abstract_train_state(
     rules: AxisRules = (),
     use_ema: bool = False,
 ) -> TrainState:
-    """Describes the state without making it: shapes, dtypes and shardings.
+    """Returns shapes, dtypes and shardings of the state, without making it.
 
     Args:
-      model: The model; its `shard_kernels` says where its kernels live.
+      model: The model; with `shard_kernels` its kernels are split over the devices.
       optimizer: The optimiser.
       image_shape: (N, H, W, 3) of the images of a step.
       mesh: The device mesh.
-      rules: Which mesh axes the arrays are split over, by their names.
+      rules: Pairs (regex of names, mesh axes), see `mesh.tree_shardings`.
       use_ema: Whether to keep an average of the parameters.
 
     Raises:
@@ -76,14 +76,14 @@ def create_train_state(
     seed: int,
     abstract_state: TrainState,
 ) -> TrainState:
-    """Initialises the state, each array on its devices from the start.
+    """Initialises the state; each array is made on its own devices.
 
     Args:
       model: The model.
       optimizer: The optimiser.
       image_shape: (N, H, W, 3) of the images of a step.
       seed: Seed of the parameters.
-      abstract_state: What `abstract_train_state` returned for the same arguments.
+      abstract_state: Result of `abstract_train_state` for the same arguments.
     """
     use_ema = abstract_state.ema_params is not None
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
@@ -94,7 +94,7 @@ def create_train_state(
 
 
 def step_keys(seed: int, step: jax.Array | int) -> dict[str, jax.Array]:
-    """Random keys of one training step, by what they are for; the same after a resume."""
+    """Returns the random keys of one training step by purpose; the same after a resume."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     names = ("dropout", "gating", "mixup", "pairs")
     return {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}

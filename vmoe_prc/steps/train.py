@@ -10,8 +10,16 @@ import jax.numpy as jnp
 import optax
 
 from vmoe_prc.alignment import shuffle_partners
-from vmoe_prc.losses import auxiliary_loss, classification_loss
+from vmoe_prc.arrays import Array, Int
+from vmoe_prc.losses import (
+    BalanceLosses,
+    ConsistencyLoss,
+    auxiliary_loss,
+    classification_loss,
+)
+from vmoe_prc.losses.consistency import ConsistencyOptions
 from vmoe_prc.models.routing import Routing
+from vmoe_prc.steps.accuracy import accuracy
 from vmoe_prc.steps.mixup import mixup
 from vmoe_prc.steps.state import TrainState, step_keys
 from vmoe_prc.steps.views import Batch, Metrics, match_views, merge_views
@@ -25,8 +33,8 @@ def make_gradients(
     model: nn.Module,
     *,
     loss: Mapping[str, Any],
-    auxiliary_loss_weights: Mapping[str, float] | None = None,
-    consistency: Mapping[str, Any] | None = None,
+    balance: Mapping[str, Any] | None = None,
+    consistency: Mapping[str, Any] | ConsistencyLoss | None = None,
     mixup_options: Mapping[str, Any] | None = None,
     microsteps: int = 1,
     seed: int = 0,
@@ -41,39 +49,33 @@ def make_gradients(
     Args:
       model: The model, with `deterministic=False`.
       loss: Options of `losses.classification_loss`.
-      auxiliary_loss_weights: Weights of the balance losses, see `losses.auxiliary_loss`.
-      consistency: `name` and options of the consistency loss, see `losses.auxiliary_loss`;
-        with `pair_class_tokens` the class tokens are a pair, too, and with `pairs` =
-        'random' matched patches are paired at random. None for no such loss.
+      balance: Options of the balance losses, see `losses.auxiliary_loss`.
+      consistency: `name` and options of the consistency loss, see `losses.consistency`; None
+        for no such loss.
       mixup_options: Options of `mixup.mixup`; None for no mixup.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
       seed: Seed of dropout, routing noise and mixup.
     """
-    consistency = dict(consistency or {})
-    pair_class_tokens = consistency.pop("pair_class_tokens", False)
-    random_pairs = consistency.pop("pairs", "matched") == "random"
+    balance_losses = BalanceLosses.create(balance)
+    consistency_loss = ConsistencyLoss.create(consistency)
 
     def objective(params, batch, keys):
         images, labels = merge_views(batch["image"], batch["labels"])
         if mixup_options:
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
         logits, routings = model.apply({"params": params}, images, rngs=keys)
-        pairs = match_views(model, batch, pair_class_tokens) if consistency else None
-        if random_pairs:
-            pairs = shuffle_partners(keys["pairs"], pairs, class_pair=pair_class_tokens)
+        pairs = None
+        if consistency_loss is not None:
+            pairs = _pairs(model, batch, consistency_loss.options, keys["pairs"])
         main = jnp.mean(classification_loss(logits, labels, **loss))
         auxiliary, metrics = auxiliary_loss(
-            routings,
-            **(auxiliary_loss_weights or {}),
-            pairs=pairs,
-            consistency_options=consistency or None,
+            routings, balance=balance_losses, pairs=pairs, consistency=consistency_loss
         )
-        correct = jnp.argmax(logits, -1) == jnp.argmax(labels, -1)
         metrics |= {
             "main_loss": main,
             "total_loss": main + auxiliary,
-            "accuracy": jnp.mean(correct.astype(jnp.float32)),
+            "accuracy": accuracy(logits, labels),
             **_dropped_choices(routings),
         }
         return main + auxiliary, metrics
@@ -92,10 +94,11 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the function (state, batch) -> (state, metrics) of one update.
 
-    Where the loss or the norm of the gradients is not finite, only the counters change:
-    parameters, their average and the state of the optimiser, with its learning rate, stay
-    as they were. After `max_skipped_steps` such steps in a row nothing changes any more,
-    not even the step, so that a loop which looks later finds the state of that step.
+    Where the loss, the norm of the gradients or that of the parameters after the update is not
+    finite, only the counters change: parameters, their average and the state of the optimiser,
+    with its learning rate, stay as they were. After `max_skipped_steps` such steps in a row
+    nothing changes any more, not even the step, so that a loop which looks later finds the
+    state of that step.
 
     Args:
       model: The model, with `deterministic=False`.
@@ -113,11 +116,20 @@ def make_train_step(
         running = state.skipped_in_a_row < max_skipped_steps
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
 
-        def update(state: TrainState) -> TrainState:
+        def updated(state: TrainState) -> tuple[Any, Any]:
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, grad_norm=norm
             )
-            params = optax.apply_updates(state.params, updates)
+            return optax.apply_updates(state.params, updates), opt_state
+
+        # Only this norm is kept of a first computation of the update, whose elements are
+        # formed and summed in one pass; the second one replaces the old arrays in place. Without
+        # the barrier the compiler would share them, and hold the old and the new state at once.
+        finite &= jnp.isfinite(optax.tree.norm(updated(state)[0]))
+        state, finite = jax.lax.optimization_barrier((state, finite))
+
+        def update(state: TrainState) -> TrainState:
+            params, opt_state = updated(state)
             ema_params = None
             if ema_decay is not None:
                 ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
@@ -149,13 +161,30 @@ def make_train_step(
     return train_step
 
 
+def _pairs(
+    model: nn.Module, batch: Batch, options: ConsistencyOptions, key: jax.Array
+) -> Int[Array, "B X 2"]:
+    """Returns the pairs of tokens that a consistency loss compares."""
+    pairs = match_views(model, batch, options.pair_class_tokens)
+    if options.pairs == "random":
+        pairs = shuffle_partners(key, pairs, class_pair=options.pair_class_tokens)
+    return pairs
+
+
 def _choose(
     condition: jax.Array,
     if_true: Callable[[TrainState], TrainState],
     if_false: Callable[[TrainState], TrainState],
     state: TrainState,
 ) -> TrainState:
-    """Like `jax.lax.cond`, in place on every platform, and without the host."""
+    """Like `jax.lax.cond`, but updates the state in place and never waits for the host.
+
+    Args:
+      condition: Scalar bool.
+      if_true: Function of the state, without effects.
+      if_false: Another one.
+      state: The state, which is donated.
+    """
 
     def branch(state):
         return jax.lax.cond(condition, if_true, if_false, state)
@@ -165,20 +194,25 @@ def _choose(
             functools.partial(jnp.where, condition), if_true(state), if_false(state)
         )
 
-    # For a selection XLA on CPU would save the old arrays first; a branch on GPU asks the host.
+    # On a CPU, XLA copies the old arrays before a selection, but not for a branch. On a GPU a
+    # branch waits until the host has read the condition, and a selection does not.
     return jax.lax.platform_dependent(state, cpu=branch, default=select)
 
 
 def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
     metrics = {}
     for block, routing in routings.items():
-        kept = jnp.mean(routing.kept.astype(jnp.float32))
-        metrics[f"{block}/dropped"] = 1 - kept
+        metrics[f"{block}/dropped"] = jnp.mean((~routing.kept).astype(jnp.float32))
     return metrics
 
 
 def _accumulate(gradients: Callable, microsteps: int) -> Callable:
-    """Averages the gradients and metrics of parts of the batch."""
+    """Makes a gradient function that averages over parts of the batch, one after the other.
+
+    Args:
+      gradients: Function (params, batch, keys) -> (gradients, metrics).
+      microsteps: Number of parts; each gets its own random keys.
+    """
     if microsteps == 1:
         return gradients
 

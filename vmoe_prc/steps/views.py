@@ -13,7 +13,7 @@ Metrics = dict[str, jax.Array]
 
 
 def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Makes 2B images of B pairs of views, the views of an image adjacent.
+    """Flattens B pairs of views to 2B images for the model; the views of an image are adjacent.
 
     Args:
       images: (B, H, W, 3), which is returned as it is, or (B, 2, H, W, 3).
@@ -25,7 +25,7 @@ def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def by_image(values: jax.Array, num_images: int) -> jax.Array:
-    """Turns what a router says of groups of tokens, (G, S, ...), into (images, T, ...)."""
+    """Reshapes values of tokens from groups (G, S, ...) to images (N, T, ...)."""
     return values.reshape(num_images, -1, *values.shape[2:])
 
 

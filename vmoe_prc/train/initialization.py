@@ -16,7 +16,9 @@ from vmoe_prc.steps.state import TrainState
 FIELD = "config.initialization"
 
 
-def initialize(state: TrainState, options: Mapping[str, Any]) -> tuple[TrainState, str]:
+def initialize(
+    state: TrainState, options: Mapping[str, Any], grid: tuple[int, int] | None = None
+) -> tuple[TrainState, str]:
     """Replaces the parameters of a new state by those of a checkpoint.
 
     Step and optimiser state stay new; an average of the parameters begins with them.
@@ -24,6 +26,7 @@ def initialize(state: TrainState, options: Mapping[str, Any]) -> tuple[TrainStat
     Args:
       state: The initial state, on its devices.
       options: `config.initialization`, with a `prefix`.
+      grid: (rows, columns) of the model's patches; a square grid if None.
 
     Returns:
       The state, sharded as before, and a table of what was loaded, changed, left new and
@@ -44,6 +47,7 @@ def initialize(state: TrainState, options: Mapping[str, Any]) -> tuple[TrainStat
         raise_if_source_unmatched=options["raise_if_source_unmatched"],
         raise_if_target_unmatched=options["raise_if_target_unmatched"],
         field=FIELD,
+        grid=grid,
     )
     new = {
         name: _place(arrays[name], x.sharding) if name in arrays else x for name, x in old.items()

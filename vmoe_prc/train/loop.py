@@ -76,6 +76,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             _write_errors(workdir),
             jax.set_mesh(program.mesh),
         ):
+            logging.info("work directory: %s", workdir)
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
@@ -114,7 +115,9 @@ def _restore_or_create(
         return state
     state = program.create_state()
     if program.config.initialization.prefix:
-        state, table = initialize(state, program.config.initialization.to_dict())
+        state, table = initialize(
+            state, program.config.initialization.to_dict(), program.patch_grid
+        )
         logging.info("from %s:\n%s", program.config.initialization.prefix, table)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")

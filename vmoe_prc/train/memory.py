@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -10,7 +11,7 @@ from vmoe_prc.config import ConfigError
 from vmoe_prc.steps.state import TrainState
 
 
-def check_state_fits(state: TrainState, devices: Sequence[jax.Device]) -> None:
+def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
     """Checks that parameters, their gradients and the optimiser's state fit a device.
 
     Activations come on top, so that a state that passes may still be too large.
@@ -37,7 +38,7 @@ def check_state_fits(state: TrainState, devices: Sequence[jax.Device]) -> None:
         )
 
 
-def device_memory(devices: Sequence[jax.Device]) -> int | None:
+def device_memory(devices: Sequence[Any]) -> int | None:
     """Returns the bytes of a device, or of the host where the devices are CPUs; None if unknown."""
     if devices[0].platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -70,6 +70,13 @@ class Program:
         return {name: split.description() for name, split in self.splits.items()}
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of an image in training."""
+        height, width, _ = self.batch_spec["image"].shape[-3:]
+        patch_height, patch_width = self.config.model.patch_size
+        return height // patch_height, width // patch_width
+
+    @property
     def flops_per_step(self) -> float:
         """FLOPs that the model asks for in a step of training, over all devices."""
         height, width, _ = self.batch_spec["image"].shape[-3:]
@@ -135,7 +142,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     mixup = plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size}
     options = {
         "loss": plain["loss"],
-        "auxiliary_loss_weights": plain["auxiliary_loss"],
+        "balance": plain["auxiliary_loss"],
         "consistency": plain["consistency"],
         "mixup_options": mixup,
         "microsteps": config.microsteps,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from vmoe_prc.alignment import shuffle_partners
 from vmoe_prc.losses import balance
 from vmoe_prc.losses.consistency import prc_loss
-from vmoe_prc.losses.place import iic_loss, place_prc_loss
+from vmoe_prc.losses.consistency.place import iic_loss, place_prc_loss
 from vmoe_prc.models import Routing
 
 # Losses on the routers, of weight 1 each; a variant is a choice of weights.

@@ -4,19 +4,60 @@ PRC is minimal where every image is sent to one expert, whatever its patches sho
 take out what stays when the matched patches are paired at random within their image.
 """
 
+import dataclasses
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
-from vmoe_prc.losses.consistency import HIGHEST, matched_gates
+from vmoe_prc.config.options import option
+from vmoe_prc.config.registry import CONSISTENCY_LOSSES
+from vmoe_prc.losses.consistency.options import ConsistencyOptions, LossAndTerms
+from vmoe_prc.losses.consistency.pairs import matched_gates
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlacePrcOptions(ConsistencyOptions):
+    """Options of `place_prc`."""
+
+    label: ClassVar[str] = "place-PRC"
+
+    diagonal_weight: float = option(
+        0.03, "Weight of the diagonal term, which rewards agreement by place.", minimum=0.0
+    )
+    off_diagonal_weight: float = option(0.05, "Weight of the off-diagonal term.", minimum=0.0)
+    image_weight: float = option(
+        1.0,
+        "Part of an image's mean gates that is taken out; 0 gives the matrix of PRC.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IicOptions(ConsistencyOptions):
+    """Options of `iic`."""
+
+    label: ClassVar[str] = "IIC"
+
+    weight: float = option(0.03, "Weight of the mutual information of matched gates.", minimum=0.0)
+    within_images: bool = option(
+        True, "Whether the information is that within images, so that whole-image routing has none."
+    )
+    balance: float = option(
+        0.5, "Weight of the entropy of the mean gates, with `within_images`.", minimum=0.0
+    )
 
 
 def place_prc_loss(
     gates: Float[Array, "B 2 T E"],
     pairs: Int[Array, "B X 2"],
-    diagonal_weight: float = 0.03,
-    off_diagonal_weight: float = 0.05,
-    image_weight: float = 1.0,
+    diagonal_weight: float = PlacePrcOptions.diagonal_weight,
+    off_diagonal_weight: float = PlacePrcOptions.off_diagonal_weight,
+    image_weight: float = PlacePrcOptions.image_weight,
 ) -> Float[Array, ""]:
     """PRC over the covariance of gates within images.
 
@@ -54,9 +95,9 @@ def place_prc_loss(
 def iic_loss(
     gates: Float[Array, "B 2 T E"],
     pairs: Int[Array, "B X 2"],
-    weight: float = 0.03,
-    within_images: bool = True,
-    balance: float = 0.5,
+    weight: float = IicOptions.weight,
+    within_images: bool = IicOptions.within_images,
+    balance: float = IicOptions.balance,
 ) -> Float[Array, ""]:
     """Minus the mutual information of matched gates (IIC, Ji et al. 2019, arXiv 1807.06653).
 
@@ -90,6 +131,17 @@ def iic_loss(
     marginal = jnp.einsum("b,bef->e", share, joint)
     entropy = -jnp.sum(_xlogy(marginal, marginal))
     return -weight * (jnp.sum(share * jax.vmap(_information)(joint)) + balance * entropy)
+
+
+@CONSISTENCY_LOSSES.register("place_prc", options=PlacePrcOptions)
+def _place_prc(gates: jax.Array, pairs: jax.Array, options: PlacePrcOptions) -> LossAndTerms:
+    weights = (options.diagonal_weight, options.off_diagonal_weight, options.image_weight)
+    return place_prc_loss(gates, pairs, *weights), {}
+
+
+@CONSISTENCY_LOSSES.register("iic", options=IicOptions)
+def _iic(gates: jax.Array, pairs: jax.Array, options: IicOptions) -> LossAndTerms:
+    return iic_loss(gates, pairs, options.weight, options.within_images, options.balance), {}
 
 
 def _covariance(

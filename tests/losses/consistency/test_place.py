@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vmoe_prc.losses.consistency import prc_loss
-from vmoe_prc.losses.place import iic_loss, place_prc_loss
+from vmoe_prc.losses.consistency.place import iic_loss, place_prc_loss
 
 IMAGES, PATCHES, EXPERTS = 8, 6, 4
 

@@ -1,0 +1,14 @@
+"""Options that all classification losses share."""
+
+import dataclasses
+
+from vmoe_prc.config.options import option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassificationOptions:
+    """Options of every classification loss; one of your own adds its fields in a subclass."""
+
+    label_smoothing: float = option(
+        0.0, "Share of the label weight that is spread over all classes.", minimum=0.0, maximum=1.0
+    )

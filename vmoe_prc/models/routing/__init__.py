@@ -1,0 +1,15 @@
+"""Routers decide which experts each token goes to, and report it as a `Routing` record.
+
+A router is a flax module that registers itself in `config.registry.ROUTERS`. The block gives it
+`num_experts`, `deterministic`, `dot_general`, `tokens_per_image` and a `name`; its other attributes
+are the fields of its options dataclass, which may be a subclass of `RouterOptions`. Called with
+tokens (G, S, D) and a mask (G, S) or None, it returns the record and a plan, whose
+`apply(tokens, experts)` gives the outputs. Its class attribute `experts_choose` says who chooses.
+"""
+
+from vmoe_prc.models.routing.record import Routing
+from vmoe_prc.models.routing.router import DotGeneral, NoisyRouter, RouterOptions
+
+DEFAULT_ROUTER = "NoisyTopExpertsPerItemRouter"
+
+__all__ = ["DEFAULT_ROUTER", "DotGeneral", "NoisyRouter", "RouterOptions", "Routing"]

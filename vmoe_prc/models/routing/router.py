@@ -1,0 +1,120 @@
+"""The linear router with noise that V-MoE's routers share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vmoe_prc.arrays import Array, Bool, Float
+from vmoe_prc.config import Config
+from vmoe_prc.config.options import option
+from vmoe_prc.config.registry import DISPATCHERS
+from vmoe_prc.models.dispatch import Dispatcher, DispatcherOptions
+from vmoe_prc.models.routing.record import Routing
+from vmoe_prc.runtime.mesh import BATCH, on_each_device
+
+DotGeneral = Callable[..., jax.Array] | None
+DEFAULT_DISPATCHER = "gather"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RouterOptions:
+    """Options of every router; one of your own adds its fields in a subclass."""
+
+    noise_std: float = option(
+        1.0,
+        "Standard deviation of the noise of the logits in training, in units of 1 / experts.",
+        minimum=0.0,
+    )
+    dispatcher: Mapping[str, Any] = option(
+        lambda: {"name": DEFAULT_DISPATCHER},
+        "How tokens are sent to their experts and back.",
+        choices=DISPATCHERS,
+    )
+
+
+class NoisyRouter(nn.Module):
+    """Computes gates from tokens by a linear layer; subclasses turn them into a plan.
+
+    Attributes:
+      num_experts: E.
+      noise_std: Noise of the logits in training, in units of 1/E; drawn from the rng
+        collection 'gating'.
+      deterministic: Whether to route without noise.
+      dispatcher: `name` of the dispatch method, and its options.
+      dot_general: Product with the kernel; that of JAX if None.
+      tokens_per_image: T, for routers that look at whole images.
+    """
+
+    # Whether experts choose tokens; otherwise tokens choose experts.
+    experts_choose: ClassVar[bool] = False
+
+    num_experts: int
+    noise_std: float = RouterOptions.noise_std
+    deterministic: bool = False
+    dispatcher: Config | None = None
+    dot_general: DotGeneral = None
+    tokens_per_image: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, inputs: Float[Array, "G S D"], mask: Bool[Array, "G S"] | None = None
+    ) -> tuple[Routing, Dispatcher]:
+        """Routes each group of tokens independently.
+
+        Args:
+          inputs: (G, S, D) tokens.
+          mask: (G, S) bool, False for tokens that must not take the place of others, as in
+            the rows that fill up the last batch of an evaluation; None if there are none.
+
+        Returns:
+          The decision, and the plan that carries it out.
+        """
+        logits, noisy_logits, noise_scale = self.score(inputs)
+        gates = jax.nn.softmax(logits)
+        dispatch_gates = gates if noisy_logits is None else jax.nn.softmax(noisy_logits)
+        options = dict(self.dispatcher or {})
+        method = options.pop("name", DEFAULT_DISPATCHER)
+        make_plan = functools.partial(
+            self.make_plan, method=method, options=DISPATCHERS.options(method)(**options)
+        )
+        # Left to the compiler, sorting would gather the groups of all devices.
+        plan = on_each_device(make_plan, (BATCH, BATCH), BATCH)(dispatch_gates, mask)
+        routing = Routing(
+            logits=logits,
+            noisy_logits=noisy_logits,
+            gates=gates,
+            dispatch_gates=dispatch_gates,
+            experts=plan.experts,
+            kept=plan.kept,
+            noise_scale=noise_scale,
+        )
+        return routing, plan
+
+    @nn.nowrap
+    def score(self, inputs: Float[Array, "... D"]) -> tuple[jax.Array, jax.Array | None, float]:
+        """Returns logits, noisy logits or None without noise, and the scale of the noise."""
+        # Always float32: rounding the logits would change which experts are chosen.
+        logits = nn.Dense(
+            self.num_experts,
+            use_bias=False,
+            dtype=jnp.float32,
+            precision=jax.lax.Precision.HIGHEST,
+            dot_general=self.dot_general,
+            name="dense",
+        )(inputs.astype(jnp.float32))
+        if self.deterministic or self.noise_std == 0:
+            return logits, None, 0.0
+        noise_scale = self.noise_std / self.num_experts
+        noise = jax.random.normal(self.make_rng("gating"), logits.shape)
+        return logits, logits + noise_scale * noise, noise_scale
+
+    def make_plan(
+        self, gates: jax.Array, mask: jax.Array | None, method: str, options: DispatcherOptions
+    ) -> Dispatcher:
+        """Turns the gates (G, S, E) of the groups of a device into a plan."""
+        raise NotImplementedError
