@@ -11,21 +11,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vmoe_prc.config import check_batch, check_schedule, complete, evaluation_model
+from vmoe_prc.config import check_batch, complete, evaluation_model
 from vmoe_prc.data import feed, pipeline
 from vmoe_prc.data.split import Split, open_split, open_splits
 from vmoe_prc.evaluation.evaluator import EvaluationContext
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
-from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
-from vmoe_prc.schedule import create_learning_rate_schedule
-from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_state
-from vmoe_prc.steps.train import Gradients, TrainStep, make_gradients, make_train_step
+from vmoe_prc.steps.state import TrainState
+from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 from vmoe_prc.train.memory import check_state_fits
+from vmoe_prc.train.step import build_step, images_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
 
@@ -114,61 +113,23 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     config = _with_absolute_paths(complete(config))
     mesh = create_mesh(config.num_expert_partitions)
     splits = open_splits(dict(config.dataset.items()))
-    image_shape = splits["train"].batch_spec(train=True)["image"].shape
-    check_batch(config, "dataset.train", image_shape, mesh.size, splits["train"].num_classes)
-    images_per_step = math.prod(image_shape[:-3])
+    batch_spec = splits["train"].batch_spec(train=True)
     total_steps = config.train_steps or math.ceil(
-        config.train_epochs * splits["train"].num_examples / images_per_step
+        config.train_epochs * splits["train"].num_examples / images_per_step(batch_spec)
     )
-    plain = config.to_dict()
-    model = create_model(
-        plain["model"], deterministic=False, shard_kernels=config.shard_dense_params
-    )
-    check_schedule(config, total_steps)
-    optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
-    schedule = create_learning_rate_schedule(
-        total_steps=total_steps, **plain["optimizer"]["learning_rate"]
-    )
-    step_shape = (images_per_step, *image_shape[-3:])
-    abstract_state = abstract_train_state(
-        model,
-        optimizer,
-        step_shape,
-        mesh,
-        config.params_axis_resources if config.model.encoder.moe.layers else (),
-        use_ema=config.ema_decay is not None,
-    )
-    check_state_fits(abstract_state, mesh.local_devices)
-    mixup = plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size}
-    options = {
-        "loss": plain["loss"],
-        "balance": plain["auxiliary_loss"],
-        "consistency": plain["consistency"],
-        "mixup_options": mixup,
-        "microsteps": config.microsteps,
-        "seed": config.seed,
-    }
-    train_step = make_train_step(
-        model,
-        optimizer,
-        ema_decay=config.ema_decay,
-        max_skipped_steps=config.max_skipped_steps,
-        **options,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    step = build_step(config, mesh, batch_spec, total_steps)
+    check_state_fits(step.abstract_state, mesh.local_devices)
     return Program(
         config=config,
         mesh=mesh,
         splits=splits,
         total_steps=total_steps,
-        images_per_step=images_per_step,
-        schedule=schedule,
-        abstract_state=abstract_state,
-        create_state=lambda: create_train_state(
-            model, optimizer, step_shape, config.seed, abstract_state
-        ),
-        gradients=make_gradients(model, **options),
-        train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
+        images_per_step=step.images_per_step,
+        schedule=step.schedule,
+        abstract_state=step.abstract_state,
+        create_state=step.create_state,
+        gradients=step.gradients,
+        train_step=step.train_step,
         evaluators=create_evaluators(_evaluation_context(config, mesh, splits)),
     )
 
