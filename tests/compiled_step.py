@@ -4,14 +4,15 @@
         '{"devices": [8, 64], "partitions": 4, "dispatcher": "gather", "shard_kernels": false}'
 """
 
+import dataclasses
 import json
 import sys
 
 import jax
 import jax.numpy as jnp
 import tiny
-from hlo import collectives
 
+from vmoe_prc.compile.hlo import collectives
 from vmoe_prc.models.traffic import step_traffic
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
@@ -54,7 +55,7 @@ def compiled_step(num_devices, partitions, dispatcher, shard_kernels):
     memory = compiled.memory_analysis()
     return {
         "mesh": dict(mesh.shape),
-        "collectives": collectives(compiled.as_text()),
+        "collectives": [dataclasses.asdict(x) for x in collectives(compiled.as_text())],
         "traffic": [row.__dict__ for row in traffic],
         "num_params": len(jax.tree.leaves(state.params)),
         "flops": compiled.cost_analysis()["flops"],

@@ -30,6 +30,7 @@ ORDER = [
     "evaluation",
     "figures",
     "train",
+    "compile",
     "analysis",
     "analyze",
     "predict",

@@ -10,6 +10,7 @@ COMMANDS = {
     "prepare": ("vmoe_prc.data.prepare", "prepare a data set"),
     "train": ("vmoe_prc.main", "train and evaluate a model"),
     "predict": ("vmoe_prc.predict", "classify images with a trained model"),
+    "compile": ("vmoe_prc.compile", "compile a train step for accelerators that are not there"),
     "study": ("vmoe_prc.study", "train several arms with several seeds and compare them"),
     "ensemble": ("vmoe_prc.study.ensemble", "train many small runs at once on one device"),
     "ensemble-tables": ("vmoe_prc.study.ensemble.tables", "tables of such small runs"),

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from hlo import replica_groups
 
+from vmoe_prc.compile.hlo import replica_groups
 from vmoe_prc.models.traffic import Traffic, step_traffic
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.runtime.mesh import abstract_mesh
