@@ -37,6 +37,7 @@ from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.data.split import open_split
 from vmoe_prc.errors import RunError
 
@@ -118,9 +119,9 @@ class Files:
         """Writes them."""
         for file_format in ("tfrecord", "array_record"):
             builder = Squares(data_dir=self.directory / file_format)
-            builder.download_and_prepare(
-                file_format=file_format, download_config=tfds.download.DownloadConfig(num_shards=2)
-            )
+            config = tfds.download.DownloadConfig(num_shards=2)
+            with contextlib.redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(file_format=file_format, download_config=config)
 
 
 def fuzz_image(files: Files, rng: np.random.Generator, work: pathlib.Path) -> None:
@@ -328,6 +329,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=1000, help="number of damaged files")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first")
     args = parser.parse_args(argv)
+    setup_tensorflow()
     logging.set_verbosity(logging.ERROR)
     ends, failures = run(args.count, args.seed)
     for kind, counts in sorted(ends.items()):
