@@ -117,3 +117,29 @@ def test_errors():
         update(name="lion")
     with pytest.raises(ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"):
         update(gradient_clip={"global_norm": 1.0, "absolute_value": 2.0})
+
+
+def test_adafactor_keeps_little_and_follows_its_equations():
+    params = {"Moe": {"kernel": jnp.ones((2, 128, 256)), "bias": jnp.ones((2, 256))}}
+    optimizer = create_optimizer(name="adafactor", total_steps=10, learning_rate=1.0)
+    state = optimizer.init(params)
+    sizes = {str(x.dtype): 0 for x in jax.tree.leaves(state)}
+    for x in jax.tree.leaves(state):
+        sizes[str(x.dtype)] += x.size
+    num_params = 2 * 128 * 256 + 2 * 256
+    assert sizes["bfloat16"] == num_params, "momentum"
+    assert sizes["float32"] < 0.02 * num_params, "rows and columns of each expert's kernel"
+    keys = jax.random.split(jax.random.key(0), 2)
+    grads = {
+        "Moe": {
+            name: jax.random.normal(key, params["Moe"][name].shape)
+            for key, name in zip(keys, ("kernel", "bias"), strict=True)
+        }
+    }
+    updates, _ = jax.jit(optimizer.update)(grads, state, params)
+    # At the first step the means are those of the gradient itself, and momentum takes a tenth.
+    square = np.square(np.asarray(grads["Moe"]["kernel"], np.float64))
+    rows, columns = square.mean(2, keepdims=True), square.mean(1, keepdims=True)
+    direction = grads["Moe"]["kernel"] / np.sqrt(rows * columns / rows.mean(1, keepdims=True))
+    np.testing.assert_allclose(updates["Moe"]["kernel"], -0.1 * direction, rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(updates["Moe"]["bias"], -0.1 * np.sign(grads["Moe"]["bias"]), 1e-2)

@@ -9,6 +9,7 @@ from vmoe_prc.config.registry import POSITION_EMBEDDINGS, ROUTERS
 
 CLASSIFIERS = ("token", "gap", "map")
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "blocks", "all_but_products")
 # No array of a model that can be trained has a longer side.
 MAX_SIZE = 10_000_000
 
@@ -60,6 +61,12 @@ class EncoderOptions:
     )
     position_emb: Mapping[str, Any] = option(
         lambda: {"name": "learned"}, "How patches get their position.", choices=POSITION_EMBEDDINGS
+    )
+    remat: str = option(
+        "none",
+        "What the backward pass computes again instead of keeping it: nothing, whole blocks, or "
+        "all of a block but its matrix products.",
+        choices=REMAT,
     )
     moe: MoeOptions = option(MoeOptions, "Mixtures of experts.")
 

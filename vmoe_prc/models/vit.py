@@ -140,6 +140,13 @@ class VisionTransformerMoe(nn.Module):
         )(x)
 
 
+# What is kept for the backward pass; products of activations with each other are attention's.
+_SAVED = {
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "all_but_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
 class Encoder(nn.Module):
     """Transformer encoder; the MLPs of the blocks listed in `moe` are mixtures.
 
@@ -155,6 +162,8 @@ class Encoder(nn.Module):
       position_emb: `name` of the position embedding: 'learned' (default), 'sincos2d'
         (with a `temperature`) or 'none'.
       deterministic: Whether dropout and routing noise are off.
+      remat: What the backward pass computes again: 'none', 'blocks' (all of a block but its
+        input) or 'all_but_products' (all but the results of products with kernels).
       dtype: Dtype of the computation.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
@@ -168,6 +177,7 @@ class Encoder(nn.Module):
     moe: Config | None = None
     position_emb: Config | None = None
     deterministic: bool = False
+    remat: str = "none"
     dtype: Any = None
     dot_general: DotGeneral = None
 
@@ -181,11 +191,14 @@ class Encoder(nn.Module):
         shared = {"mlp_dim": self.mlp_dim, "dropout_rate": self.dropout_rate}
         moe = {**shared, **(self.moe or {})}
         moe_layers = tuple(moe.pop("layers", ()))
+        block_class = EncoderBlock
+        if self.remat != "none":
+            block_class = nn.remat(EncoderBlock, policy=_SAVED[self.remat])
         routings = {}
         for block in range(self.num_layers):
             name = f"encoderblock_{block}"
             is_moe = block in moe_layers
-            x, routing = EncoderBlock(
+            x, routing = block_class(
                 mlp=moe if is_moe else shared,
                 is_moe=is_moe,
                 num_heads=self.num_heads,

@@ -112,6 +112,8 @@ def tree_shardings(
         for i, (regex, axes) in enumerate(compiled):
             if regex.search(name):
                 used.add(i)
+                if math.prod(leaf.shape) == 1:  # what an optimiser keeps in place of a moment
+                    return NamedSharding(mesh, REPLICATED)
                 _check_divisible(name, leaf.shape, axes, mesh)
                 return NamedSharding(mesh, PartitionSpec(*axes))
         is_kernel = shard_kernels and name.endswith("/kernel")
