@@ -169,7 +169,7 @@ def fuzz_folder(files: Files, rng: np.random.Generator, work: pathlib.Path) -> N
         path.parent.mkdir(parents=True, exist_ok=True)
         content = encode(square(label), kind)
         path.write_bytes(damage(content, rng) if rng.random() < 0.3 else content)
-    strange = (b"caf\xe9.png", b".hidden.png", b"a\nb.png", b"x" * 200 + b".png", b"%s{}.png")
+    strange = (b"\xe9t\xe9.png", b".hidden.png", b"a\nb.png", b"x" * 200 + b".png", b"%s{}.png")
     for name in strange:
         if rng.random() < 0.5:
             with open(os.fsencode(root / "class0") + b"/" + name, "wb") as file:
