@@ -18,6 +18,8 @@ _HEADER_SIZE = _LENGTH.size + _CHECKSUM.size
 MIN_RECORD_SIZE = _HEADER_SIZE + _CHECKSUM.size
 # Bytes per read of a file on an object store, where a request takes longer than many bytes.
 _REMOTE_BUFFER = 8 << 20
+# A page: reading on from a header would read images, too.
+_LOCAL_BUFFER = 4096
 
 
 def is_remote(path: str) -> bool:
@@ -81,7 +83,7 @@ class _Buffer:
     """Short reads at growing positions of a file."""
 
     def __init__(self, path: str):
-        self._path, self._size = path, _REMOTE_BUFFER if is_remote(path) else 64 << 10
+        self._path, self._size = path, _REMOTE_BUFFER if is_remote(path) else _LOCAL_BUFFER
         self._begin, self._content = 0, b""
 
     def read(self, begin: int, size: int) -> bytes:
