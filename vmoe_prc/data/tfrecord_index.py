@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 from etils import epath
 
+from vmoe_prc.data.locks import file_lock
 from vmoe_prc.data.tfrecords import MIN_RECORD_SIZE, find_records, is_remote
 from vmoe_prc.workdir.atomic import atomic_write
 
@@ -50,6 +52,14 @@ def index_path(path: str) -> epath.Path:
 
 
 def _of_one_split(index: epath.Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    with contextlib.ExitStack() as stack:
+        # One process finds the records; the others wait, and read the index file.
+        with contextlib.suppress(OSError):
+            stack.enter_context(file_lock(index.parent / f".{index.name}.lock"))
+        return _load_or_find(index, sizes)
+
+
+def _load_or_find(index: epath.Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
         states = dict(zip(sizes, threads.map(_state, sizes), strict=True))
         known = _load(index)
