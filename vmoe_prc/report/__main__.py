@@ -8,6 +8,7 @@ from vmoe_prc.report.experiments import group_runs
 from vmoe_prc.report.formats import FORMATS
 from vmoe_prc.report.runs import ReportError, find_runs
 from vmoe_prc.report.tables import make_tables
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 PAGE_FILE = "report.html"
@@ -43,9 +44,9 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.report",
-        description="Mean ± sample standard deviation over seeds, published figures beside.",
+        description="Mean ± sample standard deviation over seeds, next to published figures.",
     )
     parser.add_argument(
         "workdir", nargs="+", help="a work directory, or a directory of work directories"

@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
@@ -38,7 +39,7 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vmoe_prc.study", description=__doc__)
+    parser = ArgumentParser(prog="python -m vmoe_prc.study", description=__doc__)
     parser.add_argument(
         "--study",
         required=True,
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workdir", type=pathlib.Path, help="by default workdir/ and the name of the file"
     )
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and their state")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument(
         "--only",
         metavar="ARM/seed=N",
