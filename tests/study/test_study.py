@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from vmoe_prc.config import ConfigError
 from vmoe_prc.study.__main__ import main
 from vmoe_prc.study.plan import read_study
 from vmoe_prc.study.results import write_results
+from vmoe_prc.study.runner import child_process
 
 SMALL = {
     "train_steps": STEPS,
@@ -137,6 +139,14 @@ def test_a_directory_with_other_runs_is_an_error(tmp_path):
         ConfigError, match=r"train_steps = 7: .*prc/seed=0 was begun with 6; remove"
     ):
         read(tmp_path, overrides={**SMALL, "train_steps": 7})
+    # A section that was on, and one that was off.
+    off = [{**ARMS[1], "overrides": {"consistency": None}}]
+    with pytest.raises(ConfigError, match=r"consistency\.\w+ = None: .*was begun with"):
+        read(tmp_path, arms=off, comparisons=())
+    finish(read(tmp_path).runs[0], 0.5, 0.5)
+    on = [{**ARMS[0], "overrides": {"consistency": {"name": "l2"}}}]
+    with pytest.raises(ConfigError, match=r"consistency\.\w+ = .*vmoe/seed=0 was begun with None"):
+        read(tmp_path, arms=on, comparisons=())
 
 
 def test_tables_and_differences_of_a_part_of_the_runs(tmp_path):
@@ -157,6 +167,50 @@ def test_tables_and_differences_of_a_part_of_the_runs(tmp_path):
     assert runs["seed"].tolist() == [0, 1, 0]
     finish(study.runs[3], 0.97, 0.5)
     assert "| 2 | +6.00 |" in write_results(study)
+
+
+def test_a_config_beside_the_study_is_found_from_anywhere(tmp_path, monkeypatch):
+    source = write_study(tmp_path, config="mine.py", arms=({"name": "a"},), comparisons=())
+    text = "from configs import digits_prc\ndef get_config(arguments):\n"
+    (tmp_path / "mine.py").write_text(f"{text}    return digits_prc.get_config('k=1')\n")
+    monkeypatch.chdir(pathlib.Path(tmp_path).parent)
+    (run, _) = read_study(source, tmp_path / "work").runs
+    assert run.config.model.encoder.moe.router.num_selected_experts == 1
+
+
+OUTPUT = "import sys; sys.stdout.buffer.write(b'caf\\xe9 \\xff\\n'); print('end')"
+
+
+def test_output_that_is_no_utf8(tmp_path):
+    with child_process([sys.executable, "-c", OUTPUT], os.environ) as process:
+        assert [line.rstrip() for line in process.stdout] == ["caf\ufffd \ufffd", "end"]
+
+
+# A child that says its id and does not end at SIGTERM.
+STUBBORN = (
+    "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print(os.getpid(), flush=True)\nwhile True: time.sleep(0.05)"
+)
+PARENT = f"""
+import os, sys
+from vmoe_prc.study.runner import child_process
+with child_process([sys.executable, "-c", {STUBBORN!r}], os.environ) as process:
+    for line in process.stdout:
+        print(line, end="", flush=True)
+"""
+
+
+def test_a_second_signal_leaves_no_child_running():
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            parent.wait(timeout=1)  # it waits for the child
+        parent.terminate()
+        assert parent.wait(timeout=20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

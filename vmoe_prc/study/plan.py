@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from etils import epath
 
 from vmoe_prc.config import (
     ConfigError,
@@ -20,7 +21,9 @@ from vmoe_prc.config import (
 )
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.options import option
+from vmoe_prc.report.config_diff import MISSING, differing_fields
 from vmoe_prc.report.experiments import experiment_fields
+from vmoe_prc.workdir.history import read_data
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 
 LOG_FILE = "log.txt"
@@ -124,14 +127,17 @@ def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
     """Reads and checks a study with all configurations of its runs.
 
     Args:
-      source: A Python file with get_config(arguments), and arguments after a colon.
+      source: A Python file with get_config(arguments), and arguments after a colon. A relative
+        path in its field `config` is looked up in the folder of this file, then in the current
+        directory.
       workdir: Directory of the study; by default `workdir/` and the name of the file.
 
     Raises:
       ConfigError: If the file cannot be read, anything in it or in a configuration is
         wrong, or the directory holds a run with another configuration.
     """
-    workdir = workdir or pathlib.Path("workdir") / pathlib.Path(source.partition(":")[0]).stem
+    path = pathlib.Path(source.partition(":")[0]).expanduser()
+    workdir = (workdir or pathlib.Path("workdir") / path.stem).expanduser()
     options = complete_section(plain(read_config_file(source, "--study")), StudyOptions, "study")
     arms = [
         complete_section(arm, ArmOptions, f"study.arms[{i}]")
@@ -139,6 +145,7 @@ def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
     ]
     options = {**options, "arms": {arm["name"]: arm for arm in arms}}
     _check(options, len(arms))
+    options["config"] = _beside(path, options["config"])
     configs = {name: _arm_config(options, name) for name in options["arms"]}
     _check_different(configs)
     runs = tuple(
@@ -176,6 +183,12 @@ def _check(options: Mapping[str, Any], num_arms: int) -> None:
                 raise ConfigError(f"study.comparisons[{i}]", name, allowed, nearest(name, arms))
 
 
+def _beside(study: pathlib.Path, config: str) -> str:
+    """Returns the path of a config file in the folder of the study, if there is such a file."""
+    path = study.parent / pathlib.Path(config).expanduser()
+    return str(path) if path.is_file() else config
+
+
 def _check_different(configs: Mapping[str, ml_collections.ConfigDict]) -> None:
     plain_configs = {name: config.to_dict() for name, config in configs.items()}
     for (a, config), (b, other) in itertools.combinations(plain_configs.items(), 2):
@@ -193,7 +206,8 @@ def _arm_config(options: Mapping[str, Any], name: str) -> ml_collections.ConfigD
         config = complete(config)
     except ConfigError as error:
         field = f"arm {name}: {error.field}"
-        raise ConfigError(field, error.value, error.expected, error.suggestion) from None
+        named = ConfigError(field, error.value, error.expected, error.suggestion)
+        raise named from error.__cause__  # a bug of the user's file keeps its traceback
     robustness = options["robustness"] or {}
     for field, split in (
         ("study.split", options["split"]),
@@ -206,19 +220,22 @@ def _arm_config(options: Mapping[str, Any], name: str) -> ml_collections.ConfigD
 
 
 def _check_held(run: PlannedRun) -> None:
-    """Compares a run with what its work directory holds already."""
+    """Compares a run with the configuration that its work directory has already."""
     try:
-        held = json.loads((run.workdir / CONFIG_FILE).read_text())
+        earlier = json.loads((run.workdir / CONFIG_FILE).read_text())
     except (OSError, ValueError):
         return
-    now = experiment_fields(json.loads(json.dumps(run.config.to_dict(), default=list)))
-    held = experiment_fields(held)
-    for field in sorted(now.keys() | held.keys()):
-        # A field that is newer than the run has the default that it was run with.
-        if field in held and held[field] != now.get(field):
-            raise ConfigError(
-                f"config.{field}",
-                now.get(field),
-                f"{run.workdir} was begun with {held[field]!r}; remove it, or choose another "
-                "--workdir",
+    now = json.loads(json.dumps(run.config.to_dict(), default=list))
+    # A run that knows the digests of its data compares them itself when it is resumed.
+    data = read_data(epath.Path(run.workdir))
+    earlier, now = experiment_fields(earlier, data), experiment_fields(now, data)
+    for field, (before, after) in differing_fields([earlier, now]).items():
+        sections = itertools.accumulate(field.split("."), lambda a, b: f"{a}.{b}")
+        was_off = any(earlier.get(name, MISSING) is None for name in sections)
+        # Other fields without an earlier value are new in the program.
+        if before is not MISSING or was_off:
+            shown = None if before is MISSING else before
+            expected = (
+                f"{run.workdir} was begun with {shown!r}; remove it, or choose another --workdir"
             )
+            raise ConfigError(f"config.{field}", None if after is MISSING else after, expected)

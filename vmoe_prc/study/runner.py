@@ -1,4 +1,4 @@
-"""Carries out the runs of a study, one after the other, each in a process of its own."""
+"""Runs a study: one run after the other, each in a separate process."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from vmoe_prc.study.plan import (
     FAILURE_FILE,
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 def carry_out(study: Study, after_run: Callable[[], None], say: Say = print) -> list[PlannedRun]:
-    """Carries out every run that is not done; a run that fails does not end the study.
+    """Runs everything that is not done; a run that fails does not end the study.
 
     Args:
       study: The study.
@@ -48,7 +48,7 @@ def carry_out(study: Study, after_run: Callable[[], None], say: Say = print) -> 
 
 
 def execute(study: Study, run: PlannedRun) -> None:
-    """Trains a run and measures its robustness, in this process; resumes what has begun.
+    """Trains a run and measures its robustness, in this process; resumes a run that has begun.
 
     Raises:
       ConfigError: If the configuration cannot be used.
@@ -77,7 +77,7 @@ def _measure_robustness(study: Study, run: PlannedRun) -> None:
 
 
 def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
-    """Carries a run out in a process; returns its exit status, and keeps why it failed."""
+    """Executes a run in a process; returns its exit status and saves the end of a failed log."""
     command = [
         *(sys.executable, "-m", "vmoe_prc.study", f"--study={study.source}"),
         *(f"--workdir={study.workdir}", f"--only={run.name}"),
@@ -89,8 +89,8 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
     (run.workdir / FAILURE_FILE).unlink(missing_ok=True)
     lines: list[str] = []
     with (
-        (run.workdir / LOG_FILE).open("a") as log,
-        _process(command, env) as process,
+        (run.workdir / LOG_FILE).open("a", encoding="utf-8") as log,
+        child_process(command, env) as process,
     ):
         for line in process.stdout:
             log.write(line)
@@ -99,27 +99,52 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
             lines = [*lines[-19:], line]
         status = process.wait()
     if status:
-        (run.workdir / FAILURE_FILE).write_text(f"exit status {status}\n{''.join(lines)}")
+        text = f"exit status {status}\n{''.join(lines)}"
+        (run.workdir / FAILURE_FILE).write_text(text, encoding="utf-8")
     return status
 
 
 @contextlib.contextmanager
-def _process(command: Sequence[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A process that ends when we do, asked to first: it may want to save its work."""
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
+    """Starts a process that never outlives this one.
+
+    On SIGTERM or an interrupt it gets SIGTERM, to save its work; on a second signal it is
+    killed. Bytes of its output that are not UTF-8 are replaced.
+
+    Args:
+      command: Program and arguments.
+      env: Environment variables.
+    """
+
+    def end(*_):
+        sys.exit(128 + signal.SIGTERM)
+
+    # Set before the process exists, so that no signal can come between.
+    previous = signal.signal(signal.SIGTERM, end)
+    process = None
     try:
+        process = subprocess.Popen(
+            command,
+            env=dict(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
         yield process
     finally:
-        signal.signal(signal.SIGTERM, before)
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        try:
+            if process is not None and process.poll() is None:
+                process.terminate()
+                process.wait()
+        finally:
+            if process is not None and process.poll() is None:
+                process.kill()
+                process.wait()
+            signal.signal(signal.SIGTERM, previous)
 
 
 def failure(run: PlannedRun) -> str:
     """Returns the last line that a failed run wrote."""
-    lines = (run.workdir / FAILURE_FILE).read_text().split("\n")
+    lines = (run.workdir / FAILURE_FILE).read_text(encoding="utf-8").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "")
