@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,20 @@ def test_other_settings_are_another_row_and_other_paths_are_not(tmp_path):
     }
 
 
+def test_long_settings_become_notes(tmp_path):
+    for seed, batch_size in enumerate([64, 32]):
+        config = digits_prc.get_config(f"prc=off,seed={seed}")
+        config.dataset.train.batch_size = batch_size
+        config.optimizer.learning_rate.warmup_steps = batch_size
+        write_run(tmp_path / str(seed), config, 0.9)
+    lines = to_text(tables_of(tmp_path)[0]).splitlines()
+    assert max(map(len, lines)) < 100
+    notes = ["dataset.train.batch_size=64", "optimizer.learning_rate.warmup_steps=64"]
+    assert any(line.endswith(notes[0]) and line.startswith("[") for line in lines)
+    assert f"    {notes[1]}" in lines
+    assert any(line.split()[:4] == ["digits", "V-MoE", "2", "[1]"] for line in lines)
+
+
 def test_a_seed_counts_once_and_an_unfinished_run_never(tmp_path):
     write_arm(tmp_path / "first", "k=2,prc=on", [0.9, 0.8])
     write_arm(tmp_path / "second", "k=2,prc=on", [0.1])
@@ -119,6 +134,20 @@ def test_runs_on_other_images_are_another_experiment(tmp_path):
     assert warnings == []  # the same seed, but no duplicate
     assert [row.experiment.seeds for row in accuracy.rows] == [(0,), (0,)]
     assert all("manual_dir=/photos/" in row.experiment.settings for row in accuracy.rows)
+
+
+def test_digests_tell_data_apart_wherever_they_are(tmp_path):
+    """The same images elsewhere are the same experiment, other images in one place another."""
+    for seed, (folder, digest) in enumerate([("a", "1f"), ("b", "1f"), ("b", "2e")]):
+        config = digits_prc.get_config(f"prc=off,seed={seed}")
+        for dataset in config.dataset.values():
+            dataset.manual_dir = f"/photos/{folder}"
+        write_run(tmp_path / str(seed), config, 0.9)
+        data = {name: {"digest": digest, "classes": ["a", "b"]} for name in config.dataset}
+        (tmp_path / str(seed) / "data.json").write_text(json.dumps(data))
+    (accuracy, _), _ = tables_of(tmp_path)
+    assert [row.experiment.seeds for row in accuracy.rows] == [(0, 1), (2,)]
+    assert "data.test=2e" in accuracy.rows[1].experiment.settings
 
 
 def test_a_diverged_run_counts_in_no_mean(tmp_path):

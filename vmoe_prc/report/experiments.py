@@ -99,22 +99,41 @@ def name_experiment(runs: Sequence[Run], settings: str) -> Experiment:
     return Experiment(*_name(runs[0]), settings, tuple(runs))
 
 
-def experiment_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def experiment_fields(
+    config: Mapping[str, Any], data: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """Returns the fields that define an experiment, by dotted names.
 
-    The directory of own images (`manual_dir`) is one of them: other images are other data.
+    Data are part of what an experiment is: the digest of each split, as `data.SPLIT`, or where
+    it is unknown the directory of own images, `dataset.SPLIT.manual_dir`.
+
+    Args:
+      config: The configuration.
+      data: Descriptions of the splits by name, see `Run.data`.
     """
     flat = flatten(config)
-    datasets = {name for name in flat if name.startswith("dataset.")}
-    dropped = {name for name in datasets if name.rpartition(".")[2] in IGNORED_OF_DATASETS}
-    return {name: v for name, v in flat.items() if name not in IGNORED | dropped}
+    digests = {name: split["digest"] for name, split in (data or {}).items() if "digest" in split}
+    ignored = {
+        name
+        for name in flat
+        if (parts := name.split("."))[0] == "dataset"
+        and (
+            parts[-1] in IGNORED_OF_DATASETS or (parts[-1] == "manual_dir" and parts[1] in digests)
+        )
+    }
+    fields = {name: value for name, value in flat.items() if name not in IGNORED | ignored}
+    return fields | {f"data.{name}": digest for name, digest in digests.items()}
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    return experiment_fields(run.config, run.data)
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
     groups: dict[str, dict[int, Run]] = collections.defaultdict(dict)
     warnings = []
     for run in runs:
-        group = groups[json.dumps(experiment_fields(run.config), sort_keys=True)]
+        group = groups[json.dumps(_fields(run), sort_keys=True)]
         seed = run.config["seed"]
         if seed in group:
             warnings.append(
@@ -132,7 +151,7 @@ def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
 
 def _settings(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Returns the differing fields of groups with the same data set, method and k."""
-    fields = [experiment_fields(group[0].config) for group in groups]
+    fields = [_fields(group[0]) for group in groups]
     names = [_name(group[0]) for group in groups]
     settings = [""] * len(groups)
     for name in set(names):

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vmoe_prc.evaluation.agreement import PARTS
+from vmoe_prc.figures.agreement_bars import AgreementBar
 from vmoe_prc.figures.palette import line_styles
 from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.paired import Difference, DifferenceTable
@@ -64,6 +66,28 @@ def learning_curve(experiments: Sequence[Experiment], name: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     return figure
+
+
+def agreement_bars(
+    experiments: Sequence[Experiment], split: str = "test_pairs"
+) -> list[AgreementBar]:
+    """Returns the agreement of first choices in parts, averaged over the runs of an experiment.
+
+    Args:
+      experiments: Experiments on one data set.
+      split: A split with two views.
+
+    Returns:
+      One bar per experiment whose runs logged the parts; runs that diverged do not count.
+    """
+    bars = []
+    for experiment in experiments:
+        metrics = [run.metrics for run in experiment.runs if not run.diverged]
+        names = {field: f"{split}/{field}" for field in PARTS}
+        if metrics and all(name in m for m in metrics for name in names.values()):
+            means = {f: float(np.mean([m[n] for m in metrics])) for f, n in names.items()}
+            bars.append(AgreementBar(experiment.label, **means))
+    return bars
 
 
 def differences_figure(table: DifferenceTable) -> Figure:

@@ -8,6 +8,9 @@ from vmoe_prc.report.paired import Comparison, Difference, DifferenceTable
 from vmoe_prc.report.tables import ACCURACY, IMAGES, SAMPLING_ERROR, Estimate, Row, Table
 from vmoe_prc.workdir.text_tables import aligned_lines
 
+# Longer settings become notes below a table.
+MAX_SETTINGS = 40
+
 
 def to_text(tables: Sequence[Table | DifferenceTable]) -> str:
     """Aligns the columns for a terminal."""
@@ -110,8 +113,27 @@ def _cell(estimate: Estimate | None, column: str) -> str:
 
 
 def _text_table(table: Table | DifferenceTable) -> str:
-    cells = table_cells(table)
-    return "\n".join([table.title, "-" * len(table.title), *aligned_lines(cells)])
+    cells, notes = _with_notes(table_cells(table))
+    return "\n".join([table.title, "-" * len(table.title), *aligned_lines(cells), *notes])
+
+
+def _with_notes(cells: list[list[str]]) -> tuple[list[list[str]], list[str]]:
+    """Replaces long settings by numbers, with notes of one setting per line."""
+    header, *rows = cells
+    if "settings" not in header:
+        return cells, []
+    column = header.index("settings")
+    if max(len(row[column]) for row in rows) <= MAX_SETTINGS:
+        return cells, []
+    texts = list(dict.fromkeys(row[column] for row in rows if row[column]))
+    numbers = {text: f"[{i + 1}]" for i, text in enumerate(texts)} | {"": ""}
+    rows = [[*row[:column], numbers[row[column]], *row[column + 1 :]] for row in rows]
+    notes = [
+        f"{numbers[text] if not i else ' ' * len(numbers[text])} {setting}"
+        for text in texts
+        for i, setting in enumerate(text.split(", "))
+    ]
+    return [header, *rows], ["", *notes]
 
 
 def _markdown_table(table: Table | DifferenceTable) -> str:

@@ -9,17 +9,29 @@ from collections.abc import Sequence
 
 import jinja2
 
+from vmoe_prc.figures.agreement_bars import agreement_figure
 from vmoe_prc.figures.palette import LineStyle, line_styles
 from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.embedding import Picture, drawing
 from vmoe_prc.report.experiments import METHODS, Experiment
-from vmoe_prc.report.figures import CURVES, available_curves, learning_curve
+from vmoe_prc.report.figures import (
+    CURVES,
+    agreement_bars,
+    available_curves,
+    learning_curve,
+)
 from vmoe_prc.report.formats import table_cells
 from vmoe_prc.report.paired import MIN_SEEDS, DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import Run
 from vmoe_prc.report.tables import PUBLISHED, SAMPLING_ERROR, Table, make_tables
 
 BASELINE = METHODS[None]
+_AGREEMENT = (
+    "Agreement of the first experts of matched patches. Chance is what the loads of the experts "
+    "give. Image is what re-pairing the patches within each image keeps: a router that sends "
+    "whole images to one expert has no more. Place is the rest. Kappa and kappa place are the "
+    "agreement corrected for chance, and for chance and image: 0 for none, 100 for all."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +94,12 @@ def make_page(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    parts = [_results(experiments), *_learning(experiments), *sections]
+    parts = [
+        _results(experiments),
+        *_agreement(experiments),
+        *_learning(experiments),
+        *sections,
+    ]
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
         summary=_summary(experiments),
@@ -162,6 +179,25 @@ def _page_table(table: Table | DifferenceTable) -> PageTable:
     header, *rows = table_cells(table)
     first = header.index("seeds") + 1
     return PageTable(table.title, header, rows, first)
+
+
+def _agreement(experiments: Sequence[Experiment]) -> list[Section]:
+    """Returns one section per data set whose runs logged the parts of agreement."""
+    datasets = list(dict.fromkeys(e.dataset for e in experiments))
+    sections = []
+    for dataset in datasets:
+        bars = agreement_bars([e for e in experiments if e.dataset == dataset])
+        if not bars:
+            continue
+        title = "Agreement in parts" + (f", {dataset}" if len(datasets) > 1 else "")
+        labels = ", ".join(bar.label for bar in bars)
+        picture = drawing(
+            functools.partial(agreement_figure, bars),
+            f"Agreement of {labels} by chance, by image and by place, on {dataset}.",
+        )
+        anchor = f"agreement-{len(sections)}"
+        sections.append(Section(anchor, title, _AGREEMENT, pictures=[picture]))
+    return sections
 
 
 def _learning(experiments: Sequence[Experiment]) -> list[Section]:

@@ -8,13 +8,24 @@ from collections.abc import Mapping, Sequence
 from scipy.special import stdtrit
 
 from vmoe_prc.report.experiments import Experiment
-from vmoe_prc.report.tables import ACCURACY, AGREEMENT, metrics_of, num_images, sampling_error
+from vmoe_prc.report.tables import (
+    ACCURACY,
+    AGREEMENT,
+    KAPPAS,
+    metrics_of,
+    num_images,
+    sampling_error,
+)
 
 LEVEL = 0.95
 # Two seeds have one degree of freedom: their interval, 12.7 standard errors, tells nothing.
 MIN_SEEDS = 3
 # Accuracy and agreement share this table, so agreement columns carry the word.
-COLUMNS = {ACCURACY: ACCURACY} | {column: f"{column} agreement" for column in AGREEMENT}
+COLUMNS = {
+    ACCURACY: ACCURACY,
+    **{column: f"{column} agreement" for column in AGREEMENT},
+    **{column: column for column in KAPPAS},
+}
 
 
 @dataclasses.dataclass(frozen=True)

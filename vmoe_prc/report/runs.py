@@ -1,13 +1,15 @@
 """Reads what finished runs left in their work directories."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from vmoe_prc.errors import UserError
+from vmoe_prc.workdir.history import read_config, read_data
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 
@@ -28,12 +30,15 @@ class Run:
       config: Its configuration.
       metrics: The metrics of its last evaluation, such as 'test/accuracy'; shares in [0, 1].
       records: The metrics of each step that logged any, see `workdir.metrics.read_metrics`.
+      data: Descriptions of its splits with their digests, see `workdir.history.read_data`;
+        empty for runs of a version that kept none.
     """
 
     workdir: pathlib.Path
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, float]]
+    data: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def diverged(self) -> bool:
@@ -85,7 +90,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     if not (workdir / SUMMARY_FILE).exists():
         raise ReportError(f"{workdir}: not finished; run its command again to resume it")
     try:
-        config = json.loads((workdir / CONFIG_FILE).read_text())
+        config, data = read_config(epath.Path(workdir)), read_data(epath.Path(workdir))
         records = [_numbers(record) for record in read_metrics(workdir / METRICS_FILE)]
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
@@ -96,7 +101,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     evaluated = [record for record in records if _is_evaluation(record)]
     if not evaluated:
         raise ReportError(f"{workdir}: has no evaluation")
-    return Run(workdir, config, evaluated[-1], records)
+    return Run(workdir, config, evaluated[-1], records, data)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

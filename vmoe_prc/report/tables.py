@@ -17,9 +17,11 @@ AGREEMENT = {
     "top-2": "top2",
     "top-2 unordered": "top2_unordered",
 }
-# Routers that use few experts agree easily.
+# Agreement of first choices corrected for chance and for pairing within images: routers that use
+# few experts, or send whole images to one, agree easily. See `evaluation.decomposition`.
+KAPPAS = {"kappa": "kappa", "kappa place": "kappa_place"}
 IN_USE = "experts in use"
-COLUMNS = (ACCURACY, *AGREEMENT, IN_USE)
+COLUMNS = (ACCURACY, *AGREEMENT, *KAPPAS, IN_USE)
 PUBLISHED = "published"
 # Number of test images, and the standard error of the accuracy that follows from it.
 IMAGES, SAMPLING_ERROR = "images", "sampling error"
@@ -76,7 +78,7 @@ def make_tables(experiments: Iterable[Experiment], split: str = "test") -> list[
     rows = [_row(experiment, split) for experiment in experiments]
     tables = [
         _table("Top-1 accuracy (%)", [ACCURACY, SAMPLING_ERROR, IMAGES], rows),
-        _table("Agreement of the experts of matched patches (%)", list(AGREEMENT), rows),
+        _table("Agreement of the experts of matched patches (%)", [*AGREEMENT, *KAPPAS], rows),
         _table("Experts in use: perplexity of their load (% of all)", [IN_USE], rows),
     ]
     return [table for table in tables if table.rows]
@@ -87,7 +89,7 @@ def metrics_of(run: Run, split: str = "test") -> dict[str, float]:
     if run.diverged:
         return {}
     names = {ACCURACY: f"{split}/accuracy"} | {
-        column: f"{split}_pairs/{metric}" for column, metric in AGREEMENT.items()
+        column: f"{split}_pairs/{metric}" for column, metric in (AGREEMENT | KAPPAS).items()
     }
     found = {
         column: 100 * run.metrics[name] for column, name in names.items() if name in run.metrics
