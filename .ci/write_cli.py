@@ -26,7 +26,12 @@ run has ended, 1 when it cannot continue, 2 when the command or its configuratio
 after SIGTERM, once a checkpoint is written.
 """
 # Commands of commands.
-PARTS = {"analyze": ["agreement", "pictures", "specialisation", "robustness", "table"]}
+PARTS = {
+    "analyze": [
+        *("agreement", "pictures", "specialisation", "robustness", "table", "swap", "ramp"),
+        *("capacity", "information", "margins", "stability"),
+    ]
+}
 
 
 def shown(module: str, *arguments: str) -> str:

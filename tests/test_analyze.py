@@ -2,7 +2,9 @@
 
 import json
 
+import flax.traverse_util
 import jax
+import ml_collections
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from vmoe_prc import analyze
 from vmoe_prc.analysis.opened_run import open_checkpoint, open_run
 from vmoe_prc.checkpoints import export
+from vmoe_prc.checkpoints.params import read_params, write_params
 from vmoe_prc.config.files import read_config_file
+from vmoe_prc.models import create_model
 
 BLOCK = "encoderblock_1"
 
@@ -119,6 +123,43 @@ def test_what_a_run_cannot_give(finished, command, argument, message, tmp_path, 
     arguments = [command, f"--workdir={finished[0]}", f"--output={output}", argument]
     assert message in refusal(arguments, capsys)
     assert not output.exists()
+
+
+COMMANDS = (
+    *("table", "agreement", "robustness", "specialisation", "pictures", "swap", "ramp", "capacity"),
+    *("information", "margins"),
+)
+
+
+def test_a_model_without_moe_blocks(finished, tmp_path, capsys):
+    """One line each: there is no routing to analyse."""
+    config = json.loads((finished[0] / "config.json").read_text())
+    config["model"]["encoder"]["moe"]["layers"] = []
+    path = tmp_path / "dense.py"
+    path.write_text(
+        "import json, ml_collections\n"
+        "def get_config(_):\n"
+        f"    return ml_collections.ConfigDict(json.loads({json.dumps(config)!r}))\n"
+    )
+    dense = create_model(ml_collections.ConfigDict(config).model, deterministic=True)
+    params = dense.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    flat = flax.traverse_util.flatten_dict({"params": jax.device_get(params)}, sep="/")
+    write_params(tmp_path / "dense.safetensors", flat)
+    for command in COMMANDS:
+        arguments = [f"--checkpoint={tmp_path / 'dense.safetensors'}", f"--config={path}"]
+        line = refusal([command, *arguments, f"--output={tmp_path / 'out'}"], capsys)
+        assert "dense.safetensors': has no MoE blocks" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diverged_model_is_not_analysed(safetensors, config_file, tmp_path, capsys):
+    """NaN gates choose alike everywhere, which would be an agreement of 100%."""
+    params = read_params(safetensors)
+    params["params/head/bias"] = params["params/head/bias"] * np.nan
+    write_params(tmp_path / "nan.safetensors", params)
+    arguments = [f"--checkpoint={tmp_path / 'nan.safetensors'}", f"--config={config_file}:"]
+    line = refusal(["agreement", *arguments], capsys)
+    assert "params/head/bias is not finite: the run diverged" in line
 
 
 def test_only_some_commands_compare_runs(finished, capsys):

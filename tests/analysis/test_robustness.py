@@ -113,6 +113,8 @@ def test_unchanged_images_change_nothing_and_noise_does(run):
     still, noisy = frame.loc[("gaussian_noise", 0.0)], frame.loc[("gaussian_noise", 0.5)]
     assert (still[["changed", "changed_first", "distance", "logit_distance", "jump"]] == 0).all()
     assert noisy["changed"] > 0 and noisy["changed_first"] > 0
+    assert still["kappa"] == still["kappa_place"] == 1
+    assert 0 < noisy["kappa_place"] <= noisy["kappa"] < 1
     assert noisy["jump"] == pytest.approx(noisy["logit_distance"] / noisy["distance"], rel=0.2)
     assert frame.loc[("fgsm", 8.0), "accuracy"] <= still["accuracy"]
 

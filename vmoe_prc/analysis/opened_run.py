@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from vmoe_prc.analysis.naming import distinct_names
 from vmoe_prc.arrays import Array
-from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
 from vmoe_prc.data.feed import eval_batches
@@ -25,7 +25,7 @@ from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.models import create_model
 from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
 from vmoe_prc.workdir.history import read_config
-from vmoe_prc.workdir.layout import CONFIG_FILE
+from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE
 from vmoe_prc.workdir.paths import user_path
 
 
@@ -202,8 +202,12 @@ class OpenedRun:
         return eval_batches(self.split(split), self.mesh)
 
 
-def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:
-    """Opens the newest checkpoint of a work directory.
+def open_run(workdir: str | os.PathLike[str], step: int | None = None) -> OpenedRun:
+    """Opens a checkpoint of a work directory.
+
+    Args:
+      workdir: The work directory.
+      step: Step of the checkpoint; the newest one if None.
 
     Raises:
       ConfigError: If the directory has no run, or its configuration cannot be used here.
@@ -214,15 +218,18 @@ def open_run(workdir: str | os.PathLike[str]) -> OpenedRun:
         expected = f"is not the work directory of a run: it has no {CONFIG_FILE}"
         raise ConfigError("--workdir", str(workdir), expected)
     config = read_config(workdir)
-    return open_checkpoint(ml_collections.ConfigDict(config), workdir)
+    return open_checkpoint(ml_collections.ConfigDict(config), workdir, step)
 
 
-def open_checkpoint(config: ml_collections.ConfigDict, prefix: str | os.PathLike[str]) -> OpenedRun:
+def open_checkpoint(
+    config: ml_collections.ConfigDict, prefix: str | os.PathLike[str], step: int | None = None
+) -> OpenedRun:
     """Opens a checkpoint of any format that `read_params` reads.
 
     Args:
       config: The configuration of its model and of the data to analyse it on.
       prefix: Path of the checkpoint.
+      step: Step of the checkpoint if `prefix` is a work directory; the newest one if None.
 
     Raises:
       ConfigError: If the configuration cannot be used.
@@ -233,8 +240,9 @@ def open_checkpoint(config: ml_collections.ConfigDict, prefix: str | os.PathLike
     # A run that was trained on a pod can be analysed on fewer devices.
     mesh = create_mesh(math.gcd(config.num_expert_partitions, jax.device_count()))
     model = create_model(evaluation_model(config), deterministic=True)
-    flat = read_params(prefix)
+    flat = read_params(prefix) if step is None else _read_step(epath.Path(prefix), step)
     name = epath.Path(prefix).name or os.fspath(prefix)
+    name = name if step is None else f"{name}, step {step}"
     _check_fit(OpenedRun(name, config, model, None, mesh), flat, prefix)
     _check_finite(flat, prefix)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
@@ -255,6 +263,16 @@ def name_apart(
     parents = ["/".join(epath.Path(place).parts[-2:]) for place in places]
     names = distinct_names([(run.name, p) for run, p in zip(runs, parents, strict=True)])
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def _read_step(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
+    """Reads parameters of a step: their average, if the run kept one."""
+    folder = workdir / CHECKPOINT_FOLDER
+    try:
+        params = restore_part(folder, step, "ema_params")
+    except CheckpointError:
+        params = restore_part(folder, step)
+    return flax.traverse_util.flatten_dict({"params": params}, sep="/")
 
 
 def _check_fit(run: OpenedRun, flat: Mapping[str, np.ndarray], prefix: Any) -> None:

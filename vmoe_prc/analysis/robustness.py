@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
+from vmoe_prc.evaluation.decomposition import average, decomposition_sums
 
 # Steps and target of each attack.
 ATTACKS: dict[str, tuple[int, Target]] = {
@@ -70,7 +72,9 @@ def robustness_table(
     Returns:
       One row per kind, level and block, and for all these blocks together: `perturbation`,
       `level`, `block`; `changed`, the share of tokens whose set of selected experts changes;
-      `changed_first`, the share whose first expert changes; and, the same in all blocks,
+      `changed_first`, the share whose first expert changes; `kappa` and
+      `kappa_place`, agreement of the first experts of patches before and after, see
+      `evaluation.decomposition`; and, the same in all blocks,
       `accuracy`; `distance`, mean distance of the images; `logit_distance`, mean distance of
       the logits; `jump`, mean of their quotient (0 for an unchanged image);
       `accuracy_with_drops`, `jump_with_drops`, and `dropped`, the share of dropped choices,
@@ -85,8 +89,8 @@ def robustness_table(
     _check_kinds(levels, run.batch_spec(split)["image"].shape)
     routes = [jax.jit(make_routing_step(model.model)) for model in (run.dropless(), run)]
     scale = run.value_range(split).size
-    compare = jax.jit(functools.partial(_compare, blocks, scale))
-    sums: dict[tuple[str, float], dict[str, float]] = {}
+    compare = jax.jit(functools.partial(_compare, blocks, run, scale))
+    sums: dict[tuple[str, float], dict[str, Any]] = {}
     with jax.set_mesh(run.mesh):
         perturb = {kind: make_perturbation(run.dropless(), split, kind, seed) for kind in levels}
         for index, batch in enumerate(run.batches(split)):
@@ -96,9 +100,9 @@ def robustness_table(
                     perturbed = perturb[kind](batch, level, index)
                     after = [route(run.params, perturbed) for route in routes]
                     found = jax.device_get(compare(batch, before, perturbed, after))
-                    total = sums.setdefault((kind, level), dict.fromkeys(found, 0.0))
+                    total = sums.setdefault((kind, level), dict.fromkeys(found, np.zeros(())))
                     for name, value in found.items():
-                        total[name] += float(value)
+                        total[name] = total[name] + np.asarray(value, np.float64)
     return pd.DataFrame(
         row for (kind, level), total in sums.items() for row in _rows(kind, level, total, blocks)
     )
@@ -150,11 +154,12 @@ def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
             raise ConfigError("--perturbation", kind, library)
 
 
-def _compare(blocks, scale, batch, before, perturbed, after) -> dict[str, jax.Array]:
+def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, jax.Array]:
     """Sums differences over the images that count.
 
     Args:
       blocks: Blocks to compare.
+      run: The run.
       scale: Length of the value range of the images.
       batch: The original images, with `labels` and `mask`.
       before: Results of the routing steps on them: dropless, and with the run's capacity.
@@ -186,6 +191,11 @@ def _compare(blocks, scale, batch, before, perturbed, after) -> dict[str, jax.Ar
         sums[f"{block}/tokens"] = total(jnp.ones(a.experts.shape[:2]))
         sums[f"{block}/dropped"] = total(with_drops.selected & ~with_drops.kept)
         sums[f"{block}/choices"] = total(with_drops.selected)
+        patches = slice(int(run.class_token), None)
+        clean, noisy = (x.experts[:, patches, :1] for x in (a, b))
+        counted = jnp.broadcast_to(mask[:, None], clean.shape[:2])
+        for name, values in decomposition_sums(clean, noisy, counted, run.num_experts).items():
+            sums[f"{block}/parts/{name}"] = values.sum(axis=0)
     return sums
 
 
@@ -195,22 +205,28 @@ def _selection(choices: Choices) -> jax.Array:
 
 
 def _rows(
-    kind: str, level: float, total: Mapping[str, float], blocks: Sequence[str]
+    kind: str, level: float, total: Mapping[str, Any], blocks: Sequence[str]
 ) -> Iterator[dict[str, float | str]]:
     whole = (
         *("accuracy", "distance", "logit_distance", "jump"),
         *("accuracy_with_drops", "jump_with_drops"),
     )
-    means = {name: total[name] / total["images"] for name in whole}
+    means = {name: float(total[name] / total["images"]) for name in whole}
 
     def over(members, name, per):
-        return sum(total[f"{b}/{name}"] for b in members) / sum(
-            total[f"{b}/{per}"] for b in members
-        )
+        counted = sum(total[f"{b}/{per}"] for b in members)
+        return float(sum(total[f"{b}/{name}"] for b in members) / counted)
+
+    def parts(block):
+        prefix = f"{block}/parts/"
+        sums = {n.removeprefix(prefix): x for n, x in total.items() if n.startswith(prefix)}
+        return decompose(sums)
 
     means["dropped"] = over(blocks, "dropped", "choices")
     for block, members in [*((b, [b]) for b in blocks), (ALL_BLOCKS, blocks)]:
         shares = {name: over(members, name, "tokens") for name in ("changed", "changed_first")}
+        kappas = average([parts(b) for b in members])
+        shares |= {name: float(getattr(kappas, name)) for name in ("kappa", "kappa_place")}
         yield {"perturbation": kind, "level": level, "block": block, **shares, **means}
 
 

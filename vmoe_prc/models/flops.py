@@ -14,6 +14,22 @@ def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
       model: The `model` part of a config.
       image_size: (height, width) in pixels.
     """
+    routed, others = _multiply_adds(model, image_size)
+    return 2 * (routed + others)
+
+
+def routed_share(model: Config, image_size: tuple[int, int]) -> float:
+    """Share of `forward_flops_per_image` that the experts compute.
+
+    It bounds what routing can decide: the rest of the model is the same for every choice of
+    experts (arXiv 2605.15484, from its abstract, finds that gains need a large share).
+    """
+    routed, others = _multiply_adds(model, image_size)
+    return routed / (routed + others)
+
+
+def _multiply_adds(model: Config, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Counts multiply-adds of the experts of an image, and of everything else."""
     encoder = model["encoder"]
     size, mlp_dim = model["hidden_size"], encoder["mlp_dim"]
     patch_height, patch_width = model["patch_size"]
@@ -34,10 +50,5 @@ def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
     representation = model.get("representation_size")
     head = (representation or size) * (model["num_classes"] or 0)
     head += size * (representation or 0)
-    return 2 * (
-        embedding
-        + num_layers * attention
-        + (num_layers - num_moe) * dense_mlp
-        + num_moe * (experts + routing)
-        + head
-    )
+    others = embedding + num_layers * attention + (num_layers - num_moe) * dense_mlp + head
+    return num_moe * experts, others + num_moe * routing

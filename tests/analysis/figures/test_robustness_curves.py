@@ -30,5 +30,5 @@ def test_lines_are_the_rows_of_each_run():
     np.testing.assert_allclose(changed, [[0, 10, 20, 30], [20, 30, 40, 50]])
     for line in panels["jump"].lines:
         np.testing.assert_allclose(line.get_xydata(), [[1, 2], [2, 2], [3, 2]])
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == ["a", "b"]
     assert panels["changed"].get_xlabel() == "shift (pixels)"

@@ -248,7 +248,8 @@ def _first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> _
             raise ConfigError("--workdir", run.name, expected)
         check_batch(run.config, f"dataset.{split}", shape, run.mesh.size)
     rows, classes = _choose_rows(batch, num_images)
-    titles = [f"class {c}" for c in classes]
+    names = runs[0].split(split).class_names or [str(c) for c in range(max(classes) + 1)]
+    titles = [f"class {names[c]}" if names[c].isdigit() else names[c] for c in classes]
     return _Examples(batch, rows, titles, runs[0].value_range(split))
 
 

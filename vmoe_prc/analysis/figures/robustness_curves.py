@@ -25,7 +25,8 @@ def robustness_figure(
     Args:
       table: Rows of `robustness_table` of one or several runs, with a column `run`. Rows of
         runs with the same name, such as the seeds of one experiment, are drawn as their mean
-        with a band of one standard deviation.
+        with a band of one standard deviation. A dotted line shows the effect of choices that
+        are dropped with the run's own capacity.
       units: Unit of the levels, by perturbation.
       styles: Style of the line of each run; by default `line_styles` in the order of `table`.
     """
@@ -42,14 +43,20 @@ def robustness_figure(
                 if column == "jump":  # undefined for an unchanged image
                     part = part[part["distance"] > 0]
                 scale = 1 if column == "jump" else 100
-                _draw_line(axes, scale * part.set_index("level")[column], styles[run], run)
+                levels = part.set_index("level")
+                _draw_line(axes, scale * levels[column], styles[run], run)
+                with_drops = f"{column}_with_drops"
+                if with_drops in part and (part["dropped"] > 0).any():
+                    means = (scale * levels[with_drops]).groupby("level").mean()
+                    label = f"{run}, with dropped tokens"
+                    axes.plot(means, color=styles[run].color, lw=0.9, ls=(0, (1, 1.5)), label=label)
             axes.set(xlabel=f"{kind} ({units[kind]})", ylabel=label)
             axes.set_ylim(0, 102 if column == "accuracy" else None)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
             axes.xaxis.label.set_size(8)
             axes.yaxis.label.set_size(8)
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    panels[0, 1].legend(frameon=False, fontsize=8)
     return figure
 
 
