@@ -13,6 +13,7 @@ from vmoe_prc import analyze
 from vmoe_prc.analysis.opened_run import open_checkpoint, open_run
 from vmoe_prc.checkpoints import export
 from vmoe_prc.checkpoints.params import read_params, write_params
+from vmoe_prc.config import complete
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.models import create_model
 
@@ -141,7 +142,7 @@ def test_a_model_without_moe_blocks(finished, tmp_path, capsys):
         "def get_config(_):\n"
         f"    return ml_collections.ConfigDict(json.loads({json.dumps(config)!r}))\n"
     )
-    dense = create_model(ml_collections.ConfigDict(config).model, deterministic=True)
+    dense = create_model(complete(ml_collections.ConfigDict(config)).model, deterministic=True)
     params = dense.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
     flat = flax.traverse_util.flatten_dict({"params": jax.device_get(params)}, sep="/")
     write_params(tmp_path / "dense.safetensors", flat)

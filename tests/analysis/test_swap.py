@@ -93,7 +93,7 @@ def test_routing_among_opposite_experts_is_worth_something(run):
         *(("clean", r) for r in ("own", "other_view", "shuffled", "noisy", "next_best", "random")),
         *(("clean", "one_expert"), ("noisy", "own"), ("noisy", "clean")),
     }
-    assert abs(table.loc[("clean", "random"), "nll_change"]) > 0.1
+    assert abs(table.loc[("clean", "random"), "nll_change"]) > 1e-3  # 1e-5 among equal experts
     assert table.loc[("clean", "own"), "nll_change"] == 0
     gains = found.gains.set_index("measure")
     assert set(gains.index) == {"routed_flops", "D_random", "D_view", "oracle_gain"}

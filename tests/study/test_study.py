@@ -144,7 +144,7 @@ def test_a_directory_with_other_runs_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"consistency\.\w+ = None: .*was begun with"):
         read(tmp_path, arms=off, comparisons=())
     finish(read(tmp_path).runs[0], 0.5, 0.5)
-    on = [{**ARMS[0], "overrides": {"consistency": {"name": "l2"}}}]
+    on = [{**ARMS[0], "overrides": {"consistency": {"name": "l2", "weight": 0.5}}}]
     with pytest.raises(ConfigError, match=r"consistency\.\w+ = .*vmoe/seed=0 was begun with None"):
         read(tmp_path, arms=on, comparisons=())
 

@@ -16,7 +16,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
-from vmoe_prc.evaluation.decomposition import average, decomposition_sums
+from vmoe_prc.evaluation.decomposition import average, decompose, decomposition_sums
 
 # Steps and target of each attack.
 ATTACKS: dict[str, tuple[int, Target]] = {
