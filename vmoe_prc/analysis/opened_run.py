@@ -20,6 +20,7 @@ from vmoe_prc.arrays import Array
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
 from vmoe_prc.checkpoints.params import read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
+from vmoe_prc.config.registry import ROUTERS
 from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.models import create_model
@@ -88,7 +89,8 @@ class OpenedRun:
     @property
     def experts_choose(self) -> bool:
         """Whether experts choose tokens (Expert Choice)."""
-        return "num_selected_experts" not in self.config.model.encoder.moe.router
+        router = ROUTERS[self.config.model.encoder.moe.router.name]
+        return getattr(router, "experts_choose", False)
 
     @property
     def class_token(self) -> bool:
