@@ -82,6 +82,7 @@ def builder_factory(
     """
     data_dir = data_dir and os.fspath(data_dir)
     if name in DATASETS:
+        _set_folder(DATASETS[name])
         options = {"manual_dir": manual_dir} if takes_files(name) else {}
         make = functools.partial(DATASETS[name], data_dir=data_dir, **options)
     else:
@@ -107,6 +108,12 @@ def builder_factory(
 def takes_files(name: str) -> bool:
     """Whether a data set is one of `DATASETS` that is made from files in `manual_dir`."""
     return name in DATASETS and "manual_dir" in inspect.signature(DATASETS[name]).parameters
+
+
+def _set_folder(factory: Any) -> None:
+    """Tells TFDS the folder of a builder's file, which it finds only for files in packages."""
+    if inspect.isclass(factory) and getattr(factory, "pkg_dir_path", factory) is None:
+        factory.pkg_dir_path = epath.Path(inspect.getfile(factory)).parent
 
 
 def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:
