@@ -111,6 +111,8 @@ def rows():
         off = "mixup" if turn % 2 else "consistency"
         config = override(values, {**changes(fields.Config, values, counts), off: None})
         config = repaired(config)
+        tokens = 16 + (config.model.classifier == "token")
+        config.model.encoder.moe.group_size = 4 * tokens
         made = set(choices(fields.Config, config.to_dict()))
         counts.update(made)
         if made & left:

@@ -1,4 +1,4 @@
-"""Sizes are compared with the memory before anything of them is made."""
+"""Sizes are compared with the memory, and with each other, before anything of them is made."""
 
 import jax
 import jax.numpy as jnp
@@ -44,3 +44,10 @@ def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
     wide = {"hidden_size": 10_000_000, "encoder": {"mlp_dim": 10_000_000}}
     with pytest.raises(ConfigError, match="choose a smaller model"):
         build_program(complete(override(small_config(digits_dir), {"model": wide})))
+
+
+def test_evaluation_may_not_change_the_parameters(digits_dir):
+    overrides = {"evaluate": {"model_overrides": {"hidden_size": 32}}}
+    config = complete(override(small_config(digits_dir), overrides))
+    with pytest.raises(ConfigError, match=r"model_overrides = .*: must not change parameters: "):
+        build_program(config)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vmoe_prc.config import check_batch, complete, evaluation_model
+from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
 from vmoe_prc.data import feed, pipeline
 from vmoe_prc.data.split import Split, open_split, open_splits
 from vmoe_prc.evaluation.evaluator import EvaluationContext
@@ -19,6 +20,7 @@ from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
+from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
@@ -119,6 +121,8 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     )
     step = build_step(config, mesh, batch_spec, total_steps)
     check_state_fits(step.abstract_state, mesh.local_devices)
+    context = _evaluation_context(config, mesh, splits)
+    _check_evaluated_params(context, step.abstract_state.params)
     return Program(
         config=config,
         mesh=mesh,
@@ -130,7 +134,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         create_state=step.create_state,
         gradients=step.gradients,
         train_step=step.train_step,
-        evaluators=create_evaluators(_evaluation_context(config, mesh, splits)),
+        evaluators=create_evaluators(context),
     )
 
 
@@ -177,3 +181,24 @@ def _evaluation_context(
         name: checked(split, split.num_classes) for name, split in splits.items() if name != "train"
     }
     return EvaluationContext(config, model, mesh, evaluated, opened)
+
+
+def _check_evaluated_params(context: EvaluationContext, params: Any) -> None:
+    """Checks that the model has the same parameters in evaluation as in training."""
+    overrides = context.config.evaluate.model_overrides
+    if not overrides or not context.splits:
+        return
+    *views, height, width, channels = next(iter(context.splits.values())).spec["image"].shape
+    images = jax.ShapeDtypeStruct((math.prod(views), height, width, channels), jnp.float32)
+    evaluated = jax.eval_shape(context.model.init, jax.random.key(0), images)["params"]
+    found, trained = (
+        {name: x.shape for name, x in named_leaves(p).items()} for p in (evaluated, params)
+    )
+    for name in sorted(found.keys() | trained.keys()):
+        if found.get(name) != trained.get(name):
+            raise ConfigError(
+                "config.evaluate.model_overrides",
+                overrides.to_dict(),
+                f"must not change parameters: {name} is {found.get(name, 'missing')} in "
+                f"evaluation and {trained.get(name, 'missing')} in training",
+            )
