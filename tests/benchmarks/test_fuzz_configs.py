@@ -14,6 +14,7 @@ def mutated(number):
     return fuzz_configs.mutate(random.Random(f"0/{number}"), fuzz_configs.base())
 
 
+@pytest.mark.slow
 def test_every_mistake_gets_one_line():
     ends = collections.Counter()
     for number in NUMBERS:

@@ -119,6 +119,7 @@ def test_parameters_are_named_and_shaped_as_in_released_checkpoints(golden, name
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

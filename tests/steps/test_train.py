@@ -63,9 +63,9 @@ def options(kind, dispatcher="gather"):
     ("kind", "dispatcher", "mesh_shape", "shard_kernels"),
     [
         ("prc", "gather", (8, 1), False),
-        ("prc", "einsum", (4, 2), False),
-        ("prc", "gather", (2, 4), True),
-        ("v-moe", "gather", (4, 2), False),
+        pytest.param("prc", "einsum", (4, 2), False, marks=pytest.mark.slow),
+        pytest.param("prc", "gather", (2, 4), True, marks=pytest.mark.slow),
+        pytest.param("v-moe", "gather", (4, 2), False, marks=pytest.mark.slow),
         ("v-moe", "einsum", (1, 8), False),
     ],
 )
@@ -122,6 +122,7 @@ def test_prc_metrics_and_gradient():
     assert state.step == 3
 
 
+@pytest.mark.slow
 def test_order_of_the_images_does_not_matter_without_capacity_limits():
     model = tiny.tiny_model(
         dropout_rate=0.0,
@@ -156,6 +157,7 @@ def test_microsteps_average_the_gradients_of_the_parts():
     )
 
 
+@pytest.mark.slow
 def test_average_of_the_parameters():
     mesh, state, step = setup(use_ema=True, ema_decay=0.9)
     start = jax.device_get(state.params)
@@ -169,6 +171,7 @@ def test_average_of_the_parameters():
     )
 
 
+@pytest.mark.slow
 def test_same_seed_same_steps_and_another_seed_another():
     batches = [tiny.one_view_batch()]
     _, [a] = run(batches, seed=1)
@@ -178,6 +181,7 @@ def test_same_seed_same_steps_and_another_seed_another():
     assert a["encoderblock_1/load_loss"] != c["encoderblock_1/load_loss"]
 
 
+@pytest.mark.slow
 def test_random_pairs_are_drawn_anew_each_step_and_number_as_many():
     batch = tiny.two_view_batch()
     _, matched = reference("prc")

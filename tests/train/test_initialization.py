@@ -49,6 +49,7 @@ def flat(params):
     return flax.traverse_util.flatten_dict({"params": jax.device_get(params)}, sep="/")
 
 
+@pytest.mark.slow
 def test_starts_from_a_run_on_another_mesh(tmp_path):
     workdir = save(new_state(1, experts=4), tmp_path)
     before = new_state(2)
@@ -60,6 +61,7 @@ def test_starts_from_a_run_on_another_mesh(tmp_path):
     assert table.splitlines()[-1] == f"{len(flat(before.params))} loaded"
 
 
+@pytest.mark.slow
 def test_the_average_is_what_another_run_starts_from(tmp_path):
     saved = new_state(1, use_ema=True)
     saved = saved.replace(ema_params=jax.tree.map(lambda x: x + 1, saved.params))
@@ -121,6 +123,7 @@ def test_fine_tunes_a_released_checkpoint_at_another_resolution():
     assert np.abs(flat(state.params)[KERNEL] - before[KERNEL]).max() > 0
 
 
+@pytest.mark.slow
 def test_an_upcycled_model_computes_what_the_dense_one_does(tmp_path):
     """With all experts selected, the copies of an MLP add up to the MLP."""
     dense = deep_model(32, layers=())

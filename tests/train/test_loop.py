@@ -170,6 +170,7 @@ def test_the_imagenet_recipe_compiles(data_dir):
     assert counted < compiled.cost_analysis()["flops"] < 1.5 * counted
 
 
+@pytest.mark.slow
 def test_fewshot_accuracies_are_reported(tmp_path, digits_dir):
     config = small_config(digits_dir, "prc=off")
     with config.unlocked():

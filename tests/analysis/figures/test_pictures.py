@@ -19,6 +19,7 @@ def run(finished):
     return open_run(finished[0])
 
 
+@pytest.mark.slow
 def test_the_command_draws_two_runs(finished, tmp_path, capsys):
     workdir, _ = finished
     arguments = [f"--workdir={workdir}", f"--workdir={workdir}", f"--output={tmp_path}"]

@@ -98,6 +98,7 @@ def test_v_moes_name_for_decoding_and_cropping():
             np.testing.assert_array_equal(both[key], expected[key])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(375, 500), (90, 400), (8, 8)])
 @pytest.mark.parametrize("area", [(5, 100), (5, 70), (60, 100), (95, 100)])
 def test_crops_are_distributed_as_tensorflows(shape, area):

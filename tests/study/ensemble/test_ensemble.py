@@ -15,6 +15,7 @@ def data():
     return rng.integers(0, 255, (200, 16, 16), np.uint8), rng.integers(0, 10, 200)
 
 
+@pytest.mark.slow
 def test_a_member_equals_the_same_run_alone(data):
     variants, seeds = [members.vmoe_by_batch(), members.prc_balanced()], [0, 3]
     together = training.stack_members(variants, seeds)
@@ -46,6 +47,7 @@ def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
     assert np.abs(kernel[0] - kernel[1]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_stage_reports_every_run(data):
     results = run_stage(TASK, [members.prc()], [0, 1], data, data, chunk=2, log=lambda _: None)
     assert [(r["variant"], r["seed"]) for r in results] == [("PRC", 0), ("PRC", 1)]
