@@ -1,4 +1,4 @@
-"""Passes over images that look at more than the logits, against the forward pass alone.
+"""Passes over images that need more than the logits, compared with the forward pass.
 
     python -m benchmarks.evaluation --batch-size=32
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.moe_layer --experts=8,32 --k=1,2 --group-sizes=400,1160
 
-`to_products` compares with the products alone, on exactly the rows that were chosen, and
+`to_products` compares with the two products only, on exactly the rows that were chosen, and
 `to_experts` with the experts' whole MLPs on these rows: what is above 1 there is routing,
 moving rows, and the free rows of the buffers. `to_mlp` compares with one MLP on all of these rows,
 the same operations with 1/E of the weights: what the experts themselves have above 1 there is the
@@ -113,7 +113,7 @@ def experts(args: argparse.Namespace, shape: Shape, size: int):
 
 
 def products(args: argparse.Namespace, shape: Shape, size: int):
-    """The two grouped matrix products alone."""
+    """Only the two grouped matrix products."""
     x = chosen_rows(args, shape, size)
     keys = jax.random.split(jax.random.key(0))
     kernels = [

@@ -117,7 +117,7 @@ class Attempt:
 
     @property
     def resumed(self) -> int | None:
-        """The step that it went on from."""
+        """The step from which it resumed."""
         return 0 if self.last(r"new run: (\d+)") else self.last(r"resuming after step ([\d,]+)")
 
     def send(self, number: signal.Signals) -> None:
@@ -181,7 +181,7 @@ def soak(directory: pathlib.Path, kills: int, seed: int) -> int:
             print(f"{i + 1:3} {describe(faults[-1])}", flush=True)
             failures += check(faults[-1], attempt)
         if attempt.resumed not in (None, newest):
-            failures.append(f"went on from {attempt.resumed} and not from {newest}")
+            failures.append(f"resumed from {attempt.resumed} and not from {newest}")
         newest = faults[-1].newest
     failures += differences(directory / "disturbed", directory / "undisturbed")
     print(report(faults, failures, steps))

@@ -1,7 +1,7 @@
 """Times functions against a baseline in one process, and writes down what came out.
 
 Machines are never quite idle. So the functions take turns, every figure is a ratio to the
-baseline's turn of the same round, and the CPU time stands beside the wall time.
+baseline's turn of the same round, and CPU time is reported next to wall time.
 """
 
 import argparse

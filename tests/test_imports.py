@@ -11,7 +11,7 @@ import pytest
 import vmoe_prc
 
 PACKAGE = pathlib.Path(vmoe_prc.__file__).parent
-# A package or module imports only those that stand before it.
+# A package or module imports only packages and modules listed before it.
 ORDER = [
     "errors",
     "arrays",

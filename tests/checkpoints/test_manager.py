@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, caplog)
         restored = checkpointer.restore(abstract(make_state(0)))
         assert restored.step == 1
         assert f"{tmp_path / '4'} is damaged" in caplog.text
-        # The run goes on from there, and saves before it comes to where it was.
+        # The run resumes from there, and saves before it reaches the step where it was.
         checkpointer.save(2, make_state(2))
         checkpointer.wait()
         assert checkpointer.steps() == [1, 2]

@@ -134,5 +134,5 @@ def test_a_bar_on_a_terminal(lines, columns):
     assert sum("a library's warning" in piece for piece in pieces) == 1
     last = [piece for piece in pieces if "%|" in piece][-1]
     assert re.search(r"100%\|█+\| 40/40 \[00:0\d, loss 0.025, 1,234 images/s", last)
-    # Each line stands by itself, not at the end of a bar.
+    # Each line is separate, not at the end of a bar.
     assert all("%|" not in piece for piece in pieces if "a line" in piece)

@@ -100,7 +100,7 @@ def _measure(
     nearest = jnp.arange(margin.shape[1]) == margin.argmin(axis=1)[:, None]
     switched = swap_routings(logits[block], k, jax.random.key(0))["next_best"]
     switched = jnp.where(nearest[..., None], switched, logits[block])
-    # Blocks after this one route by themselves.
+    # Blocks after this one route with their own logits.
     after, _ = apply_with_logits(model, params, images, {block: switched})
     return {
         "margin": margin,

@@ -1,4 +1,4 @@
-"""What routing is worth: the accuracy of a model whose tokens are routed otherwise.
+"""Worth of routing: the accuracy of a model whose tokens are routed differently.
 
 The routing of all blocks is exchanged at once, on the same images. `D_random` is the accuracy
 that random experts cost: near 0, the experts are interchangeable, and no study of this model

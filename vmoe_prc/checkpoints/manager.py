@@ -192,7 +192,7 @@ class Checkpointer:
 def restore_part(
     directory: str | os.PathLike[str], step: int | None = None, name: str = "params"
 ) -> Any:
-    """Reads a part of a state alone, by default its parameters, to the host.
+    """Reads only a part of a state, by default its parameters, to the host.
 
     Args:
       directory: Directory of the checkpoints of a run.

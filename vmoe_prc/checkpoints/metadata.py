@@ -1,4 +1,4 @@
-"""What belongs to parameters besides arrays: the configuration and the classes of a run.
+"""Metadata of parameters: the configuration and the classes of a run.
 
 A work directory has them in `config.json` and `data.json`, a safetensors file in its metadata,
 and a checkpoint in V-MoE's format in `PREFIX.json`.

@@ -1,4 +1,4 @@
-"""The parameters of a model, in whatever format a program left them."""
+"""Reads and writes the parameters of a model in all supported formats."""
 
 import os
 import re

@@ -31,7 +31,7 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Moved:
-    """What became of one array.
+    """Record of one transferred array.
 
     Attributes:
       target: Its name in the model, or None if nothing there needs it.

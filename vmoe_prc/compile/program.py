@@ -91,7 +91,7 @@ def _versions(target: Target) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _progress(what: str, visible: bool) -> Iterator[None]:
-    """Says every half minute on stderr that something is still going on."""
+    """Prints a line to stderr every half minute, so that a long compilation shows progress."""
     done = threading.Event()
     start = time.monotonic()
 

@@ -30,7 +30,7 @@ class OptionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class OptionInfo:
-    """What the type of an option does not say.
+    """Constraints and documentation of an option, in addition to its type.
 
     Attributes:
       help: One sentence for the reference.

@@ -19,7 +19,7 @@ from vmoe_prc.errors import RunError
 # A whole split, or a part of one such as train[:99%].
 SplitInfo = tfds.core.SplitInfo | tfds.core.splits.SubSplitInfo
 
-# Of the files that a process may have open, the part that readers of ArrayRecord may take.
+# Fraction of the open-file limit that readers of ArrayRecord may use.
 _SHARE_OF_DESCRIPTORS = 8
 
 

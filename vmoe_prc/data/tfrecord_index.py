@@ -1,4 +1,4 @@
-"""Where the records of TFRecord files begin: found once, and kept in a file next to them."""
+"""Offsets of the records of TFRecord files: found once, and kept in a file next to them."""
 
 import collections
 import concurrent.futures

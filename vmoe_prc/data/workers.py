@@ -35,7 +35,7 @@ Made = tuple[np.ndarray, np.ndarray, np.ndarray, Batch]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What each worker knows of the stream.
+    """State of a worker process.
 
     Attributes:
       config: The section of `config.dataset`, as JSON.

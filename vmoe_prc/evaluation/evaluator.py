@@ -1,4 +1,4 @@
-"""What an evaluator is, and what it can use.
+"""The interface of evaluators, and what they can use.
 
 A new evaluator is one file that registers a function from an `EvaluationContext` and options
 to an `Evaluator`:

@@ -18,7 +18,7 @@ from vmoe_prc.steps.views import Batch, by_image, match_views, merge_views
 
 @flax.struct.dataclass
 class RoutingSums:
-    """What the router of one block did with the images that count.
+    """Routing of one block over the images that count.
 
     Attributes:
       choices: Choices of experts, float32.

@@ -74,7 +74,7 @@ def expert_colors(num_experts: int) -> Float[np.ndarray, "E 3"]:
 
 
 class LineStyle(NamedTuple):
-    """How the lines of an experiment look, in every figure of a page.
+    """Style of the lines of an experiment, equal in every figure of a page.
 
     Attributes:
       color: `#rrggbb`.

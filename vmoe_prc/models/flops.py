@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, whatever program computes them."""
+"""Floating-point operations of a model, independent of the program that computes them."""
 
 from vmoe_prc.config import Config
 

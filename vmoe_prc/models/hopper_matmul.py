@@ -136,7 +136,7 @@ def _spec(shape: tuple[int, int], dtype: Any, index: Any) -> Any:
 
 
 def _layout(columns: int, dtype: Any) -> tuple[Any, ...]:
-    """How wgmma and TMA want a block of so many columns to lie in shared memory."""
+    """Returns the layout in shared memory that wgmma and TMA need for a block of columns."""
     item = jnp.dtype(dtype).itemsize
     swizzle = gpu.find_swizzle(columns * item * 8)
     return gpu.TilingTransform((8, swizzle // item)), gpu.SwizzleTransform(swizzle)

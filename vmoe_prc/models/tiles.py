@@ -12,7 +12,7 @@ TILE = 128
 
 @flax.struct.dataclass
 class Tiles:
-    """Which tiles each of E groups has; T tiles are enough for any sizes.
+    """Assigns tiles to E groups; T tiles are enough for any sizes.
 
     Attributes:
       group: (T,) int32, group of each tile; E for a tile that is not in use.

@@ -1,4 +1,4 @@
-"""What the devices send each other in a training step: the formula of docs/PARALLELISM.md."""
+"""Communication volume of a training step: the formula of docs/PARALLELISM.md."""
 
 import dataclasses
 import math
@@ -57,8 +57,8 @@ def step_traffic(
     """Lists what a step of training in float32 sends, scalars aside.
 
     Scalars are losses, metrics and norms: some bytes for each block and parameter array.
-    Evaluation sends half of the tokens' traffic, with dropless dispatch all of the choices,
-    and of the rest the kernels alone.
+    In evaluation, which has no backward pass, only half of the token traffic is sent, all of the
+    choices (dropless dispatch), and of the other rows only the kernels.
 
     Args:
       model: The model.
@@ -90,7 +90,7 @@ def step_traffic(
 
 
 def _by_place(params: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Sorts parameters: split over `expert` alone, split over all devices, whole."""
+    """Sorts parameters: split over `expert` only, split over all devices, replicated."""
     experts, kernels, others = [], [], []
     for leaf in jax.tree.leaves(params):
         axes = set(_flatten(leaf.sharding.spec))
@@ -111,7 +111,7 @@ def _flatten(spec: Iterable[Any]) -> list[str]:
 def _between_experts(
     model: VisionTransformerMoe, mesh: Mesh | AbstractMesh, image_shape: tuple[int, int, int, int]
 ) -> list[tuple[str, str, tuple[str, ...], list[int]]]:
-    """Lists what goes to the experts and back, forward and backward."""
+    """Lists what is sent to the experts and back, in the forward and the backward pass."""
     moe = model.encoder.get("moe") or {}
     num_blocks = len(moe.get("layers", ()))
     if not num_blocks:
@@ -126,7 +126,7 @@ def _between_experts(
     token = model.hidden_size * jnp.dtype(dtype).itemsize
     if not DISPATCHERS[dispatcher.get("name", DEFAULT_DISPATCHER)].has_capacity:
         in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
-        # Of a choice: expert and slot, int32, and weight, float32.
+        # Each choice is sent as expert (int32), slot (int32) and weight (float32).
         tokens, choices = in_row * token, _bytes((in_row, k))
         return [
             ("tokens", "all-gather", ("expert",), [tokens] * 2 * num_blocks),

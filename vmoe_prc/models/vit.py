@@ -243,7 +243,7 @@ class Sincos2dOptions:
 @POSITION_EMBEDDINGS.register("sincos2d", options=Sincos2dOptions)
 def _add_sincos2d(x: jax.Array, grid: tuple[int, int], **options: float) -> jax.Array:
     embedding = sincos2d_embedding(*grid, x.shape[-1], **options).astype(x.dtype)
-    # The class token, if there is one, stands first and has no position.
+    # The class token, if there is one, comes first and has no position.
     first_patch = x.shape[1] - embedding.shape[0]
     return x.at[:, first_patch:].add(embedding)
 

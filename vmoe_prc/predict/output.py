@@ -1,4 +1,4 @@
-"""What `python -m vmoe_prc.predict` writes: predictions as text, CSV or JSON lines; routing."""
+"""Output of `python -m vmoe_prc.predict`: predictions as text, CSV or JSON lines; routing."""
 
 import csv
 import io

@@ -1,1 +1,1 @@
-"""The results of many runs as tables: mean and spread over seeds, published figures beside."""
+"""Results of many runs as tables and pages: mean and spread over seeds, with published figures."""

@@ -1,4 +1,4 @@
-"""Which runs are the same experiment, and what sets experiments apart."""
+"""Groups runs into experiments, and names the fields in which experiments differ."""
 
 import collections
 import dataclasses

@@ -19,7 +19,7 @@ AXES = ("data", "expert")
 AXIS_TYPES = (AxisType.Auto, AxisType.Auto)
 # Images, and groups of tokens, are split over every device.
 BATCH = PartitionSpec(AXES)
-# Experts are split over one axis; what the groups of a row of it sent them, over the other.
+# (E, G*C, D): axis 0, the expert, over `expert`; axis 1, the slots of the groups, over `data`.
 EXPERT_BUFFERS = PartitionSpec("expert", "data")
 EXPERTS = PartitionSpec("expert")
 REPLICATED = PartitionSpec()
@@ -187,7 +187,7 @@ def sum_scatter(x: jax.Array) -> jax.Array:
 
 
 def vary_over_data(x: jax.Array) -> jax.Array:
-    """Lets devices that share `x`, split over `expert` alone, go on with it by themselves.
+    """Marks `x`, which is split over `expert` only, as different on each device of `data`.
 
     For use in a function of `on_each_device`; does nothing outside a mesh. The gradient is
     summed over the devices that share `x`.

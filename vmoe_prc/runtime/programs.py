@@ -1,4 +1,4 @@
-"""How every program ends: one line for an error that we recognise, and an exit status.
+"""Ends every program in the same way: one line for a recognised error, and an exit status.
 
 Exit status 0: done; 1: the run cannot continue; 2: the command, its configuration or its files
 cannot be used; 75: preempted, after a checkpoint was saved; 130: interrupted.
@@ -35,7 +35,7 @@ _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "pu
 
 
 class Explanation(NamedTuple):
-    """What is printed of an error.
+    """Parts of an error that are printed.
 
     Attributes:
       line: One line for the user, None for an error that we do not recognise.

@@ -1,4 +1,4 @@
-"""Which predictions are right, whatever labels an image has.
+"""Correct predictions of images with one, several or no labels.
 
 Labels are weights of the classes: one-hot, several ones (ImageNet-ReaL), soft ones of mixup, or
 zeros only, for a label that is missing, -1 or beyond the classes. V-MoE's program counts an

@@ -1,7 +1,7 @@
 """Trains the arms of a study with several seeds and compares them.
 
-`python -m vmoe_prc.study --study=configs/studies/digits.py`; the same command goes on with
-what is missing.
+`python -m vmoe_prc.study --study=configs/studies/digits.py`; run the same command again to
+resume.
 """
 
 import argparse
@@ -17,10 +17,7 @@ from vmoe_prc.study.runner import carry_out, execute, failure
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status.
-
-    It is that of `vmoe_prc.main`; 1 if any run failed.
-    """
+    """Runs the command; returns its exit status: 1 if any run failed."""
     args = _parser().parse_args(argv)
     return run_program(lambda: _study(args), args.traceback)
 
@@ -53,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         metavar="ARM/seed=N",
-        help="carry out this run alone, in this process, such as one job of an array",
+        help="carry out only this run, in this process, as one job of an array does",
     )
     add_traceback_argument(parser)
     return parser

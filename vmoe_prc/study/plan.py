@@ -1,4 +1,4 @@
-"""What a study trains: its arms and seeds, each a checked configuration of its own."""
+"""Plan of a study: its arms and seeds, each with a checked configuration."""
 
 import dataclasses
 import itertools
@@ -49,7 +49,9 @@ class RobustnessOptions:
     """Robustness of every run of a study."""
 
     split: str = option("test", "Split that is perturbed.")
-    examples: str | None = option(None, "Part of the data set in place of that of the split.")
+    examples: str | None = option(
+        None, "Examples to use, such as `test[:1000]`; None for those of the split."
+    )
     perturbations: Mapping[str, Any] = option(help="Levels by kind of perturbation.")
 
 
@@ -109,7 +111,7 @@ class Study:
     runs: tuple[PlannedRun, ...]
 
     def state(self, run: PlannedRun) -> str:
-        """Says how far a run is: 'done', 'failed', 'begun' or 'new'."""
+        """Returns the state of a run: 'done', 'failed', 'begun' or 'new'."""
         trained = (run.workdir / SUMMARY_FILE).exists()
         if trained and (not self.options["robustness"] or robustness_path(run).exists()):
             return "done"
@@ -119,7 +121,7 @@ class Study:
 
 
 def robustness_path(run: PlannedRun) -> pathlib.Path:
-    """Where the robustness of a run is kept."""
+    """Returns the path of the robustness table of a run."""
     return run.workdir / ROBUSTNESS_FILE
 
 

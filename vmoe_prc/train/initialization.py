@@ -1,4 +1,4 @@
-"""Starts a run from the parameters of another one, whatever program wrote them."""
+"""Starts a run from the parameters of another run or of a released checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""How far a run is and how fast: a bar on a terminal, log lines elsewhere."""
+"""Progress and speed of a run: a bar on a terminal, log lines elsewhere."""
 
 import contextlib
 import os

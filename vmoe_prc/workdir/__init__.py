@@ -1,1 +1,1 @@
-"""What lies in a work directory, and how it is written."""
+"""Files of a work directory: their layout, atomic writes, locks, metrics."""

@@ -84,9 +84,9 @@ def kernel_lock(path: epath.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
-    """Writes a file again and again, where no kernel sees to it.
+    """Holds a lease: a file that is rewritten regularly, where the file system has no locks.
 
-    One that is not renewed any more was left behind by a run that was killed, and is taken
+    A file that is no longer rewritten was left behind by a run that was killed, and is taken
     over after a wait.
 
     Args:
@@ -99,7 +99,7 @@ def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None
     _wait_until_abandoned(path, renew_seconds)
     name, stopped = f"{_owner()} {uuid.uuid4()}", threading.Event()
     path.write_text(name)
-    # Of two that come at once the one who wrote last has it.
+    # If two processes start at the same time, the one that wrote last holds the lease.
     time.sleep(renew_seconds / 2)
     if not path.read_text().startswith(name):
         raise _in_use(path, path.read_text())
@@ -127,7 +127,7 @@ def _wait_until_abandoned(path: epath.Path, renew_seconds: float) -> None:
     if not path.exists():
         return
     before, deadline = path.read_text(), time.monotonic() + 3 * renew_seconds
-    logging.info("%s is there; waiting whether a run renews it", path)
+    logging.info("%s exists; waiting to see whether its run is alive", path)
     while time.monotonic() < deadline:
         time.sleep(renew_seconds / 4)
         if not path.exists():

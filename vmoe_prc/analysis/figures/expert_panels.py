@@ -29,7 +29,7 @@ def specialisation_figure(found: Specialisation, block: str, *, title: str = "")
     Args:
       found: Tables of `specialisation`, with further measures of `similarity_table`.
       block: The block.
-      title: What stands behind the name of the block.
+      title: Text after the name of the block.
     """
     tables = Specialisation(*(table[table["block"] == block] for table in found))
     summary = tables.blocks.iloc[0]

@@ -1,4 +1,4 @@
-"""Losses on the router alone, most of which spread tokens over the experts.
+"""Losses on one router's decisions, most of which spread tokens over the experts.
 
 A loss is a function (routing, options) -> values (G,) or (1,), or None where it cannot be
 computed, that registers itself in `config.registry.BALANCE_LOSSES` under the name of its metric.

@@ -1,4 +1,4 @@
-"""What a dispatch method is, and the all-to-all that methods with buffers share."""
+"""The interface of dispatch methods, and the all-to-all that methods with buffers share."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -35,7 +35,7 @@ DEFAULTS = DispatcherOptions()
 
 @flax.struct.dataclass
 class Dispatcher:
-    """Where each choice of each token goes, and how to move the data there and back.
+    """The slot of each choice of each token, and the way to move data there and back.
 
     Attributes:
       experts: (G, S, K) int32, expert of each choice.

@@ -1,4 +1,4 @@
-"""What a router decided."""
+"""The record of a router's decisions."""
 
 import flax.struct
 
@@ -7,7 +7,7 @@ from vmoe_prc.arrays import Leaf
 
 @flax.struct.dataclass
 class Routing:
-    """What a router decided; losses, agreement metrics and analysis read it.
+    """Decisions of a router, read by losses, agreement metrics and analysis.
 
     Attributes:
       logits: (G, S, E) float32, noise-free.

@@ -69,7 +69,7 @@ def evaluate(
 
 
 class _Model:
-    """The members as two compiled functions: routed by themselves, and by given logits."""
+    """The members as two compiled functions: with their own routing, and with given logits."""
 
     def __init__(self, task: Task, params: Any):
         module = task.model(deterministic=True)
