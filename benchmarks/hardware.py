@@ -1,0 +1,224 @@
+r"""Compiles recipes for accelerators and writes docs/HARDWARE.md from what came out.
+
+    python -m benchmarks.hardware                 # the page, from the results that are there
+    python -m benchmarks.hardware --compile       # compiles what is missing first, one by one
+    python -m benchmarks.hardware --compile --only=s32_v5e
+
+A result is the JSON of `python -m vmoe_prc.compile` in docs/results/hardware/. Each case needs the
+compiler for its target; one that is not installed is named and left out.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from vmoe_prc.compile.targets import CHIPS, GIB
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results" / "hardware"
+PAGE = ROOT / "docs" / "HARDWARE.md"
+HALF = "--config.model.dtype=bfloat16"
+DROPLESS = "--config.model.encoder.moe.router.dispatcher.name=dropless"
+
+
+class Case(NamedTuple):
+    """A recipe, a target, and changed fields."""
+
+    config: str
+    target: str
+    flags: tuple[str, ...]
+
+
+def _partitions(number: int) -> str:
+    return f"--config.num_expert_partitions={number}"
+
+
+CASES = {
+    "digits_v5e": Case("configs/digits_prc.py", "v5e:2x4", (HALF, _partitions(4))),
+    "digits_v5p": Case("configs/digits_prc.py", "v5p:2x2x2", (HALF, _partitions(4))),
+    "digits_h100": Case("configs/digits_prc.py", "h100:8", (HALF, _partitions(4))),
+    "s32_v5e": Case("configs/imagenet_prc.py", "v5e:4x4", (HALF, _partitions(8))),
+    "s32_v5p": Case("configs/imagenet_prc.py", "v5p:2x2x4", (HALF, _partitions(8))),
+    "s32_h100x8": Case("configs/imagenet_prc.py", "h100:8", (HALF, _partitions(8))),
+    "s32_h100x1": Case("configs/imagenet_prc.py", "h100:1", (HALF,)),
+    "s32_h100x1_dropless": Case("configs/imagenet_prc.py", "h100:1", (HALF, DROPLESS)),
+    "b16_h100x8": Case("configs/imagenet21k_vmoe.py", "h100:8", (HALF, _partitions(8))),
+    "b16_v5p": Case("configs/imagenet21k_vmoe.py", "v5p:4x4x4", (HALF, _partitions(8))),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns 1 if a case did not compile."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compile", action="store_true", help="compile cases without a result")
+    parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES))
+    args = parser.parse_args(argv)
+    missing = [name for name in args.only if not (RESULTS / f"{name}.json").exists()]
+    failed = [name for name in missing if args.compile and not compile_case(name)]
+    PAGE.write_text(page(read_results()))
+    return 1 if failed else 0
+
+
+def compile_case(name: str) -> bool:
+    """Compiles one case in another process, and keeps its result if there is one."""
+    case = CASES[name]
+    command = [sys.executable, "-m", "vmoe_prc.compile", "--format=json"]
+    command += [f"--config={case.config}", f"--target={case.target}", *case.flags]
+    print(name, flush=True)
+    process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        return False
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(process.stdout)
+    return True
+
+
+def read_results() -> dict[str, dict[str, Any]]:
+    """Reads the results that are there, in the order of the cases."""
+    paths = {name: RESULTS / f"{name}.json" for name in CASES}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the text of docs/HARDWARE.md."""
+    missing = ", ".join(f"`{name}`" for name in CASES if name not in results)
+    return _PAGE.format(
+        chips=_table([_chip_row(name) for name in CHIPS]),
+        steps=_table([_step_row(name, result) for name, result in results.items()]),
+        parts=_table([_part_row(name, result) for name, result in results.items()]),
+        commands="\n".join(_command(name) for name in results),
+        missing=f"Not compiled yet: {missing}." if missing else "All cases are compiled.",
+    )
+
+
+def _chip_row(name: str) -> dict[str, str]:
+    chip = CHIPS[name]
+    return {
+        "target": f"`{name}`",
+        "device": chip.kind,
+        "TFLOP/s, bfloat16": f"{(chip.flops('bfloat16') or 0) / 1e12:g}",
+        "GiB": f"{chip.memory / GIB:.1f}",
+        "memory, GB/s": f"{chip.bandwidth / 1e9:,.0f}",
+        "network, GB/s": f"{chip.network / 1e9:,.0f}",
+        "source": chip.source,
+    }
+
+
+def _step_row(name: str, result: Mapping[str, Any]) -> dict[str, str]:
+    memory, bounds = result["memory"], result["bounds"]
+    return {
+        "case": f"`{name}`",
+        "devices": result["target"],
+        "images": f"{result['images']:,}",
+        "parameters": f"{result['parameters'] / 1e6:,.1f} M",
+        "on a device": f"{result['parameters_per_device'] / 1e6:,.1f} M",
+        "peak GiB": f"{memory['peak'] / GIB:.2f}",
+        "arguments": f"{memory['arguments'] / GIB:.2f}",
+        "temporaries": f"{memory['temporaries'] / GIB:.2f}",
+        "TFLOPs": f"{result['model_flops'] / 1e12:.3f}",
+        "at least, ms": ", ".join(f"{1e3 * t:.2f} {what}" for what, t in bounds.items()),
+    }
+
+
+def _part_row(name: str, result: Mapping[str, Any]) -> dict[str, str]:
+    collectives = (
+        f"{row['instructions']} {kind} {row['bytes'] / 1e6:.1f} MB (formula "
+        f"{row['formula'] / 1e6:.1f})"
+        for kind, row in result["collectives"].items()
+    )
+    calls = (f"{number} {target}" for target, number in result["custom_calls"].items())
+    return {
+        "case": f"`{name}`",
+        "collectives": "; ".join(collectives) or "none",
+        "custom calls": "; ".join(calls) or "none",
+        "loops of unknown length": str(result["loops_of_unknown_length"]),
+        "host calls": str(result["host_calls"]),
+        "copies, MB": f"{result['bytes_copied'] / 1e6:.1f}",
+        "compiler": ", ".join(f"{key} {value}" for key, value in result["versions"].items()),
+    }
+
+
+def _command(name: str) -> str:
+    case = CASES[name]
+    flags = " ".join(case.flags)
+    return f"python -m vmoe_prc.compile --config={case.config} --target={case.target} {flags}"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return "(none)"
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_PAGE = """\
+# What the train steps need on TPUs and GPUs
+
+<!-- Generated: python -m benchmarks.hardware -->
+
+The steps on this page were **compiled** ahead of time by the compilers for these devices, with
+`python -m vmoe_prc.compile`. **None was run**: no TPU or GPU was there. Memory, collectives,
+kernels and loops are those of the compiled program; times are bounds from below, by the chips'
+published ceilings, and say nothing about how near a run comes to them. `python -m benchmarks.gpu`
+measures that where there is an NVIDIA GPU; its results are not in yet.
+
+## Chips
+
+Rates of one JAX device, as their makers publish them. `network` is all links of a TPU together,
+and NVLink of a GPU in one direction.
+
+{chips}
+
+## Steps
+
+Bytes and FLOPs of one device. `TFLOPs` are those of the model's matrix products, forward and
+backward. `peak` is the compiler's own account of state, batch, activations and buffers.
+
+{steps}
+
+The bound for `memory` uses the compiler's count of bytes where it gives one (TPUs), and otherwise
+that the state is read and written once (GPUs), which is far less than a step moves.
+
+## Programs
+
+The formula is that of [PARALLELISM.md](PARALLELISM.md), with gradients in float32; the compilers
+sum the gradients of a bfloat16 model in bfloat16. A loop of unknown length is one whose number of
+turns depends on data: on a GPU it waits for the host at each turn.
+
+{parts}
+
+## Commands
+
+```bash
+{commands}
+```
+
+{missing} `python -m benchmarks.hardware --compile` compiles what is missing, one by one, and
+writes this page. TPUs need `pip install "libtpu==0.0.42.*"`, NVIDIA GPUs `pip install
+"jax[cuda13]"`.
+
+## If a step does not fit
+
+The command then ends with the largest buffers and the options that are not in use yet:
+
+| option | what it saves | what it costs |
+| --- | --- | --- |
+| `config.model.dtype=bfloat16` | half of the activations | rounding |
+| `config.model.encoder.remat=blocks` | all activations inside of blocks | a second forward pass |
+| `config.model.encoder.remat=all_but_products` | all but products | element-wise work |
+| `config.microsteps` | activations, by as many parts | gradients are summed for each part |
+| `config.num_expert_partitions` | experts and their moments | all-to-all over more devices |
+| `config.shard_dense_params=True` | all other kernels and their moments | gathering them twice |
+| `config.optimizer.mu_dtype=bfloat16` | a quarter of Adam's moments | rounding |
+| `config.optimizer.name=adafactor` | three quarters of Adam's moments | another optimiser |
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
