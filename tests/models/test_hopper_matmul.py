@@ -9,6 +9,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from vmoe_prc.models import grouped_matmul, hopper_matmul
 from vmoe_prc.models.tiles import TILE, Tiles
+from vmoe_prc.runtime.mesh import AXES, AXIS_TYPES
 
 WIDTHS = 128, 256
 SIZES = 130, 0, 100
@@ -38,7 +39,7 @@ def problem(dtype=jnp.bfloat16):
 def test_kernels_are_chosen_by_the_devices_of_the_mesh(kind, dtype, kernel):
     rows, _, kernels, tiles = problem(dtype)
     device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
-    mesh = AbstractMesh((1,), ("data",), abstract_device=device)
+    mesh = AbstractMesh((1, 1), AXES, axis_types=AXIS_TYPES, abstract_device=device)
 
     def total(rows, kernels):
         return jnp.sum(grouped_matmul.grouped_product(rows, kernels, tiles))

@@ -96,7 +96,7 @@ def outer_products(
             @pl.when(steps > 0)
             def _():
                 gpu.emit_pipeline(
-                    lambda _, a, b: gpu.wgmma(total, gpu.transpose_ref(a, (1, 0)), b),
+                    lambda _, a, b: gpu.wgmma(total, a.transpose((1, 0)), b),
                     grid=(steps,),
                     in_specs=[
                         _spec((DEPTH, BLOCK), dtype, lambda i: (start + i, row)),
