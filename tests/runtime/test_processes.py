@@ -24,7 +24,7 @@ def config_file(tmp_path, digits_dir):
     path = tmp_path / "config.py"
     path.write_text(
         "from small_run import small_config\n"
-        f"def get_config(): return small_config({digits_dir!r})\n"
+        f"def get_config(arguments): return small_config({digits_dir!r})\n"
     )
     return path
 
