@@ -221,6 +221,28 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert not work.exists()
 
 
+def test_runs_as_json(tmp_path, capsys):
+    path, work = write_study(tmp_path), tmp_path / "study"
+    command = [f"--study={path}", f"--workdir={work}", "--dry_run"]
+    assert main([*command, "--format=json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [[row["state"], row["name"], row["workdir"]] for row in rows] == [
+        line.split() for line in lines
+    ]
+
+
+def test_tables_are_collected_from_what_is_done(tmp_path, capsys):
+    study = read(tmp_path)
+    arguments = [f"--study={study.source}", f"--workdir={study.workdir}", "--collect"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "no run is done\n"
+    finish(study.runs[0], 0.5, 0.5)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() in (study.workdir / "tables.md").read_text()
+
+
 def test_an_unknown_run(tmp_path, capsys):
     assert main([f"--study={write_study(tmp_path)}", "--only=prc/seed=7"]) == 2
     assert "--only = 'prc/seed=7': no such run; allowed: vmoe/seed=0" in capsys.readouterr().err

@@ -5,6 +5,7 @@ resume.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
@@ -25,9 +26,13 @@ def main(argv: list[str] | None = None) -> int:
 def _study(args: argparse.Namespace) -> int:
     study = read_study(args.study, args.workdir)
     if args.dry_run:
-        return _list(study)
+        return _list(study, args.format)
+    if args.collect:
+        print(write_results(study) or "no run is done")
+        return 0
     if args.only:
-        return _execute(study, _find(study, args.only))
+        processes = (args.coordinator_address, args.num_processes, args.process_id)
+        return _execute(study, _find(study, args.only), processes)
     try:
         return _carry_out(study)
     except KeyboardInterrupt:
@@ -48,15 +53,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument(
+        "--format", choices=["text", "json"], default="text", help="of the list of --dry_run"
+    )
+    parser.add_argument(
         "--only",
         metavar="ARM/seed=N",
-        help="carry out only this run, in this process, as one job of an array does",
+        help="carry out only this run, in this process, as one job of an array does; or the run of "
+        "this index in the list of --dry_run, from 0",
     )
+    parser.add_argument(
+        "--collect", action="store_true", help="write the tables of the runs that are done"
+    )
+    processes = parser.add_argument_group("several processes for the run of --only")
+    processes.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    processes.add_argument("--num_processes", type=int)
+    processes.add_argument("--process_id", type=int)
     add_traceback_argument(parser)
     return parser
 
 
-def _list(study: Study) -> int:
+def _list(study: Study, form: str) -> int:
+    if form == "json":
+        rows = [
+            {"name": run.name, "state": study.state(run), "workdir": str(run.workdir)}
+            for run in study.runs
+        ]
+        print(json.dumps(rows, indent=2))
+        return 0
     for run in study.runs:
         print(f"{study.state(run):6}  {run.name:30}  {run.workdir}")
     return 0
@@ -64,14 +87,20 @@ def _list(study: Study) -> int:
 
 def _find(study: Study, name: str) -> PlannedRun:
     runs = {run.name: run for run in study.runs}
+    if name.isdecimal() and int(name) < len(study.runs):
+        return study.runs[int(name)]
     if name not in runs:
         allowed = f"no such run; allowed: {', '.join(runs)}"
         raise ConfigError("--only", name, allowed, nearest(name, runs))
     return runs[name]
 
 
-def _execute(study: Study, run: PlannedRun) -> int:
+def _execute(study: Study, run: PlannedRun, processes: tuple) -> int:
     setup()
+    if any(value is not None for value in processes):
+        from vmoe_prc.runtime.processes import connect
+
+        connect(*processes)
     execute(study, run)
     return 0
 

@@ -50,15 +50,22 @@ def carry_out(study: Study, after_run: Callable[[], None], say: Say = print) -> 
 def execute(study: Study, run: PlannedRun) -> None:
     """Trains a run and measures its robustness, in this process; resumes a run that has begun.
 
+    With several processes all of them call it. They leave the robustness to one process that
+    is given the run afterwards.
+
     Raises:
       ConfigError: If the configuration cannot be used.
       CheckpointError: If the work directory has a checkpoint that does not fit.
     """
+    import jax
+
     from vmoe_prc.train import loop
 
     if not (run.workdir / SUMMARY_FILE).exists():
-        print(loop.train_and_evaluate(run.config, run.workdir))
-    if study.options["robustness"]:
+        summary = loop.train_and_evaluate(run.config, run.workdir)
+        if jax.process_index() == 0:
+            print(summary)
+    if study.options["robustness"] and jax.process_count() == 1:
         _measure_robustness(study, run)
 
 
