@@ -16,6 +16,7 @@ from vmoe_prc.compile.memory import allocations, in_gib, remedies, too_large
 from vmoe_prc.compile.report import Report, describe
 from vmoe_prc.compile.targets import Target, devices_of, parse_target
 from vmoe_prc.runtime.mesh import create_mesh
+from vmoe_prc.train.fit_to_devices import fit_to_devices
 from vmoe_prc.train.step import BuiltStep, abstract_batch, build_step
 
 # Longer than any warm-up; the program differs by constants of the schedule alone.
@@ -43,8 +44,10 @@ def compile_step(
       TooLargeError: If the step does not fit the memory of a device.
     """
     target = parse_target(target_name)
-    mesh = create_mesh(config.num_expert_partitions, devices_of(target))
     batch_spec = train_batch_spec(config.dataset.train)
+    devices = devices_of(target)
+    config = fit_to_devices(config, {"train": batch_spec["image"].shape}, devices)
+    mesh = create_mesh(config.num_expert_partitions, devices)
     step = build_step(config, mesh, batch_spec, config.train_steps or UNKNOWN_LENGTH)
     start = time.perf_counter()
     with _progress(f"compiling for {target.name}", progress):

@@ -202,6 +202,8 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
 
 def _check_partitions(config: Mapping[str, Any]) -> None:
     moe, partitions = config["model"]["encoder"]["moe"], config["num_expert_partitions"]
+    if partitions == "auto":
+        return  # It will divide them.
     if moe["layers"] and moe["num_experts"] % partitions:
         raise ConfigError(
             "config.num_expert_partitions",

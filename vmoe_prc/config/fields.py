@@ -264,8 +264,11 @@ class Config:
         minimum=1,
     )
     mixup: Mixup | None = option(None, "Mixup; None for none.")
-    num_expert_partitions: int = option(
-        1, "Devices that the experts of a block are split over; others hold copies.", minimum=1
+    num_expert_partitions: Literal["auto"] | int = option(
+        1,
+        "Devices that the experts of a block are split over; others hold copies. 'auto': as many "
+        "as divide the experts and the devices of a host or of a slice of TPUs.",
+        minimum=1,
     )
     shard_dense_params: bool = option(
         False, "Whether the kernels outside the experts are split over all devices."

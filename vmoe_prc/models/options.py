@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vmoe_prc.config.options import OptionError, option
 from vmoe_prc.config.registry import POSITION_EMBEDDINGS, ROUTERS
@@ -20,8 +20,9 @@ class MoeOptions:
 
     num_experts: int = option(help="Experts per MoE block, E.", minimum=1, maximum=MAX_SIZE)
     layers: tuple[int, ...] = option(help="Numbers of the MoE blocks, from 0.", minimum=0)
-    group_size: int = option(
-        help="Tokens per routing group; capacity is counted per group.",
+    group_size: Literal["auto"] | int = option(
+        help="Tokens per routing group; capacity is counted per group. 'auto': those of 8 images, "
+        "or of fewer where a device has fewer.",
         minimum=1,
         maximum=2**31 - 1,
     )

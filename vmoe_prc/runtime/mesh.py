@@ -1,5 +1,6 @@
 """The (data, expert) device mesh and where every array lives on it."""
 
+import collections
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -41,6 +42,19 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     shape = mesh_shape(len(devices), num_expert_partitions)
     return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES, axis_types=AXIS_TYPES)
+
+
+def largest_expert_partitions(num_experts: int, devices: Sequence[Any]) -> int:
+    """Returns the most partitions of the experts that keep their traffic on fast links.
+
+    They divide the experts and the devices of each slice of TPUs, or else of each host.
+
+    Args:
+      num_experts: Experts of a MoE block.
+      devices: All devices of the run.
+    """
+    near = [getattr(device, "slice_index", device.process_index) for device in devices]
+    return math.gcd(num_experts, *collections.Counter(near).values())
 
 
 def abstract_mesh(num_devices: int, num_expert_partitions: int) -> AbstractMesh:

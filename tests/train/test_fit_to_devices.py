@@ -1,0 +1,77 @@
+"""One configuration on any number of devices: sizes that are 'auto'."""
+
+import types
+
+import pytest
+from small_run import small_config
+
+from vmoe_prc.config import ConfigError, complete
+from vmoe_prc.runtime.mesh import largest_expert_partitions
+from vmoe_prc.train.fit_to_devices import fit_to_devices
+
+
+def devices(*hosts):
+    """Devices of hosts: one for each host's number."""
+    return [types.SimpleNamespace(process_index=host) for host in hosts]
+
+
+def config(**changes):
+    auto = {"model.encoder.moe.group_size": "auto", "num_expert_partitions": "auto"}
+    recipe = small_config("/none")
+    with recipe.ignore_type():
+        recipe.update_from_flattened_dict(auto | changes)
+    return complete(recipe)
+
+
+# Pairs of views for training, and single images of the same size.
+SHAPES = {"train": (32, 2, 16, 16, 3), "test": (64, 16, 16, 3)}
+TOKENS = 2 * 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("count", "microsteps", "images"),
+    [(1, 1, 8), (8, 1, 8), (16, 1, 4), (32, 1, 2), (64, 1, 1), (8, 2, 4)],
+)
+def test_groups_are_those_of_the_recipes_or_what_a_device_has(count, microsteps, images):
+    fitted = fit_to_devices(config(microsteps=microsteps), SHAPES, devices(*[0] * count))
+    assert fitted.model.encoder.moe.group_size == images * TOKENS
+
+
+def test_images_of_another_size_do_not_count():
+    shapes = {**SHAPES, "large": (3, 32, 32, 3)}
+    fitted = fit_to_devices(config(), shapes, devices(0))
+    assert fitted.model.encoder.moe.group_size == 8 * TOKENS
+
+
+@pytest.mark.parametrize(
+    ("hosts", "num_experts", "partitions"),
+    [
+        ([0], 32, 1),
+        ([0] * 8, 32, 8),
+        ([0] * 8, 4, 4),
+        ([0] * 6, 32, 2),
+        ([0] * 4 + [1] * 4, 32, 4),
+    ],
+)
+def test_experts_are_split_within_a_host(hosts, num_experts, partitions):
+    assert largest_expert_partitions(num_experts, devices(*hosts)) == partitions
+
+
+def test_experts_are_split_within_a_slice_of_tpus():
+    slices = [
+        types.SimpleNamespace(process_index=host, slice_index=host // 4)
+        for host in range(8)
+        for _ in range(4)
+    ]
+    assert largest_expert_partitions(32, slices) == 16
+
+
+def test_numbers_stay():
+    fixed = config(**{"model.encoder.moe.group_size": 20, "num_expert_partitions": 2})
+    assert fit_to_devices(fixed, SHAPES, devices(0)) is fixed
+
+
+def test_the_evaluated_model_needs_a_number():
+    overrides = {"encoder": {"moe": {"group_size": "auto"}}}
+    with pytest.raises(ConfigError, match="group_size = 'auto'"):
+        fit_to_devices(config(**{"evaluate.model_overrides": overrides}), SHAPES, devices(0))
