@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from benchmarks import gpu, trace
+from benchmarks import gpu, gpu_training, trace
 from benchmarks.roofline import flash_calls, roofline
 from vmoe_prc import recipes
 
@@ -108,25 +108,40 @@ def test_no_gpu_is_one_line(capsys):
 
 
 @pytest.mark.slow
-def test_all_of_it_as_if_the_cpu_were_a_gpu(monkeypatch, tmp_path):
+def test_training_as_if_the_cpu_were_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setitem(recipes.SIZES, "Ti", (2, 16, 32, 2))
-    monkeypatch.setattr(gpu, "ceilings_of", lambda _, known=gpu.ceilings_of: known(H100))
+    known = gpu_training.ceilings_of
+    monkeypatch.setattr(gpu_training, "ceilings_of", lambda _: known(H100))
     monkeypatch.setattr(trace, "DEVICE_PLANE", re.compile("/host:CPU"))
     monkeypatch.setattr(trace, "STREAM", re.compile(".*"))
-    flags = "--models", "ViT-Ti/32, E=2, K=2, Last 1", "--image-size=64", "--batch-size=8"
-    path = tmp_path / "gpu.json"
-    assert gpu.main([*flags, "--repetitions=1", "--steps=2", f"--output={path}"]) == 0
-    written = json.loads(path.read_text())
-    gather, einsum = written["rows"]
-    assert (gather["dispatch"], einsum["dispatch"]) == ("gather", "einsum")
-    assert einsum["to_baseline"] == 1
-    for row in (gather, einsum):
-        assert 0 < row["busy"] <= 1
-        assert row["flash_forward"] == row["flash_backward"] == 0
-    flops = [row["mfu"] / row["images_per_second"] for row in (gather, einsum)]
+    flags = "--parts=training", "--models", "ViT-Ti/32, E=2, K=2, Last 1", "--batch-sizes=8"
+    flags = *flags, "--image-size=64", "--methods=gather", "--repetitions=1", "--steps=2"
+    path = tmp_path / "gpu.jsonl"
+    assert gpu.main([*flags, f"--output={path}"]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    speeds = {row["dispatch"]: row for row in rows if "mfu" in row}
+    assert set(speeds) == {"gather", "einsum"}
+    assert speeds["einsum"]["to_baseline"] == 1
+    flops = [row["mfu"] / row["images_per_second"] for row in speeds.values()]
     assert flops[0] == pytest.approx(flops[1])
-    first, second = written["roofline"]
-    assert second["TFLOPs"] > first["TFLOPs"] > 0
-    assert sum(
-        r["share"] for r in written["kernels"] if r["dispatch"] == "gather"
-    ) == pytest.approx(1)
+    peaks = [row["compiled_peak_GiB"] for row in rows if "compiled_peak_GiB" in row]
+    assert peaks == sorted(peaks) and len(peaks) == 2
+    traced = [row for row in rows if "busy" in row]
+    assert len(traced) == 2 and all(0 < row["busy"] <= 1 for row in traced)
+
+
+def test_a_part_that_fails_is_a_line_and_the_others_go_on(monkeypatch, capsys):
+    def broken(args):
+        yield {"found": 1}
+        raise ValueError("no such kernel")
+
+    known = gpu_training.ceilings_of
+    monkeypatch.setattr(gpu_training, "ceilings_of", lambda _: known(H100))
+    monkeypatch.setattr(
+        gpu, "PARTS", {"first": broken, "second": lambda args: iter([{"found": 2}])}
+    )
+    assert gpu.main(["--parts=first,second"]) == 1
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"part": "first", "found": 1} in rows
+    assert {"part": "first", "error": "ValueError: no such kernel"} in rows
+    assert {"part": "second", "found": 2} in rows

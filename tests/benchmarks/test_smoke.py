@@ -71,8 +71,8 @@ def test_grouped_product(run):
         "batched",
         "ragged_dot, even",
         "ragged_dot, skewed",
-        "grouped_product, even",
-        "grouped_product, skewed",
+        "in_tiles, even",
+        "in_tiles, skewed",
     ]
     assert rows[0]["ratio"] == 1
     assert list(grouped_product.skewed(24, 3)) == [12, 6, 6]
