@@ -43,21 +43,20 @@ def create_optimizer(
       TypeError: If an option is unknown, or a required one is missing.
     """
     direction, options_class = OPTIMIZERS[name], OPTIMIZERS.options(name)
-    options = plain(options)
-    clip = options.pop("gradient_clip", None) or {}
-    options: OptimizerOptions = options_class(
-        **options, gradient_clip=clip if isinstance(clip, ClipOptions) else ClipOptions(**clip)
-    )
-    rate = options.learning_rate
+    values = plain(options)
+    clip = values.pop("gradient_clip", None) or {}
+    clip = clip if isinstance(clip, ClipOptions) else ClipOptions(**clip)
+    chosen: OptimizerOptions = options_class(**values, gradient_clip=clip)
+    rate = chosen.learning_rate
     if isinstance(rate, (int, float)):
         rate = {"schedule": "constant", "value": rate}
     schedule = create_learning_rate_schedule(total_steps=total_steps, **rate)
     return optax.chain(
-        _clip(options.gradient_clip),
-        direction(options),
-        _decay(options.weight_decay),
+        _clip(chosen.gradient_clip),
+        direction(chosen),
+        _decay(chosen.weight_decay),
         optax.scale_by_learning_rate(schedule),
-        _freeze(options.frozen_pattern),
+        _freeze(chosen.frozen_pattern),
     )
 
 
