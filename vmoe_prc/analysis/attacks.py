@@ -38,8 +38,8 @@ def make_attack(
         none.
       experts: the classification loss with the routing of the unperturbed image.
       router: cross-entropy of the gates to the first choices of the unperturbed image,
-        averaged over tokens and summed over blocks: drives tokens to other experts, whatever
-        the class.
+        averaged over tokens and summed over blocks: drives tokens to other experts, regardless
+        of the class.
     The latter two separate the robustness of routers and experts, as Zhang et al. do (arXiv
     2502.06832; inferred from its abstract).
 

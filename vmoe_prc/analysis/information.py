@@ -1,4 +1,4 @@
-"""What the first expert of a token tells: of the class, the position, the content of its patch."""
+"""Information of the first expert of a patch on its class, position and content."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -166,6 +166,6 @@ def _clusters(patches: Float[np.ndarray, "N P D"], seed: int) -> Int[np.ndarray,
 
 
 def shares_of_entropy(table: pd.DataFrame) -> Mapping[str, pd.Series]:
-    """Returns mutual information as a share of H(e), by what it is of; 0 to 1."""
+    """Returns I(e; x) / H(e), from 0 to 1, for each x of the table."""
     names = ("class", "position", "content", "previous_block")
     return {name: table[name] / table["entropy"] for name in names}

@@ -1,4 +1,4 @@
-"""How near tokens are to a switch of experts, and how far the output jumps there."""
+"""Margins of routers, distances to a switch of experts, and jumps of the output there."""
 
 import functools
 from collections.abc import Mapping, Sequence

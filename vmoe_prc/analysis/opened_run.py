@@ -185,7 +185,7 @@ class OpenedRun:
     def dropless(self) -> "OpenedRun":
         """Returns the run with experts that have room for every token.
 
-        Expert Choice stays as it is: its capacity is what it routes by.
+        Expert Choice is not changed: its capacity is part of its routing.
         """
         return self if self.experts_choose else self.with_dispatcher(name="dropless")
 

@@ -71,7 +71,7 @@ def rotation(images: Images, pixels: Scalar, seed: Scalar = 0) -> Images:
     """Turns the image about its centre, counterclockwise.
 
     The angle is `2 * pixels / min(H, W)`: the midpoint of the nearer edge moves by `pixels`
-    along its circle, whatever the image size.
+    along its circle, for every image size.
     """
     del seed
     angle = 2 * pixels / min(images.shape[1:3])

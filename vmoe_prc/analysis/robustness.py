@@ -57,7 +57,7 @@ def robustness_table(
     """Compares the routing of perturbed images with the routing of the original images.
 
     Routing, accuracy and jumps are those of the dropless model: experts have room for every
-    token, so that an image is routed alike whatever the other images of the batch. The effect
+    token, so that routing does not depend on the other images of the batch. The effect
     of dropped tokens, with the capacity that the run is evaluated with, has its own columns.
     Tokens are compared at the same position of the grid. Distances are Euclidean norms over
     an image, with a pixel range of 1.

@@ -1,4 +1,4 @@
-"""Do two models choose alike? Checkpoints of one run, before and after fine-tuning, two seeds."""
+"""Agreement of two models on experts: checkpoints of a run, before and after fine-tuning, seeds."""
 
 import itertools
 from collections.abc import Sequence
