@@ -113,7 +113,7 @@ def test_moments_may_be_bfloat16():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="unknown optimizer 'lion'; allowed: adam, sgd"):
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'; allowed: adafactor, adam, sgd"):
         update(name="lion")
     with pytest.raises(ValueError, match=r"global_norm = 1.0 or absolute_value = 2.0, not both"):
         update(gradient_clip={"global_norm": 1.0, "absolute_value": 2.0})
