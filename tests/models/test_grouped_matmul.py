@@ -90,6 +90,7 @@ def test_tiles_are_enough_for_any_sizes():
         assert [int(n) for n in tiles.count] == [-(-size // TILE) for size in sizes]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     ("platform", "ragged", "loop"),
     [("cpu", False, True), ("cuda", False, False), ("tpu", True, False)],

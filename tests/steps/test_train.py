@@ -350,6 +350,7 @@ def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
     jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("accelerator", ["cuda", "tpu"])
 def test_no_step_on_an_accelerator_branches(accelerator):
     """A branch on a GPU waits until the host has read its condition."""

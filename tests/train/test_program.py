@@ -57,6 +57,7 @@ def test_nothing_is_compiled_after_the_first_evaluation(
     assert compilations[after_first_round:] == []
 
 
+@pytest.mark.compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("dispatcher", ["gather", "dropless"])
 @pytest.mark.parametrize(("num_devices", "partitions"), [(1, 1), (8, 4)])
