@@ -1,8 +1,11 @@
 """Parameters from and to the formats of other programs."""
 
+import pathlib
+import shutil
 from typing import ClassVar
 
 import etils.epath.gpath
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +17,9 @@ from vmoe_prc.checkpoints import safetensors as ours
 from vmoe_prc.checkpoints.export import main
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.metadata import read_metadata
-from vmoe_prc.checkpoints.params import read_params, write_params
+from vmoe_prc.checkpoints.params import open_params, read_params, write_params
 
+RELEASED = pathlib.Path(__file__).parents[1] / "data" / "golden" / "vmoe_checkpoint" / "vmoe_tiny"
 PARAMS = {
     "params/head/kernel": np.arange(6, dtype=np.float32).reshape(2, 3),
     "params/head/bias": np.arange(3).astype(jnp.bfloat16),
@@ -145,3 +149,31 @@ def test_an_export_knows_configuration_and_classes(target, finished, tmp_path, c
     # A copy of a copy knows them, too.
     assert main([str(tmp_path / target), str(tmp_path / "again.safetensors")]) == 0
     assert read_metadata(tmp_path / "again.safetensors") == metadata
+
+
+def test_parts_of_a_released_checkpoint_need_only_their_files(tmp_path):
+    for path in RELEASED.parent.glob(f"{RELEASED.name}.*"):
+        shutil.copy(path, tmp_path)
+    prefix, name = tmp_path / RELEASED.name, "params/Encoder/encoder_norm/scale"
+    expected = read_params(prefix)
+    stored = open_params(prefix)
+    assert {n: x.shape for n, x in stored.shapes.items()} == {
+        n: x.shape for n, x in expected.items()
+    }
+    (tmp_path / f"{RELEASED.name}.data-00001-of-00002").unlink()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+    [onto] = stored.read_onto({name: sharding}).values()
+    assert onto.sharding == sharding
+    for part in (onto, stored.read({name})[name]):
+        np.testing.assert_array_equal(part, expected[name])
+    with pytest.raises(CheckpointError, match="data-00001-of-00002: no such file"):
+        stored.read(stored.shapes)
+
+
+def test_parts_of_another_file(tmp_path):
+    write_params(tmp_path / "x.safetensors", PARAMS)
+    stored = open_params(tmp_path / "x.safetensors")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for name, value in PARAMS.items():
+        np.testing.assert_array_equal(stored.read_onto({name: sharding})[name], value)
+        np.testing.assert_array_equal(stored.read({name})[name], value)

@@ -1,14 +1,16 @@
 """Reads and writes the parameters of a model in all supported formats."""
 
+import dataclasses
 import os
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, TypeVar
 
 import flax.traverse_util
+import jax
 import numpy as np
 from etils import epath
 
@@ -16,8 +18,11 @@ from vmoe_prc.checkpoints import safetensors, vmoe_format
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import nested
+from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 from vmoe_prc.workdir.paths import user_path
+
+T = TypeVar("T")
 
 WRITTEN_FORMATS = (
     "give FILE.safetensors, or the prefix of a V-MoE checkpoint, which gets .index and .data files"
@@ -44,13 +49,83 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         params = _read_npz(path)
     elif path.suffix == ".safetensors":
         params = safetensors.load(path)
-    elif epath.Path(f"{os.fspath(path)}.index").exists():
+    elif _is_vmoe_format(path):
         params = vmoe_format.restore(path)
     elif (path / CHECKPOINT_FOLDER).exists():
         params = {"params": _read_run(path / CHECKPOINT_FOLDER)}
     else:
         raise CheckpointError(f"{prefix}: not {FORMATS}")
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    return _named_params(flax.traverse_util.flatten_dict(params, sep="/"))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParams:
+    """Parameters in storage, of which parts can be read.
+
+    Attributes:
+      shapes: Shapes and dtypes of the arrays by their names, such as `params/head/kernel`.
+      read: Reads arrays by their names to the host.
+      read_onto: Reads arrays to the shardings by their names. From a checkpoint in V-MoE's
+        format each process reads only the slices that its devices hold.
+    """
+
+    shapes: Mapping[str, jax.ShapeDtypeStruct]
+    read: Callable[[Collection[str]], dict[str, np.ndarray]]
+    read_onto: Callable[[Mapping[str, jax.sharding.Sharding]], dict[str, jax.Array]]
+
+
+def open_params(prefix: str | os.PathLike[str]) -> StoredParams:
+    """Opens the parameters of a checkpoint.
+
+    Args:
+      prefix: As of `read_params`; only V-MoE's format is not read as a whole.
+
+    Raises:
+      CheckpointError: If there is none, or it cannot be read; also by the functions returned.
+    """
+    path = user_path(prefix)
+    if path.suffix not in (".npz", ".safetensors") and _is_vmoe_format(path):
+        return _open_vmoe_format(path)
+    arrays = read_params(path)
+
+    def place(name: str, sharding: jax.sharding.Sharding) -> jax.Array:
+        value = arrays[name]
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return StoredParams(
+        {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()},
+        lambda names: {name: arrays[name] for name in names},
+        lambda shardings: {name: place(name, sharding) for name, sharding in shardings.items()},
+    )
+
+
+def _is_vmoe_format(path: epath.Path) -> bool:
+    return epath.Path(f"{os.fspath(path)}.index").exists()
+
+
+def _open_vmoe_format(path: epath.Path) -> StoredParams:
+    entries = named_leaves(vmoe_format.read_index(path)[0])
+    # By our names, the names in the files.
+    stored = _named_params({name: name for name in entries})
+
+    def read(names: Collection[str]) -> dict[str, np.ndarray]:
+        arrays = named_leaves(vmoe_format.restore(path, names={stored[n] for n in names}))
+        return {name: arrays[stored[name]] for name in names}
+
+    def read_onto(shardings: Mapping[str, jax.sharding.Sharding]) -> dict[str, jax.Array]:
+        tree = nested({stored[name]: sharding for name, sharding in shardings.items()}, path)
+        arrays = named_leaves(vmoe_format.restore(path, tree))
+        return {name: arrays[stored[name]] for name in shardings}
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(entries[key].shape, entries[key].dtype)
+        for name, key in stored.items()
+    }
+    return StoredParams(shapes, read, read_onto)
+
+
+def _named_params(flat: Mapping[str, T]) -> dict[str, T]:
+    """Selects the parameters of a checkpoint, and names them such as `params/head/kernel`."""
     inner = {name: x for name, x in flat.items() if name.startswith("params/")}
     # Files that hold nothing else than parameters have no level of that name.
     return inner or {f"params/{name}": x for name, x in flat.items()}

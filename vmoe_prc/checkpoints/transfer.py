@@ -16,7 +16,7 @@ replacement the array is dropped. Transformations:
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,70 @@ def transfer(
     Raises:
       ConfigError: If a rule cannot be used, leads nowhere, or a shape does not fit.
     """
+    chosen, unused, unmatched = _match(
+        source, target, rules, raise_if_source_unmatched, raise_if_target_unmatched, field
+    )
+    arrays, moved = {}, []
+    for name, (rule, names) in chosen.items():
+        values = [source[n] for n in names]
+        arrays[name] = _transformed(values, target[name], rule, names, name, field, grid)
+        shape, new_shape = source[names[0]].shape, target[name].shape
+        changed = len(rule) > 2 and (len(names) > 1 or shape != new_shape)
+        if rule[2:3] == ("vit_zoom",):  # From 4 x 4 to 2 x 8 patches the shape stays.
+            changed |= not np.array_equal(arrays[name], values[0].astype(arrays[name].dtype))
+        action = rule[2] if changed else "loaded"
+        moved.append(Moved(name, tuple(names), action, shape, new_shape))
+    moved += [Moved(name, (), "new", None, target[name].shape) for name in unmatched]
+    moved += [Moved(None, (name,), "unused", source[name].shape, None) for name in unused]
+    return arrays, moved
+
+
+def plan_reading(
+    source: Mapping[str, jax.ShapeDtypeStruct],
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    rules: Sequence[Sequence[Any]],
+    *,
+    raise_if_source_unmatched: bool = True,
+    raise_if_target_unmatched: bool = True,
+    field: str = "config.initialization",
+) -> tuple[dict[str, str], list[str]]:
+    """Finds which arrays `transfer` copies as they are, without their values.
+
+    Args:
+      source: Shapes and dtypes of the checkpoint's arrays by name.
+      target: Shapes and dtypes of the model's arrays by name.
+      rules: See `transfer`.
+      raise_if_source_unmatched: See `transfer`.
+      raise_if_target_unmatched: See `transfer`.
+      field: See `transfer`.
+
+    Returns:
+      By name in the model, the array of the checkpoint that is copied; and the names of those
+      that are not needed.
+
+    Raises:
+      ConfigError: See `transfer`.
+    """
+    chosen, unused, _ = _match(
+        source, target, rules, raise_if_source_unmatched, raise_if_target_unmatched, field
+    )
+    copied = {
+        name: names[0]
+        for name, (rule, names) in chosen.items()
+        if len(rule) == 2 and source[names[0]].shape == target[name].shape
+    }
+    return copied, unused
+
+
+def _match(
+    source: Iterable[str],
+    target: Mapping[str, jax.ShapeDtypeStruct],
+    rules: Sequence[Sequence[Any]],
+    raise_if_source_unmatched: bool,
+    raise_if_target_unmatched: bool,
+    field: str,
+) -> tuple[dict[str, tuple[Sequence[Any], list[str]]], list[str], list[str]]:
+    """Returns rule and sources by target, the sources without use, the targets without source."""
     rules = check_rules(rules, f"{field}.rules")
     chosen: dict[str, tuple[Sequence[Any], list[str]]] = {}
     unused = []
@@ -109,19 +173,7 @@ def transfer(
             ", ".join(unmatched),
             "not in the checkpoint; set raise_if_target_unmatched=False to initialise it",
         )
-    arrays, moved = {}, []
-    for name, (rule, names) in chosen.items():
-        values = [source[n] for n in names]
-        arrays[name] = _transformed(values, target[name], rule, names, name, field, grid)
-        shape, new_shape = source[names[0]].shape, target[name].shape
-        changed = len(rule) > 2 and (len(names) > 1 or shape != new_shape)
-        if rule[2:3] == ("vit_zoom",):  # From 4 x 4 to 2 x 8 patches the shape stays.
-            changed |= not np.array_equal(arrays[name], values[0].astype(arrays[name].dtype))
-        action = rule[2] if changed else "loaded"
-        moved.append(Moved(name, tuple(names), action, shape, new_shape))
-    moved += [Moved(name, (), "new", None, target[name].shape) for name in unmatched]
-    moved += [Moved(None, (name,), "unused", source[name].shape, None) for name in unused]
-    return arrays, moved
+    return chosen, unused, unmatched
 
 
 def format_table(moved: Sequence[Moved]) -> str:

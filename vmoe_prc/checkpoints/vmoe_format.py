@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.serialization
@@ -67,13 +67,17 @@ class Entry:
     shards: tuple[int, ...]
 
 
-def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, Any]:
+def restore(
+    prefix: str | os.PathLike[str], shardings: Any = None, names: Collection[str] | None = None
+) -> dict[str, Any]:
     """Reads a checkpoint, or parts of it.
 
     Args:
       prefix: Path without `.index`; local, or `gs://`.
       shardings: Nested dicts, as in the checkpoint, of the shardings to read arrays to;
-        arrays without one are not read. By default all are read to the host.
+        arrays without one are not read. By default arrays are read to the host.
+      names: Names of the arrays to read to the host, such as `params/head/kernel`; all if
+        None. Other arrays are None.
 
     Returns:
       Nested dicts of NumPy arrays; with `shardings`, of `jax.Array`s, for which a process
@@ -86,6 +90,8 @@ def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, 
     index, shard_count = read_index(prefix)
     stored = entries = named_leaves(index)
     if shardings is None:
+        if names is not None:
+            entries = {name: entry for name, entry in entries.items() if name in names}
         places = {name: {_whole(entry.shape)} for name, entry in entries.items()}
     else:
         targets = named_leaves(shardings)
@@ -102,7 +108,8 @@ def restore(prefix: str | os.PathLike[str], shardings: Any = None) -> dict[str, 
     }
     _fill(prefix, shard_count, entries, buffers, wanted)
     if shardings is None:
-        return map_named(lambda name, _: buffers[name][_whole(entries[name].shape)], index)
+        whole = {name: buffers[name][_whole(entry.shape)] for name, entry in entries.items()}
+        return map_named(lambda name, _: whole.get(name), index)
     return map_named(
         lambda name, _: _on_devices(entries[name], targets[name], buffers[name]), shardings
     )

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from vmoe_prc.checkpoints.manager import CheckpointError
-from vmoe_prc.checkpoints.params import read_params
-from vmoe_prc.checkpoints.transfer import format_table, transfer
+from vmoe_prc.checkpoints.params import open_params
+from vmoe_prc.checkpoints.transfer import format_table, plan_reading, transfer
 from vmoe_prc.config import ConfigError
 from vmoe_prc.steps.state import TrainState
 
@@ -35,26 +35,43 @@ def initialize(
     Raises:
       ConfigError: If the checkpoint cannot be read, or does not fit the model.
     """
+    old = flax.traverse_util.flatten_dict({"params": state.params}, sep="/")
+    target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in old.items()}
+    matching = {
+        "rules": options["rules"],
+        "raise_if_source_unmatched": options["raise_if_source_unmatched"],
+        "raise_if_target_unmatched": options["raise_if_target_unmatched"],
+        "field": FIELD,
+    }
     try:
-        source = read_params(options["prefix"])
+        stored = open_params(options["prefix"])
+        copied, unused = plan_reading(stored.shapes, target, **matching)
+        placeholders = {
+            **{source: _zeros(target[name]) for name, source in copied.items()},
+            **{source: _zeros(stored.shapes[source]) for source in unused},
+        }
+        whole = stored.read(stored.shapes.keys() - placeholders.keys())
+        # Most arrays are copied: of these each process needs only the parts of its devices.
+        parts = stored.read_onto({source: old[name].sharding for name, source in copied.items()})
     except CheckpointError as error:
         raise ConfigError(f"{FIELD}.prefix", options["prefix"], str(error)) from None
-    old = flax.traverse_util.flatten_dict({"params": state.params}, sep="/")
-    arrays, moved = transfer(
-        source,
-        {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in old.items()},
-        options["rules"],
-        raise_if_source_unmatched=options["raise_if_source_unmatched"],
-        raise_if_target_unmatched=options["raise_if_target_unmatched"],
-        field=FIELD,
-        grid=grid,
-    )
+    arrays, moved = transfer({**placeholders, **whole}, target, **matching, grid=grid)
     new = {
-        name: _place(arrays[name], x.sharding) if name in arrays else x for name, x in old.items()
+        name: parts[copied[name]].astype(x.dtype)
+        if name in copied
+        else _place(arrays[name], x.sharding)
+        if name in arrays
+        else x
+        for name, x in old.items()
     }
     params = flax.traverse_util.unflatten_dict(new, sep="/")["params"]
     average = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
     return state.replace(params=params, ema_params=average), format_table(moved)
+
+
+def _zeros(array: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Stands for an array that is not read; takes no memory."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
