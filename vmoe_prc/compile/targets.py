@@ -44,10 +44,10 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip("TPU v4", "tpu", 32 * GIB, 1.2288e12, 6 * 50e9, TPU_DOCS + "v4"),
-    "v5e": Chip("TPU v5 lite", "tpu", 16 * GIB, 8.19e11, 4 * 50e9, TPU_DOCS + "v5e"),
-    "v5p": Chip("TPU v5", "tpu", 95 * GIB, 2.765e12, 6 * 100e9, TPU_DOCS + "v5p"),
-    "v6e": Chip("TPU v6 lite", "tpu", 32 * GIB, 1.64e12, 4 * 112.5e9, TPU_DOCS + "v6e"),
+    "v4": Chip("TPU v4", "tpu", 32 * GIB, 1.2288e12, 300e9, TPU_DOCS + "v4"),
+    "v5e": Chip("TPU v5 lite", "tpu", 16 * GIB, 8.19e11, 200e9, TPU_DOCS + "v5e"),
+    "v5p": Chip("TPU v5", "tpu", 95 * GIB, 2.765e12, 600e9, TPU_DOCS + "v5p"),
+    "v6e": Chip("TPU v6 lite", "tpu", 32 * GIB, 1.64e12, 448e9, TPU_DOCS + "v6e"),
     "h100": Chip(
         "NVIDIA H100 80GB HBM3", "cuda", 84_929_347_584, 3.35e12, 450e9, "NVIDIA data sheet: H100"
     ),
