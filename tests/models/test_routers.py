@@ -87,3 +87,24 @@ def test_soft_moe_mixes_tokens_into_slots_and_slots_into_tokens(slots):
     gates = routing.gates.reshape(IMAGES, TOKENS, EXPERTS)
     np.testing.assert_allclose(gates, combine.sum(-1), rtol=1e-3, atol=1e-5)
     assert routing.kept.all() and routing.experts.shape[-1] == EXPERTS
+
+
+def test_biases_move_the_choice_and_not_the_weights():
+    router = {"name": "BiasBalancedRouter", "num_selected_experts": 1, "noise_std": 0.0}
+    module = block(router=router, deterministic=False)
+    x = jax.random.normal(jax.random.key(0), (IMAGES, TOKENS, 8))
+    variables = jax.jit(module.init)({"params": jax.random.key(1)}, x)
+    variables["params"]["Router"]["balance_bias"] = jnp.array([0.0, 5.0, 0.0, 0.0])
+
+    def loss(variables):
+        outputs, routing = module.apply(variables, x)
+        return jnp.sum(outputs**2), (outputs, routing)
+
+    grads, (outputs, routing) = jax.jit(jax.grad(loss, has_aux=True))(variables)
+    assert (routing.experts == 1).all()
+    gate = routing.gates.reshape(IMAGES, TOKENS, EXPERTS)[..., 1:2]
+    expected = gate * all_experts(variables["params"]["Mlp"], x)[..., 1, :]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    # What a step subtracts: the expert that all choose loses, the others gain.
+    change = grads["params"]["Router"]["balance_bias"]
+    np.testing.assert_allclose(change, [-1e-3, 1e-3, -1e-3, -1e-3])

@@ -19,6 +19,8 @@ from vmoe_prc.losses import (
 )
 from vmoe_prc.losses.consistency import ConsistencyOptions
 from vmoe_prc.models.routing import Routing
+from vmoe_prc.models.routing.bias import BIAS
+from vmoe_prc.runtime.trees import map_named, named_leaves
 from vmoe_prc.steps.accuracy import accuracy
 from vmoe_prc.steps.mixup import mixup
 from vmoe_prc.steps.state import TrainState, step_keys
@@ -112,6 +114,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch, state.step)
+        grads, biases = _split_biases(grads)
         norm = optax.tree.norm(grads)
         running = state.skipped_in_a_row < max_skipped_steps
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
@@ -120,6 +123,8 @@ def make_train_step(
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, grad_norm=norm
             )
+            if biases is not None:
+                updates = map_named(lambda name, x: -biases[name] if name in biases else x, updates)
             return optax.apply_updates(state.params, updates), opt_state
 
         # Only this norm is kept of a first computation of the update, whose elements are
@@ -159,6 +164,19 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _split_biases(grads: Any) -> tuple[Any, dict[str, jax.Array] | None]:
+    """Takes out the gradients that are the updates themselves, see `models.routing.bias`.
+
+    Returns:
+      The gradients to optimise by, zero for biases; and those of the biases by their names, None
+      if there are none.
+    """
+    biases = {name: x for name, x in named_leaves(grads).items() if name.endswith(BIAS)}
+    if not biases:
+        return grads, None
+    return map_named(lambda name, x: jnp.zeros_like(x) if name in biases else x, grads), biases
 
 
 def _pairs(

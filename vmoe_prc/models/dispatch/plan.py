@@ -79,6 +79,7 @@ def top_experts_per_item(
     method: str = "gather",
     options: DispatcherOptions = DEFAULTS,
     mask: Bool[Array, "G S"] | None = None,
+    scores: Float[Array, "G S E"] | None = None,
 ) -> Dispatcher:
     """Sends each token to its K experts of the largest gates (arXiv 2106.05974).
 
@@ -93,6 +94,7 @@ def top_experts_per_item(
       options: Options of the method; its capacity factor is relative to S * K / E.
       mask: (G, S) bool, False for tokens that take no slot, as those of the rows that fill
         up a batch; None if there are none. A method without capacity ignores it.
+      scores: (G, S, E), the largest of which choose the experts; the gates if None.
 
     Raises:
       ValueError: If K is not in [1, E], or the method is unknown.
@@ -103,7 +105,8 @@ def top_experts_per_item(
             f"num_selected_experts = {num_selected_experts} must be between 1 and "
             f"num_experts = {num_experts}"
         )
-    _, experts = jax.lax.top_k(jax.lax.stop_gradient(gates), num_selected_experts)
+    scores = gates if scores is None else scores
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(scores), num_selected_experts)
     chosen = experts[..., None] == jnp.arange(num_experts)  # (G, S, K, E)
     weights = jnp.sum(jnp.where(chosen, gates[:, :, None, :], 0), axis=-1)
     priority = weights[..., 0] if options.batch_priority else None

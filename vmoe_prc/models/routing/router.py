@@ -79,11 +79,7 @@ class NoisyRouter(nn.Module):
         dispatch_gates = gates if noisy_logits is None else jax.nn.softmax(noisy_logits)
         options = dict(self.dispatcher or {})
         method = options.pop("name", DEFAULT_DISPATCHER)
-        make_plan = functools.partial(
-            self.make_plan, method=method, options=DISPATCHERS.options(method)(**options)
-        )
-        # Left to the compiler, sorting would gather the groups of all devices.
-        plan = on_each_device(make_plan, (BATCH, BATCH), BATCH)(dispatch_gates, mask)
+        plan = self.plan(dispatch_gates, mask, method, DISPATCHERS.options(method)(**options))
         routing = Routing(
             logits=logits,
             noisy_logits=noisy_logits,
@@ -112,6 +108,19 @@ class NoisyRouter(nn.Module):
         noise_scale = self.noise_std / self.num_experts
         noise = jax.random.normal(self.make_rng("gating"), logits.shape)
         return logits, logits + noise_scale * noise, noise_scale
+
+    @nn.nowrap
+    def plan(
+        self,
+        gates: Float[Array, "G S E"],
+        mask: Bool[Array, "G S"] | None,
+        method: str,
+        options: DispatcherOptions,
+    ) -> Dispatcher:
+        """Turns the gates of the groups of all devices into a plan."""
+        make_plan = functools.partial(self.make_plan, method=method, options=options)
+        # Left to the compiler, sorting would gather the groups of all devices.
+        return on_each_device(make_plan, (BATCH, BATCH), BATCH)(gates, mask)
 
     def make_plan(
         self, gates: jax.Array, mask: jax.Array | None, method: str, options: DispatcherOptions

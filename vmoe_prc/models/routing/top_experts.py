@@ -35,7 +35,12 @@ class NoisyTopExpertsPerItemRouter(NoisyRouter):
         self, gates: jax.Array, mask: jax.Array | None, method: str, options: DispatcherOptions
     ) -> Dispatcher:
         """Plans the dispatch of tokens to their top experts."""
-        plan = top_experts_per_item(gates, self.num_selected_experts, method, options, mask)
+        k = self.num_selected_experts
+        return self.normalized(top_experts_per_item(gates, k, method, options, mask))
+
+    @nn.nowrap
+    def normalized(self, plan: Dispatcher) -> Dispatcher:
+        """Scales the weights of each token's choices to sum to 1, if that is asked for."""
         if not self.normalize_gates:
             return plan
         return plan.replace(weights=plan.weights / jnp.sum(plan.weights, -1, keepdims=True))
