@@ -11,6 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
+from vmoe_prc.data.builders import builder_factory
+
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
 
 
