@@ -6,7 +6,7 @@ with `find:`.
 
 from setuptools import find_packages, setup
 
-RECIPES = ["vmoe_prc.configs", "vmoe_prc.configs.studies"]
+RECIPES = ["vmoe_prc.configs", "vmoe_prc.configs.ensembles", "vmoe_prc.configs.studies"]
 
 setup(
     packages=[*find_packages(include=["vmoe_prc*"]), *RECIPES],

@@ -107,7 +107,9 @@ def make_state(model: Config, image_size: int) -> Carry:
     """Initialises the training state of a model."""
     module, optimizer = create_model(model, deterministic=False), _optimizer()
     shape = (IMAGES_PER_GROUP, image_size, image_size, 3)
-    abstract = abstract_train_state(module, optimizer, shape, create_mesh())
+    abstract = abstract_train_state(
+        module, optimizer, shape, create_mesh(devices=jax.devices()[:1])
+    )
     return Carry(create_train_state(module, optimizer, shape, 0, abstract))
 
 

@@ -20,7 +20,10 @@ from typing import Any
 
 from benchmarks import timing
 
-CORE = "mesh", "models", "losses", "optimizer", "train_state", "train_step", "checkpoints.orbax"
+CORE = (
+    *("runtime.mesh", "models", "losses", "optimizer", "steps.state", "steps.train"),
+    "checkpoints.manager",
+)
 BASELINE = "import jax"
 IMPORTS = {
     BASELINE: "import jax",

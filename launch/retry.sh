@@ -39,9 +39,13 @@ while :; do
   failures=$((failures + 1))
   ((failures < ${MAX_FAILURES:-5})) || exit "$status"
   pause=$((${RETRY_SECONDS:-15} << (failures - 1)))
-  echo "retry.sh: status $status, failure $failures; the next attempt is in $pause s" >&2
   sleep "$pause" &
   child=$!
-  wait "$child"
-  [[ $stopped == false ]] || exit "$status"
+  echo "retry.sh: status $status, failure $failures; the next attempt is in $pause s" >&2
+  # A signal may have come before `child` was the pause.
+  [[ $stopped == true ]] || wait "$child"
+  if [[ $stopped == true ]]; then
+    kill "$child" 2>/dev/null
+    exit "$status"
+  fi
 done

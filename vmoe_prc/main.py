@@ -57,7 +57,8 @@ _INITIALIZATION_TIMEOUT = flags.DEFINE_float(
     "Seconds that the processes wait for each other at --coordinator_address.",
     lower_bound=1,
 )
-flags.DEFINE_bool("traceback", False, "Show the traceback of every error.")
+# Both programs may be imported into one process, which has one table of flags.
+flags.DEFINE_bool("traceback", False, "Show the traceback of every error.", allow_override=True)
 
 
 def new_workdir(config_file: str) -> pathlib.Path:

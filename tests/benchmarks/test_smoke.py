@@ -49,7 +49,7 @@ def run(tmp_path):
 
 
 def test_train_step(run):
-    flags = "--model=ViT-Ti/32, E=2", "--image-sizes=64", "--batch-size=8", "--k=2"
+    flags = "--model=ViT-Ti/32, E=4", "--image-sizes=64", "--batch-size=8", "--k=2"
     dense, *sparse = run(train_step.main, *flags, "--methods=gather")
     assert dense["arm"] == "dense"
     assert dense["to_dense"] == dense["flops"] == 1

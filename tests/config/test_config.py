@@ -74,7 +74,7 @@ def test_the_given_config_is_not_changed():
         ),
         ("model.encoder.moe.router.dispatcher.name", "gathr", "did you mean 'gather'"),
         ("model.encoder.moe.router.dispatcher.capacity_factor", 0, "expected float above 0"),
-        ("optimizer.name", "adamw", "expected one of adam, sgd; did you mean 'adam'"),
+        ("optimizer.name", "adamw", "expected one of adafactor, adam, sgd; did you mean 'adam'"),
         ("optimizer.momentum", 0.9, "config.optimizer.momentum = 0.9: unknown field"),
         ("optimizer.learning_rate.schedule", "cosine", "expected one of .*warmup_cosine_decay"),
         ("optimizer.weight_decay", [("(", 0.1)], "not a regular expression"),

@@ -31,7 +31,7 @@ class ConfidenceOptions:
     percentile: float = option(help="Percentile of the confidence.", minimum=0, maximum=100)
 
 
-@EVALUATORS.register("confidence", options=ConfidenceOptions)
+@EVALUATORS.register("percentile", options=ConfidenceOptions)
 def confidence(context, *, split, percentile):
     @jax.jit
     def step(params, images):
@@ -50,7 +50,7 @@ def confidence(context, *, split, percentile):
 def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
     config = small_config(digits_dir, train_steps=3)
     config.evaluators = {
-        "sure": {"name": "confidence", "every_steps": 1, "percentile": 5, "split": "test"}
+        "sure": {"name": "percentile", "every_steps": 1, "percentile": 5, "split": "test"}
     }
     summary = loop.train_and_evaluate(config, tmp_path)
     records = {m["step"]: m for m in read_metrics(tmp_path / "metrics.jsonl")}
@@ -67,7 +67,7 @@ def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "confidense"}, "did you mean 'confidence'"),
+        ({"name": "percentil"}, "did you mean 'percentile'"),
         ({"percentil": 5}, "did you mean 'percentile'"),
         ({"percentile": 200}, "percentile = 200.0: expected float from 0 to 100"),
         ({"every_steps": 0}, "every_steps = 0: expected int of at least 1"),
@@ -75,7 +75,7 @@ def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
 )
 def test_a_mistake_in_its_section_is_named(changes, message, digits_dir, tmp_path):
     config = small_config(digits_dir)
-    section = {"name": "confidence", "every_steps": 1, "percentile": 5}
+    section = {"name": "percentile", "every_steps": 1, "percentile": 5}
     config.evaluators = {"sure": section | changes}
     with pytest.raises(ConfigError, match=rf"config.evaluators.sure.*{message}"):
         loop.train_and_evaluate(config, tmp_path / "new")

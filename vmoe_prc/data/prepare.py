@@ -32,7 +32,8 @@ from vmoe_prc.runtime.programs import run_program
 
 _FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
 _PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
-flags.DEFINE_bool("traceback", False, "Show the traceback of every error.")
+# Both programs may be imported into one process, which has one table of flags.
+flags.DEFINE_bool("traceback", False, "Show the traceback of every error.", allow_override=True)
 _SHORT_SIDE = flags.DEFINE_integer(
     "short_side",
     None,

@@ -13,7 +13,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -134,7 +134,7 @@ class _Resized:
             logging.warning("%s: %d damaged examples are left out", self._split, lost)
 
 
-def _features(features: Mapping[str, Any]) -> tfds.features.FeaturesDict:
+def _features(features: tfds.features.FeaturesDict) -> tfds.features.FeaturesDict:
     """Returns the images, classes, texts and numbers; boxes and masks would not fit any more."""
     same = (tfds.features.ClassLabel, tfds.features.Text, tfds.features.Scalar)
     kept = {}

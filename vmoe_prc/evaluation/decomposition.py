@@ -95,9 +95,9 @@ def decompose(sums: Mapping[str, Float[np.ndarray, "..."]]) -> Decomposition:
 
 
 def combine(
-    observed: Float[np.ndarray, "..."],
-    chance: Float[np.ndarray, "..."],
-    within: Float[np.ndarray, "..."],
+    observed: Float[np.ndarray, "..."] | float,
+    chance: Float[np.ndarray, "..."] | float,
+    within: Float[np.ndarray, "..."] | float,
 ) -> Decomposition:
     """Makes a decomposition of p_o, p_chance and p_image."""
     observed, chance, within = (np.asarray(x, np.float64) for x in (observed, chance, within))
