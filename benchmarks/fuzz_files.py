@@ -257,8 +257,8 @@ def _read(section: ml_collections.ConfigDict, complete: bool) -> None:
 
 def _check_colours(batch: dict[str, np.ndarray], mask: np.ndarray) -> list[int]:
     labels = np.argmax(batch["labels"], axis=-1)[mask]
-    expected = np.stack([square(label) for label in labels] or [square(0)] * 0)
-    if len(labels) and not np.array_equal(batch["image"][mask], expected):
+    expected = [square(label) for label in labels]
+    if expected and not np.array_equal(batch["image"][mask], np.stack(expected)):
         raise WrongDataError(f"pixels of {labels} are others")
     return labels.tolist()
 

@@ -113,10 +113,13 @@ def damage(path: pathlib.Path, kind: str):
         path.write_text(text.replace('"shardLengths": [', '"shardLengths": ["1000000000000", '))
     elif kind == "empty":
         path.write_text("")
+    elif kind == "template":
+        path.write_text(text.replace("{FILEFORMAT}", "{FILEVORMAT}"))
 
 
 @pytest.mark.parametrize(
-    "kind", ["missing", "torn", "no text", "list", "version", "negative", "huge", "empty"]
+    "kind",
+    ["missing", "torn", "no text", "list", "version", "negative", "huge", "empty", "template"],
 )
 @pytest.mark.parametrize("name", ["tiny_jpegs", "digits"])
 def test_a_damaged_dataset_info_is_one_line(dataset, data_dir, digits_dir, tmp_path, name, kind):

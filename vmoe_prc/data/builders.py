@@ -188,6 +188,10 @@ def _info_problem(builder: Builder) -> str | None:
     for name, info in builder.info.splits.items():
         if min(info.shard_lengths, default=0) < 0 or info.num_examples > MAX_EXAMPLES:
             return f"{path} is damaged: split {name} has {info.shard_lengths} examples"
+        try:
+            _ = info.filepaths
+        except ValueError as error:  # the template of the file names is damaged
+            return f"{path} is damaged: split {name} names no files ({_line(error)})"
     return None
 
 
