@@ -3,13 +3,12 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from vmoe_prc.analysis.naming import distinct_names
 from vmoe_prc.arrays import Array
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
-from vmoe_prc.checkpoints.params import read_params
+from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
 from vmoe_prc.config.registry import ROUTERS
 from vmoe_prc.data.feed import eval_batches
@@ -245,8 +244,9 @@ def open_checkpoint(
     flat = read_params(prefix) if step is None else _read_step(epath.Path(prefix), step)
     name = epath.Path(prefix).name or os.fspath(prefix)
     name = name if step is None else f"{name}, step {step}"
-    _check_fit(OpenedRun(name, config, model, None, mesh), flat, prefix)
-    _check_finite(flat, prefix)
+    run = OpenedRun(name, config, model, None, mesh)
+    *views, height, width, channels = run.batch_spec("train")["image"].shape
+    check_params(model, (math.prod(views), height, width, channels), flat, prefix)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
     rules = config.params_axis_resources if config.model.encoder.moe.layers else ()
     shardings = tree_shardings({"params": params}, rules, mesh)["params"]
@@ -275,24 +275,3 @@ def _read_step(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
     except CheckpointError:
         params = restore_part(folder, step)
     return flax.traverse_util.flatten_dict({"params": params}, sep="/")
-
-
-def _check_fit(run: OpenedRun, flat: Mapping[str, np.ndarray], prefix: Any) -> None:
-    """Compares a checkpoint with the parameters that the model has for images of its data."""
-    *views, height, width, channels = run.batch_spec("train")["image"].shape
-    images = jax.ShapeDtypeStruct((math.prod(views), height, width, channels), jnp.float32)
-    expected = jax.eval_shape(run.model.init, jax.random.key(0), images)
-    expected = flax.traverse_util.flatten_dict(expected, sep="/")
-    for name in sorted(expected.keys() | flat.keys()):
-        found, wanted = (x[name].shape if name in x else "nothing" for x in (flat, expected))
-        if found != wanted:
-            raise CheckpointError(
-                f"{prefix}: {name} does not fit the configuration: {found} there, {wanted} here"
-            )
-
-
-def _check_finite(flat: Mapping[str, np.ndarray], prefix: Any) -> None:
-    """Refuses diverged runs: gates that are NaN choose the same experts for all tokens."""
-    for name, values in flat.items():
-        if not np.all(np.isfinite(np.asarray(values, np.float32))):
-            raise CheckpointError(f"{prefix}: {name} is not finite: the run diverged")

@@ -9,8 +9,10 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -188,3 +190,34 @@ def _read_npz(path: epath.Path) -> dict[str, Any]:
 
 def _unreadable(path: epath.Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: cannot be read: {' '.join(str(error).split())}")
+
+
+def check_params(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    flat: Mapping[str, np.ndarray],
+    prefix: str | os.PathLike[str],
+) -> None:
+    """Compares parameters with those that a model has, and refuses diverged runs.
+
+    Args:
+      model: The model.
+      image_shape: (N, H, W, 3) of its images.
+      flat: Arrays by name, as of `read_params`.
+      prefix: Where they were read, for errors.
+
+    Raises:
+      CheckpointError: If a parameter is missing, unknown, of another shape, or not finite.
+    """
+    images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    expected = flax.traverse_util.flatten_dict(expected, sep="/")
+    for name in sorted(expected.keys() | flat.keys()):
+        found, wanted = (x[name].shape if name in x else "nothing" for x in (flat, expected))
+        if found != wanted:
+            raise CheckpointError(
+                f"{prefix}: {name} does not fit the configuration: {found} there, {wanted} here"
+            )
+        # Gates that are NaN would choose the same experts for all tokens.
+        if not np.all(np.isfinite(np.asarray(flat[name], np.float32))):
+            raise CheckpointError(f"{prefix}: {name} is not finite: the run diverged")

@@ -14,9 +14,8 @@ import ml_collections
 import numpy as np
 
 from vmoe_prc.arrays import Bool, Float, Int
-from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.metadata import read_metadata
-from vmoe_prc.checkpoints.params import read_params
+from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, complete, evaluation_model
 from vmoe_prc.models import create_model
 from vmoe_prc.predict.preprocessing import ImageLike, Preprocessing, evaluation_preprocessing
@@ -244,7 +243,8 @@ def open_model(
 
     Raises:
       ConfigError: If there is no configuration, or it cannot be used.
-      CheckpointError: If there is no checkpoint, or it does not fit the configuration.
+      CheckpointError: If there is no checkpoint, it does not fit the configuration, or its
+        parameters are not finite.
     """
     metadata = read_metadata(path)
     if config is None:
@@ -256,20 +256,7 @@ def open_model(
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
     name = os.path.basename(os.path.normpath(path))
     model = TrainedModel(name, complete(config), params, classes or metadata.get("classes"))
-    _check_fit(model, flat, path)
-    return model
-
-
-def _check_fit(model: TrainedModel, flat: Mapping[str, np.ndarray], path: Any) -> None:
-    """Compares parameters with those of the model, whose size the preprocessing tells."""
+    # The size of the images follows from the preprocessing.
     size = model.preprocessing(np.zeros((64, 64, 3), np.uint8)).shape
-    module = model._model(size[:2], headless=False)
-    images = jax.ShapeDtypeStruct((1, *size), jnp.float32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), images)
-    expected = flax.traverse_util.flatten_dict(expected, sep="/")
-    for name in sorted(expected.keys() | flat.keys()):
-        found, wanted = (x[name].shape if name in x else "nothing" for x in (flat, expected))
-        if found != wanted:
-            raise CheckpointError(
-                f"{path}: {name} does not fit the configuration: {found} there, {wanted} here"
-            )
+    check_params(model._model(size[:2], headless=False), (1, *size), flat, path)
+    return model

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from vmoe_prc.report.paired import Comparison, Difference, DifferenceTable
 from vmoe_prc.report.tables import ACCURACY, IMAGES, SAMPLING_ERROR, Estimate, Row, Table
-from vmoe_prc.workdir.text_tables import aligned_lines
+from vmoe_prc.workdir.text_tables import aligned_lines, markdown_lines
 
 # Longer settings become notes below a table.
 MAX_SETTINGS = 40
@@ -137,6 +137,4 @@ def _with_notes(cells: list[list[str]]) -> tuple[list[list[str]], list[str]]:
 
 
 def _markdown_table(table: Table | DifferenceTable) -> str:
-    header, *rows = table_cells(table)
-    lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-    return "\n".join([f"**{table.title}**", "", *lines])
+    return "\n".join([f"**{table.title}**", "", *markdown_lines(table_cells(table))])
