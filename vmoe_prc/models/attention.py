@@ -1,5 +1,7 @@
 """Softmax attention by the fastest implementation that the devices and the shapes allow."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import jax.numpy as jnp
 from vmoe_prc.arrays import Array, Float
 
 CUDNN_MAX_HEAD_SIZE = 128
+# DINOv3's.
+ROPE_BASE = 100.0
 
 
 def attention(
@@ -76,3 +80,63 @@ def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
 
 def _even(x: jax.Array) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotations:
+    """Rotary position embedding of patches (RoPE, arXiv 2104.09864), as DINOv3 has it.
+
+    Half of each head's channels turn with the row of a patch, half with its column; channel c
+    of the first half of a head forms a plane with channel c + Dh / 2. Coordinates are those of
+    the centres of the patches, in [-1, 1] over the image (arXiv 2508.10104).
+
+    Attributes:
+      rows: Rows of patches.
+      cols: Columns of patches.
+      base: Ratio of the longest to the shortest period.
+      num_registers: Tokens at the end that have no place.
+    """
+
+    rows: int
+    cols: int
+    base: float = ROPE_BASE
+    num_registers: int = 0
+
+    def angles(self, head_size: int) -> Float[Array, "P Dh"]:
+        """Returns the angle of each patch and channel in radians, float32.
+
+        Raises:
+          ValueError: If the size of the heads is not a multiple of 4.
+        """
+        if head_size % 4:
+            raise ValueError(f"rope2d needs heads of a multiple of 4 channels, not {head_size}")
+        frequency = self.base ** -jnp.arange(0, 1, 4 / head_size)
+        places = jnp.meshgrid(*map(_centres, (self.rows, self.cols)), indexing="ij")
+        angles = 2 * jnp.pi * jnp.stack(places, axis=-1)[..., None] * frequency
+        angles = angles.reshape(self.rows * self.cols, -1)
+        return jnp.concatenate([angles, angles], axis=-1)
+
+    def attention(
+        self,
+        query: Float[Array, "N T H Dh"],
+        key: Float[Array, "N T H Dh"],
+        value: Float[Array, "N T H Dh"],
+        **options,
+    ) -> Float[Array, "N T H Dh"]:
+        """`attention` of rotated queries and keys."""
+        return attention(self._rotate(query), self._rotate(key), value, **options)
+
+    def _rotate(self, x: Float[Array, "N T H Dh"]) -> Float[Array, "N T H Dh"]:
+        angles = self.angles(x.shape[-1])
+        end = x.shape[1] - self.num_registers
+        begin = end - len(angles)
+        patches = x[:, begin:end].astype(jnp.float32)
+        first, second = jnp.split(patches, 2, axis=-1)
+        turned = jnp.concatenate([-second, first], axis=-1)
+        cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
+        return x.at[:, begin:end].set((patches * cos + turned * sin).astype(x.dtype))
+
+
+def _centres(count: int) -> Float[Array, " count"]:
+    """Returns the centres of equal parts of [-1, 1]."""
+    return (2 * jnp.arange(count) + 1) / count - 1

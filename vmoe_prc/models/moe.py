@@ -22,6 +22,7 @@ class MlpBlock(nn.Module):
       deterministic: Whether dropout is off.
       dtype: Dtype of the computation; the parameters are float32.
       dot_general: Product with the kernels; that of JAX if None.
+      gelu: 'tanh' or 'exact'.
     """
 
     mlp_dim: int
@@ -29,6 +30,7 @@ class MlpBlock(nn.Module):
     deterministic: bool = False
     dtype: Any = None
     dot_general: DotGeneral = None
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -44,7 +46,7 @@ class MlpBlock(nn.Module):
                 name=name,
             )
 
-        x = nn.gelu(dense(self.mlp_dim, "Dense_0")(inputs))
+        x = nn.gelu(dense(self.mlp_dim, "Dense_0")(inputs), approximate=self.gelu == "tanh")
         x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
         x = dense(inputs.shape[-1], "Dense_1")(x)
         return nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
@@ -68,6 +70,7 @@ class MlpMoeBlock(nn.Module):
         many times as wide (DeepSeekMoE, arXiv 2401.06066).
       dot_general: Product with the kernels of the router and the shared experts; that of JAX
         if None.
+      gelu: GELU of the experts: 'tanh' or 'exact'.
     """
 
     mlp_dim: int
@@ -80,10 +83,14 @@ class MlpMoeBlock(nn.Module):
     split_rngs: bool = False
     num_shared_experts: int = 0
     dot_general: DotGeneral = None
+    gelu: str = "tanh"
 
     @nn.compact
     def __call__(
-        self, inputs: Float[Array, "N T D"], mask: Bool[Array, " N"] | None = None
+        self,
+        inputs: Float[Array, "N T D"],
+        mask: Bool[Array, " N"] | None = None,
+        num_registers: int = 0,
     ) -> tuple[jax.Array, Routing]:
         """Routes the tokens and applies their experts.
 
@@ -91,6 +98,8 @@ class MlpMoeBlock(nn.Module):
           inputs: (N, T, D) tokens of N images.
           mask: (N,) bool, False for images whose tokens must not take the place of others;
             None if there are none.
+          num_registers: R; the last R tokens of an image are not routed, and use one MLP of
+            the mean parameters of the experts.
 
         Returns:
           (N, T, D) outputs, zero for tokens that were dropped, and the routing record.
@@ -98,6 +107,8 @@ class MlpMoeBlock(nn.Module):
         Raises:
           ValueError: If the group size does not divide the number of tokens.
         """
+        registers = inputs[:, inputs.shape[1] - num_registers :]
+        inputs = inputs[:, : inputs.shape[1] - num_registers]
         num_images, num_tokens, size = inputs.shape
         if num_images * num_tokens % self.group_size:
             raise ValueError(
@@ -118,14 +129,22 @@ class MlpMoeBlock(nn.Module):
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": self.split_rngs, "dropout": self.split_rngs},
             axis_size=self.num_experts,
-        )(self.mlp_dim, self.dropout_rate, self.deterministic, self.dtype, name="Mlp")
+        )(
+            self.mlp_dim,
+            self.dropout_rate,
+            self.deterministic,
+            self.dtype,
+            gelu=self.gelu,
+            name="Mlp",
+        )
 
         x = inputs.reshape(-1, self.group_size, size)  # (G, S, D)
         if mask is not None:
             mask = jnp.repeat(mask, num_tokens).reshape(-1, self.group_size)  # (G, S)
         with jax.named_scope("route"):
             routing, plan = router(x, mask)
-        outputs = plan.apply(x, self._experts(experts, size)).reshape(inputs.shape)
+        described = self._experts(experts, size)
+        outputs = plan.apply(x, described).reshape(inputs.shape)
         if self.num_shared_experts:
             outputs += MlpBlock(
                 self.num_shared_experts * self.mlp_dim,
@@ -133,9 +152,18 @@ class MlpMoeBlock(nn.Module):
                 self.deterministic,
                 self.dtype,
                 self.dot_general,
+                self.gelu,
                 name="SharedMlp",
             )(inputs)
-        return outputs.astype(jnp.result_type(inputs)), routing
+        outputs = outputs.astype(jnp.result_type(inputs))
+        if num_registers:
+            mean = jax.tree.map(lambda p: jnp.mean(p, axis=0), described.params())
+            mlp = MlpBlock(
+                self.mlp_dim, deterministic=True, dtype=self.dtype, gelu=self.gelu, parent=None
+            )
+            registers = mlp.apply({"params": mean}, registers).astype(outputs.dtype)
+            outputs = jnp.concatenate([outputs, registers], axis=1)
+        return outputs, routing
 
     @nn.nowrap
     def _experts(self, module: nn.Module, size: int) -> Experts:
@@ -152,5 +180,6 @@ class MlpMoeBlock(nn.Module):
             params=params,
             dtype=self.dtype or jnp.float32,
             dropout_rate=self.dropout_rate if has_dropout else 0.0,
+            gelu=self.gelu,
             dropout_key=(lambda: self.make_rng("dropout")) if has_dropout else lambda: None,
         )

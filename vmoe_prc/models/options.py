@@ -9,6 +9,8 @@ from vmoe_prc.config.registry import POSITION_EMBEDDINGS, ROUTERS
 
 CLASSIFIERS = ("token", "gap", "map")
 DTYPES = ("float32", "bfloat16")
+GELUS = ("tanh", "exact")
+LAYER_NORM_EPSILON = 1e-6
 REMAT = ("none", "blocks", "all_but_products")
 # No array of a model that can be trained has a longer side.
 MAX_SIZE = 10_000_000
@@ -62,6 +64,19 @@ class EncoderOptions:
     )
     position_emb: Mapping[str, Any] = option(
         lambda: {"name": "learned"}, "How patches get their position.", choices=POSITION_EMBEDDINGS
+    )
+    num_registers: int = option(
+        0, "Learned tokens in addition, which are not routed.", minimum=0, maximum=1_000
+    )
+    layer_scale: float | None = option(
+        None,
+        "Initial factor of each channel that attention and MLPs add; None for no such factors.",
+    )
+    gelu: str = option(
+        "tanh", "GELU of the MLPs: V-MoE's approximation by tanh, or exact.", choices=GELUS
+    )
+    layer_norm_epsilon: float = option(
+        LAYER_NORM_EPSILON, "Number that layer norms add to variances.", above=0.0
     )
     remat: str = option(
         "none",

@@ -12,9 +12,9 @@ from vmoe_prc.config import Config
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import MODELS, POSITION_EMBEDDINGS
 from vmoe_prc.models import fsdp
-from vmoe_prc.models.attention import attention
+from vmoe_prc.models.attention import ROPE_BASE, Rotations, attention
 from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
-from vmoe_prc.models.options import CLASSIFIERS, ModelOptions
+from vmoe_prc.models.options import CLASSIFIERS, LAYER_NORM_EPSILON, ModelOptions
 from vmoe_prc.models.routing import Routing
 
 SINCOS2D_TEMPERATURE = 10_000.0
@@ -134,6 +134,8 @@ class VisionTransformerMoe(nn.Module):
         return MapHead(
             mlp_dim=self.encoder["mlp_dim"],
             num_heads=self.encoder["num_heads"],
+            gelu=self.encoder.get("gelu", "tanh"),
+            layer_norm_epsilon=self.encoder.get("layer_norm_epsilon", LAYER_NORM_EPSILON),
             dtype=self.dtype,
             dot_general=self._dot_general,
             name="MapHead",
@@ -160,7 +162,13 @@ class Encoder(nn.Module):
       moe: Options of the `MlpMoeBlock`s, and the block numbers as `layers`; a `mlp_dim`
         or `dropout_rate` here is that of the experts.
       position_emb: `name` of the position embedding: 'learned' (default), 'sincos2d'
-        (with a `temperature`) or 'none'.
+        (with a `temperature`), 'rope2d' (with a `base`) or 'none'.
+      num_registers: Learned tokens in addition, which have no place (arXiv 2309.16588). In
+        mixtures they use the mean of the experts' parameters, and are not routed.
+      layer_scale: Initial factor of each channel of what attention and MLP add (arXiv
+        2103.17239); None for no such factors.
+      gelu: 'tanh', the approximation of V-MoE, or 'exact'.
+      layer_norm_epsilon: Added to variances.
       deterministic: Whether dropout and routing noise are off.
       remat: What the backward pass computes again: 'none', 'blocks' (all of a block but its
         input) or 'all_but_products' (all but the results of products with kernels).
@@ -176,6 +184,10 @@ class Encoder(nn.Module):
     attention_dropout_rate: float = 0.0
     moe: Config | None = None
     position_emb: Config | None = None
+    num_registers: int = 0
+    layer_scale: float | None = None
+    gelu: str = "tanh"
+    layer_norm_epsilon: float = LAYER_NORM_EPSILON
     deterministic: bool = False
     remat: str = "none"
     dtype: Any = None
@@ -187,8 +199,14 @@ class Encoder(nn.Module):
     ) -> tuple[jax.Array, dict[str, Routing]]:
         """Encodes (N, T, D) tokens; returns them and the routing record of each block."""
         x = self._add_position_embedding(x)
+        if self.num_registers:
+            x = Registers(self.num_registers, name="registers")(x)
         x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
-        shared = {"mlp_dim": self.mlp_dim, "dropout_rate": self.dropout_rate}
+        shared = {
+            "mlp_dim": self.mlp_dim,
+            "dropout_rate": self.dropout_rate,
+            "gelu": self.gelu,
+        }
         moe = {**shared, **(self.moe or {})}
         moe_layers = tuple(moe.pop("layers", ()))
         block_class = EncoderBlock
@@ -204,6 +222,10 @@ class Encoder(nn.Module):
                 num_heads=self.num_heads,
                 dropout_rate=self.dropout_rate,
                 attention_dropout_rate=self.attention_dropout_rate,
+                rotations=self._rotations(),
+                num_registers=self.num_registers,
+                layer_scale=self.layer_scale,
+                layer_norm_epsilon=self.layer_norm_epsilon,
                 deterministic=self.deterministic,
                 dtype=self.dtype,
                 dot_general=self.dot_general,
@@ -211,7 +233,16 @@ class Encoder(nn.Module):
             )(x, mask)
             if is_moe:
                 routings[name] = routing
-        return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x), routings
+        if self.num_registers:
+            x = x[:, : -self.num_registers]
+        norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="encoder_norm")
+        return norm(x), routings
+
+    def _rotations(self) -> Rotations | None:
+        options = dict(self.position_emb or {})
+        if options.pop("name", None) != "rope2d":
+            return None
+        return Rotations(*self.grid, num_registers=self.num_registers, **options)
 
     def _add_position_embedding(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
         options = dict(self.position_emb or {})
@@ -223,6 +254,20 @@ class Encoder(nn.Module):
 def _add_learned(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     del grid
     return AddPositionEmbs(name="posembed_input")(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope2dOptions:
+    """Options of `rope2d`."""
+
+    base: float = option(ROPE_BASE, "Ratio of the longest to the shortest period.", above=1.0)
+
+
+@POSITION_EMBEDDINGS.register("rope2d", options=Rope2dOptions)
+def _add_nothing(x: jax.Array, grid: tuple[int, int], **options: float) -> jax.Array:
+    """Queries and keys are rotated in each block instead, see `attention.Rotations`."""
+    del grid, options
+    return x
 
 
 @POSITION_EMBEDDINGS.register("none")
@@ -259,6 +304,40 @@ class AddPositionEmbs(nn.Module):
         return x + embedding.astype(x.dtype)
 
 
+class Registers(nn.Module):
+    """Appends learned tokens.
+
+    Attributes:
+      count: R, the number of tokens.
+    """
+
+    count: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> jax.Array:
+        """Returns (N, T + R, D)."""
+        shape = (1, self.count, x.shape[-1])
+        tokens = self.param("tokens", nn.initializers.normal(stddev=0.02), shape)
+        tokens = jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], *shape[1:]))
+        return jnp.concatenate([x, tokens], axis=1)
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor.
+
+    Attributes:
+      init: Initial factor.
+    """
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Returns the scaled tokens."""
+        scale = self.param("scale", nn.initializers.constant(self.init), x.shape[-1:])
+        return x * scale.astype(x.dtype)
+
+
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block whose MLP may be a mixture of experts.
 
@@ -268,6 +347,10 @@ class EncoderBlock(nn.Module):
       num_heads: Number of attention heads.
       dropout_rate: Dropout after the attention.
       attention_dropout_rate: Dropout of the attention weights.
+      rotations: Rotations of queries and keys; None for none.
+      num_registers: Tokens at the end that are not routed.
+      layer_scale: See `Encoder`.
+      layer_norm_epsilon: Added to variances.
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
@@ -278,6 +361,10 @@ class EncoderBlock(nn.Module):
     num_heads: int
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    rotations: Rotations | None = None
+    num_registers: int = 0
+    layer_scale: float | None = None
+    layer_norm_epsilon: float = LAYER_NORM_EPSILON
     deterministic: bool = False
     dtype: Any = None
     dot_general: DotGeneral = None
@@ -287,7 +374,7 @@ class EncoderBlock(nn.Module):
         self, inputs: Float[Array, "N T D"], mask: Bool[Array, " N"] | None = None
     ) -> tuple[jax.Array, Routing | None]:
         """Applies attention and MLP; returns tokens and the routing of a mixture."""
-        x = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_0")(inputs)
+        x = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="LayerNorm_0")(inputs)
         x = nn.MultiHeadDotProductAttention(
             num_heads=self.num_heads,
             dtype=self.dtype,
@@ -295,15 +382,16 @@ class EncoderBlock(nn.Module):
             broadcast_dropout=False,
             deterministic=self.deterministic,
             dropout_rate=self.attention_dropout_rate,
-            attention_fn=attention,
+            attention_fn=attention if self.rotations is None else self.rotations.attention,
             qkv_dot_general=self.dot_general,
             out_dot_general=self.dot_general,
             name="SelfAttention",
         )(x, x)
+        x = self._scaled(x, "LayerScale_0")
         x = nn.Dropout(self.dropout_rate)(x, deterministic=self.deterministic)
         x = x + inputs
 
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm_1")(x)
+        y = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="LayerNorm_1")(x)
         options = {
             **self.mlp,
             "deterministic": self.deterministic,
@@ -311,10 +399,13 @@ class EncoderBlock(nn.Module):
             "dot_general": self.dot_general,
         }
         if self.is_moe:
-            y, routing = MlpMoeBlock(**options, name="Moe")(y, mask)
+            y, routing = MlpMoeBlock(**options, name="Moe")(y, mask, self.num_registers)
         else:
             y, routing = MlpBlock(**options, name="Mlp")(y), None
-        return x + y, routing
+        return x + self._scaled(y, "LayerScale_1"), routing
+
+    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
+        return x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
 
 
 class MapHead(nn.Module):
@@ -323,12 +414,16 @@ class MapHead(nn.Module):
     Attributes:
       mlp_dim: Hidden width of the MLP.
       num_heads: Number of attention heads.
+      gelu: Form of the GELU, see `Encoder`.
+      layer_norm_epsilon: Added to variances.
       dtype: Dtype of the computation.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
 
     mlp_dim: int
     num_heads: int
+    gelu: str = "tanh"
+    layer_norm_epsilon: float = LAYER_NORM_EPSILON
     dtype: Any = None
     dot_general: DotGeneral = None
 
@@ -348,9 +443,10 @@ class MapHead(nn.Module):
             out_dot_general=self.dot_general,
             name="MultiHeadDotProductAttention",
         )(probe, x)
-        y = nn.LayerNorm(dtype=self.dtype, name="LayerNorm")(x)
+        y = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="LayerNorm")(x)
         y = MlpBlock(
             self.mlp_dim,
+            gelu=self.gelu,
             deterministic=True,
             dtype=self.dtype,
             dot_general=self.dot_general,

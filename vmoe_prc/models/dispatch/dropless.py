@@ -57,7 +57,7 @@ class Dropless(DispatchMethod):
             num_local = len(params["Dense_0"]["bias"])
             rows, tiles = _sort_by_expert(chosen, slots, plan.num_experts, num_local)
             inputs = permute(x.reshape(-1, x.shape[-1]).astype(experts.dtype), rows)
-            outputs = _mlp(inputs, tiles, params, _dropout(experts.dropout_rate, key))
+            outputs = _mlp(inputs, tiles, params, experts.gelu, _dropout(experts.dropout_rate, key))
             tokens = unpermute(outputs, weights.reshape(rows.of_choice.shape), rows)
             return sum_scatter(tokens.reshape(x.shape).astype(sent))
 
@@ -106,6 +106,7 @@ def _mlp(
     rows: Float[Array, "R D"],
     tiles: Tiles,
     params: Mapping[str, Any],
+    gelu: str,
     dropout: Callable[[jax.Array, int], jax.Array],
 ) -> Float[Array, "R D"]:
     """`MlpBlock` of each row's expert."""
@@ -118,7 +119,8 @@ def _mlp(
         biases = jnp.repeat(expert @ layer["bias"], TILE, axis=0)
         return products + biases
 
-    hidden = dropout(jax.nn.gelu(dense(rows, "Dense_0")), 0)
+    hidden = jax.nn.gelu(dense(rows, "Dense_0"), approximate=gelu == "tanh")
+    hidden = dropout(hidden, 0)
     return dropout(dense(hidden, "Dense_1"), 1)
 
 

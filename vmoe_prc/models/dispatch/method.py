@@ -20,6 +20,7 @@ class Experts:
       params: Returns the parameters of `MlpBlock` with a leading axis of E experts.
       dtype: Dtype of the computation.
       dropout_rate: Dropout after either layer of an expert; 0 in evaluation.
+      gelu: GELU between the layers: 'tanh' or 'exact'.
       dropout_key: Returns the key of the dropout; None if there is no dropout.
     """
 
@@ -27,6 +28,7 @@ class Experts:
     params: Callable[[], Mapping[str, Any]]
     dtype: Any
     dropout_rate: float = 0.0
+    gelu: str = "tanh"
     dropout_key: Callable[[], jax.Array | None] = lambda: None
 
 
