@@ -206,7 +206,9 @@ def fewshot(
     return {"datasets": datasets, "process": process, "batch_size": batch_size}
 
 
-def upcycling_rules(layers: tuple[int, ...], num_experts: int) -> tuple[tuple[Any, ...], ...]:
+def upcycling_rules(
+    layers: tuple[int, ...], num_experts: int, noise: float = 0.0
+) -> tuple[tuple[Any, ...], ...]:
     """Returns rules that make each expert a copy of a dense model's MLP.
 
     Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055). The routers are new, so
@@ -215,16 +217,13 @@ def upcycling_rules(layers: tuple[int, ...], num_experts: int) -> tuple[tuple[An
     Args:
       layers: Blocks that get experts.
       num_experts: Number of experts.
+      noise: Standard deviation of the noise that makes the copies differ, as a share of that
+        of the array; 0 for equal copies.
     """
     blocks = "|".join(map(str, layers))
+    copies = ("noisy_copies", num_experts, noise) if noise else ("expand_tile", 0, num_experts)
     return (
-        (
-            rf"^(.*/encoderblock_({blocks}))/Mlp/(.*)$",
-            r"\1/Moe/Mlp/\3",
-            "expand_tile",
-            0,
-            num_experts,
-        ),
+        (rf"^(.*/encoderblock_({blocks}))/Mlp/(.*)$", r"\1/Moe/Mlp/\3", *copies),
         *FINE_TUNE_RULES,
     )
 

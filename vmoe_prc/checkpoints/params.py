@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vmoe_prc.checkpoints import safetensors, vmoe_format
+from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import nested
@@ -29,7 +29,10 @@ T = TypeVar("T")
 WRITTEN_FORMATS = (
     "give FILE.safetensors, or the prefix of a V-MoE checkpoint, which gets .index and .data files"
 )
-FORMATS = "a run's work directory, the prefix of a V-MoE checkpoint, or a .safetensors or .npz file"
+FORMATS = (
+    "a run's work directory, the prefix of a V-MoE checkpoint, a .safetensors or .npz file, or a "
+    "folder of timm or Hugging Face"
+)
 
 
 def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -37,8 +40,9 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Args:
       prefix: A work directory (its newest checkpoint; the average of the parameters, if it
-        kept one), the prefix of a checkpoint in V-MoE's format, a `.safetensors` file, or
-        an `.npz` file as ViT was released in. Local, or `gs://`.
+        kept one), the prefix of a checkpoint in V-MoE's format, a `.safetensors` file, an
+        `.npz` file as ViT was released in, or a folder of a vision transformer of timm or
+        Hugging Face. Local, or `gs://`.
 
     Returns:
       Arrays by their names, such as `params/head/kernel`.
@@ -50,11 +54,18 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.suffix == ".npz":
         params = _read_npz(path)
     elif path.suffix == ".safetensors":
+        if (opened := pretrained.open_torch(path)) is not None:
+            return opened.params
         params = safetensors.load(path)
     elif _is_vmoe_format(path):
         params = vmoe_format.restore(path)
     elif (path / CHECKPOINT_FOLDER).exists():
         params = {"params": _read_run(path / CHECKPOINT_FOLDER)}
+    elif pretrained.is_torch_folder(path):
+        opened = pretrained.open_torch(path)
+        if opened is None:
+            raise CheckpointError(f"{prefix}: has no arrays of a ViT of timm or transformers")
+        return opened.params
     else:
         raise CheckpointError(f"{prefix}: not {FORMATS}")
     return _named_params(flax.traverse_util.flatten_dict(params, sep="/"))
@@ -177,7 +188,7 @@ def _read_npz(path: epath.Path) -> dict[str, Any]:
                 renamed = re.sub("^opt/target/", "", name)
                 if renamed in flat:
                     raise ValueError(f"two arrays are named {renamed!r}")
-                flat[renamed] = arrays[name]
+                flat[renamed] = _with_bfloat16(arrays[name])
     # As zlib, zipfile and NumPy raise them for damaged archives.
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError) as error:
         raise _unreadable(path, error) from error
@@ -185,7 +196,12 @@ def _read_npz(path: epath.Path) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     if not flat:
         raise CheckpointError(f"{path}: has no arrays")
-    return nested(flat, path)
+    return nested(pretrained.from_vit_jax(flat), path)
+
+
+def _with_bfloat16(x: np.ndarray) -> np.ndarray:
+    """NumPy's files know no bfloat16, and hold it as two bytes without a type."""
+    return x.view(jnp.bfloat16) if x.dtype == np.dtype("V2") else x
 
 
 def _unreadable(path: epath.Path, error: Exception) -> CheckpointError:

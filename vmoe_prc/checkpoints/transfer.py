@@ -8,6 +8,8 @@ replacement the array is dropped. Transformations:
     squeeze axis            drops axes of length 1
     stack axis              joins all sources of one target, in the order of their numbers
     expand_tile axis reps   adds axes and repeats the array along them
+    noisy_copies count std  repeats the array along a new first axis, each copy with Gaussian
+                            noise of `std` times the standard deviation of the array
     zoom                    resizes linearly to the shape of the target
     vit_zoom [grid]         the same for position embeddings, the class token left alone; `grid`
                             is (rows, columns) of the checkpoint's patches, square if not given
@@ -16,6 +18,7 @@ replacement the array is dropped. Transformations:
 import dataclasses
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -265,6 +268,15 @@ def _expand_tile(values, _, axis, reps):
     return np.tile(value, repeats)
 
 
+def _noisy_copies(values, _, count, std):
+    (value,) = values
+    # The same noise in every process, and other noise for each array.
+    seed = zlib.crc32(np.ascontiguousarray(value, np.float32).tobytes())
+    value = np.asarray(value, np.float32)
+    noise = np.random.default_rng(seed).normal(size=(count, *value.shape))
+    return (value + std * value.std() * noise).astype(np.float32)
+
+
 def _zoom(values, target_shape):
     (value,) = values
     if value.ndim != len(target_shape):
@@ -317,6 +329,7 @@ _TRANSFORMATIONS: dict[str, Callable[..., np.ndarray]] = {
     "squeeze": _squeeze,
     "stack": _stack,
     "expand_tile": _expand_tile,
+    "noisy_copies": _noisy_copies,
     "zoom": _zoom,
     "vit_zoom": _vit_zoom,
 }
