@@ -20,6 +20,7 @@ ORDER = [
     "workdir",
     "data",
     "recipes",
+    "convert_config",
     "alignment",
     "schedule",
     "optimizer",

@@ -16,6 +16,7 @@ COMMANDS = {
     "ensemble-tables": ("vmoe_prc.study.ensemble.tables", "tables of such small runs"),
     "analyze": ("vmoe_prc.analyze", "measure and draw the routing of trained models"),
     "report": ("vmoe_prc.report", "gather finished runs in tables or in one HTML page"),
+    "convert-config": ("vmoe_prc.convert_config", "convert a config file of V-MoE or PRC"),
     "config": ("vmoe_prc.config", "print the reference of all fields of a configuration"),
     "export": ("vmoe_prc.checkpoints.export", "write the parameters of a run to a file"),
 }

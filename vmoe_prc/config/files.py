@@ -11,12 +11,19 @@ from types import ModuleType
 import ml_collections
 
 from vmoe_prc.config.errors import ConfigError, nearest
+from vmoe_prc.config.released import (
+    PACKAGE,
+    call_get_config,
+    is_released,
+    released_package,
+)
 
 
 def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
     """Calls get_config of a config file with the arguments after the colon.
 
-    Modules in the folder of the file can be imported by it and named in `config.imports`.
+    Modules in the folder of the file can be imported by it and named in `config.imports`. A
+    file of google-research/vmoe or m82kada/PRC is converted, see `vmoe_prc.convert_config`.
 
     Args:
       source: Path of the file, or name of a recipe of ours, and arguments, such as
@@ -27,16 +34,35 @@ def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
       ConfigError: If there is no such file, it has no get_config(), or its code fails; then
         the cause is the exception of that code.
     """
+    config = read_released(source, field)
+    if is_released(config):
+        converter = importlib.import_module("vmoe_prc.convert_config")
+        return ml_collections.ConfigDict(converter.convert(config, source))
+    folder = find_config_file(source.partition(":")[0], field, source).parent
+    return _with_paths_of_imports(config, folder.resolve())
+
+
+def read_released(source: str, field: str) -> ml_collections.ConfigDict:
+    """Does what `read_config_file` does, and leaves configurations of others as they are."""
     name, _, arguments = source.partition(":")
     path = find_config_file(name, field, source)
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        get_config = getattr(_run_file(path), "get_config", None)
-        config = None if get_config is None else get_config(arguments)
+        with released_package(path):
+            get_config = getattr(_run_file(path), "get_config", None)
+            config = None if get_config is None else call_get_config(get_config, arguments)
     except ConfigError:
         raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != PACKAGE:
+            raise _user_error(field, source, error) from error
+        expected = (
+            f"imports {error.name}, which is not installed; keep the file in its checkout of "
+            "google-research/vmoe or m82kada/PRC, in the folder that is there"
+        )
+        raise ConfigError(field, source, expected) from None
     except Exception as error:
         raise _user_error(field, source, error) from error
     if get_config is None:
@@ -46,7 +72,7 @@ def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         expected = f"get_config() must return a ConfigDict or a dict, not {config!r}"
         raise ConfigError(field, source, expected)
-    return _with_paths_of_imports(config, path.parent.resolve())
+    return config
 
 
 def find_config_file(name: str, field: str, source: str) -> pathlib.Path:
