@@ -41,7 +41,7 @@ _RULES = (
     (_BLOCK + r"attn\.qkv\.(weight|bias)", r"\1.qkv.\2"),
     (_BLOCK + r"attn\.(q|k|v)_bias", r"\1.\2.bias"),
     (
-        _BLOCK + r"(?:attention\.attention|attention|attn)\.(q|k|v)(?:uery|ey|alue|_proj)\."
+        _BLOCK + r"(?:attention\.attention|attention|attn)\.(q|k|v)\w*\."
         r"(weight|bias)",
         r"\1.\2.\3",
     ),
