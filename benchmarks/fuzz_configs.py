@@ -17,6 +17,7 @@ are accepted; the others are built only. On CPU.
 
 import argparse
 import collections
+import contextlib
 import copy
 import json
 import math
@@ -201,8 +202,15 @@ def worker(seed: int, share: float) -> None:
 class _Worker:
     """A process that runs configurations one after the other, and is started again if it hangs."""
 
-    def __init__(self, arguments: list[str]):
+    def __init__(self, arguments: list[str], cache: str):
         self._command = [sys.executable, "-m", "benchmarks.fuzz_configs", "--worker", *arguments]
+        # Many changes leave the compiled programs as they are.
+        self._environment = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": COMPILE_QUICKLY,
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         self._process: subprocess.Popen | None = None
 
     def run(self, number: int, timeout: float) -> tuple[str, str]:
@@ -214,7 +222,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": COMPILE_QUICKLY},
+                env={**os.environ, **self._environment},
             )
         print(number, file=self._process.stdin, flush=True)
         ready, _, _ = select.select([self._process.stdout], [], [], timeout)
@@ -247,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the changes")
     parser.add_argument("--train", type=float, default=1.0, help="share trained of the accepted")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one, at most")
+    parser.add_argument("--cache", help="folder of compiled programs to keep for the next time")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
@@ -254,18 +263,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # What has been tried is also printed when the time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    process = _Worker([f"--seed={args.seed}", f"--train={args.train}"])
     ends: collections.Counter[str] = collections.Counter()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: print(_listed(ends), flush=True))
+        cache = args.cache or stack.enter_context(tempfile.TemporaryDirectory())
+        process = _Worker([f"--seed={args.seed}", f"--train={args.train}"], cache)
+        stack.callback(process.close)
         for number in range(args.first, args.first + args.count):
             end, text, changes = _try(number, args, process)
             ends[end] += 1
             if end not in ALLOWED:
                 print(f"{number}: {end}: {changes}\n{text}", flush=True)
-    finally:
-        process.close()
-        print(", ".join(f"{end}: {count}" for end, count in sorted(ends.items())), flush=True)
     return int(not ends.keys() <= ALLOWED)
+
+
+def _listed(ends: collections.Counter[str]) -> str:
+    return ", ".join(f"{end}: {count}" for end, count in sorted(ends.items()))
 
 
 def _try(number: int, args: argparse.Namespace, process: _Worker) -> tuple[str, str, str]:
