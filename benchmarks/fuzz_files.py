@@ -9,20 +9,18 @@ than a minute, and wrong data are failures; the exit status is 1 if there are an
 prints how to repeat each.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
 import pathlib
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 
 import ml_collections
@@ -31,6 +29,8 @@ import PIL.Image
 import tensorflow_datasets as tfds
 from absl import logging
 
+from benchmarks import fuzzing
+from benchmarks.fuzzing import WrongDataError, damage
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.errors import DatasetError
@@ -41,15 +41,10 @@ from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.data.split import open_split
 from vmoe_prc.errors import RunError
 
-SECONDS = 60
 NUM_IMAGES, SIDE = 24, 8
 KINDS = ("png", "jpeg", "gif", "bmp", "webp", "tiff")
 REFUSALS = (ConfigError, RunError, DatasetError, BadExampleError)
 PROCESS = 'decode|resize(8)|value_range(0, 255)|onehot(24)|keep("image", "labels")'
-
-
-class WrongDataError(AssertionError):
-    """Damage that changed data without a word."""
 
 
 class Squares(tfds.core.GeneratorBasedBuilder):
@@ -84,25 +79,6 @@ def encode(image: np.ndarray, kind: str) -> bytes:
     file = io.BytesIO()
     PIL.Image.fromarray(image).save(file, kind)
     return file.getvalue()
-
-
-def damage(content: bytes, rng: np.random.Generator) -> bytes:
-    """Damages the content of a file in one of eight ways."""
-    begin, end = sorted(rng.integers(0, len(content) + 1, 2).tolist())
-    end = min(end, begin + int(rng.integers(1, 600)))
-    bit = bytearray(content)
-    bit[min(begin, len(bit) - 1)] ^= 1 << int(rng.integers(8))
-    ways = (
-        bytes(bit),
-        content[:begin],
-        content[begin:],
-        content[:begin] + content[end:],
-        content[:begin] + bytes(end - begin) + content[end:],
-        content[:begin] + rng.bytes(end - begin) + content[end:],
-        content[:begin] + rng.bytes(12) + content[begin:],
-        content[:end] + content[begin:],
-    )
-    return ways[rng.integers(len(ways))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,81 +239,22 @@ def _check_colours(batch: dict[str, np.ndarray], mask: np.ndarray) -> list[int]:
     return labels.tolist()
 
 
-def run_case(kind: str, seed: int, files: Files) -> tuple[str, str]:
-    """Runs one case.
-
-    Returns:
-      How it ended: 'used', 'refused', 'traceback', 'hang' or 'wrong'; and the text of the error.
-    """
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            CASES[kind](files, np.random.default_rng([seed, ROUND.index(kind)]), pathlib.Path(work))
-    except REFUSALS as error:
-        text = str(error)
-        return ("refused", text) if text and "\n" not in text else ("traceback", repr(text))
-    except TimeoutError as error:
-        return "hang", str(error)
-    except WrongDataError as error:
-        return "wrong", str(error)
-    except Exception:
-        return "traceback", traceback.format_exc()
-    finally:
-        signal.alarm(0)
-    return "used", ""
-
-
 def run(
     count: int, first_seed: int = 0, kinds: tuple[str, ...] = ROUND
 ) -> tuple[dict[str, collections.Counter], list[str]]:
-    """Runs cases.
-
-    Args:
-      count: How many.
-      first_seed: Seed of the first; each has its own.
-      kinds: Kinds of the cases, by turns.
-
-    Returns:
-      How many of each kind ended how, and a text per failure.
-    """
-    ends: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    failures = []
+    """Runs cases; see `fuzzing.run`."""
     with tempfile.TemporaryDirectory() as directory:
         files = Files(pathlib.Path(directory))
         files.prepare()
-        for seed in range(first_seed, first_seed + count):
-            kind = kinds[seed % len(kinds)]
-            end, text = run_case(kind, seed, files)
-            ends[kind][end] += 1
-            if end not in ("used", "refused"):
-                failures.append(f"{kind}, seed {seed}: {end}\n{text}")
-    return dict(ends), failures
+        cases = {name: functools.partial(case, files) for name, case in CASES.items()}
+        return fuzzing.run(cases, ROUND, REFUSALS, range(first_seed, first_seed + count), kinds)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz_files",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--count", type=int, default=1000, help="number of damaged files")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first")
-    args = parser.parse_args(argv)
     setup_tensorflow()
     logging.set_verbosity(logging.ERROR)
-    ends, failures = run(args.count, args.seed)
-    for kind, counts in sorted(ends.items()):
-        print(f"{kind}: " + ", ".join(f"{n} {end}" for end, n in sorted(counts.items())))
-    for text in failures:
-        print(f"\n{text}")
-    print(f"\n{args.count} files, {len(failures)} failures")
-    return 1 if failures else 0
+    return fuzzing.main("fuzz_files", __doc__, run, argv)
 
 
 if __name__ == "__main__":

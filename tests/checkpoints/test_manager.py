@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import resource
 
 import flax.struct
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vmoe_prc.checkpoints.manager import Checkpointer, CheckpointError, restore_part
+from vmoe_prc.checkpoints.manager import Checkpointer, CheckpointError, restore_params, restore_part
 from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.mesh import create_mesh
 
@@ -194,6 +195,35 @@ def test_flipped_bits_are_found(first, tmp_path, caplog):
     with Checkpointer(tmp_path, keep_last=2) as checkpointer:
         assert checkpointer.restore(abstract(state)).step == 1
     assert f"{tmp_path / '2'} is damaged" in caplog.text
+
+
+def test_a_damaged_description_of_a_checkpoint_is_named(tmp_path):
+    with Checkpointer(tmp_path, keep_last=2) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, make_state(step))
+    description = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    description.write_text(description.read_text().replace("init_timestamp", "init_timestqmp"))
+    for read in (lambda: Checkpointer(tmp_path, keep_last=2), lambda: restore_part(tmp_path)):
+        with pytest.raises(
+            CheckpointError, match=rf"{tmp_path}/2 is damaged: .*; move it away"
+        ):
+            read()
+    (tmp_path / "2").rename(tmp_path / "away")
+    assert_equal(restore_part(tmp_path), jax.device_get(make_state(1).params))
+
+
+def test_a_damaged_average_is_no_reason_to_take_the_parameters(tmp_path):
+    state = make_state(1).replace(ema_params=make_state(2).params)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, state)
+    assert_equal(restore_params(tmp_path), jax.device_get(state.ema_params))
+    description = tmp_path / "1" / "_CHECKPOINT_METADATA"
+    written = json.loads(description.read_text())
+    written["custom_metadata"]["checksums"]["ema_params/half"] += 1
+    description.write_text(json.dumps(written))
+    assert_equal(restore_part(tmp_path), jax.device_get(state.params))
+    with pytest.raises(CheckpointError, match="is damaged: ema_params/half"):
+        restore_params(tmp_path)
 
 
 @contextlib.contextmanager

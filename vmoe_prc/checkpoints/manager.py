@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,7 +43,8 @@ class Checkpointer:
         NaN is worst.
 
     Raises:
-      CheckpointError: If the directory cannot be made.
+      CheckpointError: If the directory cannot be made, or what a checkpoint says of itself is
+        damaged.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class Checkpointer:
             )
         except OSError as error:
             raise CheckpointError(f"{self._directory}: cannot be written: {error}") from None
+        except Exception as error:
+            raise _cannot_open(self._directory, error) from error
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -206,32 +209,59 @@ def restore_part(
       CheckpointError: If there is no such checkpoint, no such part in it, or not what was
         written.
     """
-    directory = epath.Path(directory).absolute()
+    return _restore_first(epath.Path(directory).absolute(), step, (name,))
+
+
+def restore_params(directory: str | os.PathLike[str], step: int | None = None) -> Any:
+    """Reads the parameters that a run is evaluated with: their average, if it kept one.
+
+    Args:
+      directory: Directory of the checkpoints of a run.
+      step: Which one; the newest by default.
+
+    Raises:
+      CheckpointError: As `restore_part`; also if only the average is damaged.
+    """
+    return _restore_first(epath.Path(directory).absolute(), step, ("ema_params", "params"))
+
+
+def _restore_first(directory: epath.Path, step: int | None, names: Sequence[str]) -> Any:
+    """Reads the first of these parts that a checkpoint has."""
     if not directory.exists():
         raise CheckpointError(f"{directory}: no such directory")
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.CheckpointManager(directory, item_handlers=handler) as manager:
+    try:
+        manager = ocp.CheckpointManager(directory, item_handlers=ocp.PyTreeCheckpointHandler())
+    except Exception as error:
+        raise _cannot_open(directory, error) from error
+    with manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise CheckpointError(f"{directory}: no checkpoint of step {step}")
-        tree = manager.item_metadata(step)
-        if name not in tree or tree[name] is None:
-            raise CheckpointError(f"{directory / str(step)} holds no {name!r}")
-        abstract = {
-            key: jax.tree.map(lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part)
-            for key, part in tree.items()
-        }
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
         try:
-            restored = manager.restore(step, args=args)
+            parts, written = _read_first(manager, step, names), _written_checksums(manager, step)
         except Exception as error:  # What a damaged file raises depends on where it is.
             raise CheckpointError(_damaged(directory, step, error)) from error
-        written = _written_checksums(manager, step)
-    part = {name: restored[name]}
-    if changed := changed_arrays(part, written):
+    if not parts:
+        raise CheckpointError(f"{directory / str(step)} holds no {names[-1]!r}")
+    if changed := changed_arrays(parts, written):
         raise CheckpointError(_damaged(directory, step, ", ".join(changed)))
-    return restored[name]
+    (part,) = parts.values()
+    return part
+
+
+def _read_first(manager: ocp.CheckpointManager, step: int, names: Sequence[str]) -> dict[str, Any]:
+    """Reads the first of these parts that a checkpoint has, by its name; {} if it has none."""
+    tree = manager.item_metadata(step)
+    name = next((name for name in names if tree.get(name) is not None), None)
+    if name is None:
+        return {}
+    abstract = {
+        key: jax.tree.map(lambda _, key=key: 0 if key == name else ocp.PLACEHOLDER, part)
+        for key, part in tree.items()
+    }
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+    args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
+    return {name: manager.restore(step, args=args)[name]}
 
 
 def _goodness(name: str, metrics: Mapping[str, float]) -> float:
@@ -243,6 +273,18 @@ def _goodness(name: str, metrics: Mapping[str, float]) -> float:
 def _damaged(directory: epath.Path, step: int, cause: Exception | str) -> str:
     """Says in one line which checkpoint is damaged, and how that shows."""
     return f"{directory / str(step)} is damaged: {' '.join(str(cause).split())}"
+
+
+def _cannot_open(directory: epath.Path, error: Exception) -> CheckpointError:
+    """Names the checkpoint whose description Orbax cannot read: it reads those of all at once."""
+    names = ocp.path.step.standard_name_format()
+    for step in ocp.utils.checkpoint_steps(directory):
+        try:
+            _ = names.find_step(directory, step).commit_timestamp
+        except Exception as reason:  # What a damaged file raises depends on where it is.
+            advice = "move it away to use the one before"
+            return CheckpointError(f"{_damaged(directory, step, reason)}; {advice}")
+    return CheckpointError(f"{directory}: cannot be read: {' '.join(str(error).split())}")
 
 
 def _written_checksums(manager: ocp.CheckpointManager, step: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format
-from vmoe_prc.checkpoints.manager import CheckpointError, restore_part
+from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import nested
 from vmoe_prc.runtime.trees import named_leaves
@@ -60,7 +60,7 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     elif _is_vmoe_format(path):
         params = vmoe_format.restore(path)
     elif (path / CHECKPOINT_FOLDER).exists():
-        params = {"params": _read_run(path / CHECKPOINT_FOLDER)}
+        params = {"params": restore_params(path / CHECKPOINT_FOLDER)}
     elif pretrained.is_torch_folder(path):
         opened = pretrained.open_torch(path)
         if opened is None:
@@ -171,13 +171,6 @@ def write_params(
         vmoe_format.save(path, tree)
         if metadata:
             write_sidecar(path, metadata)
-
-
-def _read_run(directory: epath.Path) -> Any:
-    try:
-        return restore_part(directory, name="ema_params")
-    except CheckpointError:
-        return restore_part(directory)
 
 
 def _read_npz(path: epath.Path) -> dict[str, Any]:
