@@ -2,6 +2,8 @@
 
 import itertools
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -27,8 +29,17 @@ def test_batches_do_not_depend_on_the_number_of_workers(dataset):
         for key, x in batch.items():
             np.testing.assert_array_equal(x, other[key])
     expected.close()
+    # Signals to all processes of a job are for the one that trains.
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for child in workers:
+        os.kill(child.pid, signal.SIGINT)
+        os.kill(child.pid, signal.SIGTERM)
+    assert len(list(itertools.islice(made, 9))) == 9
     # A worker that is killed ends the run with one line.
-    for child in multiprocessing.active_children():
-        child.kill()
+    workers[0].kill()
     with pytest.raises(RunError, match="a worker process of the input pipeline has died"):
         list(itertools.islice(made, 50))
+    for child in workers:
+        child.join(timeout=20)
+        assert not child.is_alive()

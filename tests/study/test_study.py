@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 from small_run import STEPS
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.signals import SAME_NOTICE_SECONDS
 from vmoe_prc.study.__main__ import main
 from vmoe_prc.study.plan import read_study
 from vmoe_prc.study.results import write_results
@@ -204,9 +206,12 @@ def test_a_second_signal_leaves_no_child_running():
     command = [sys.executable, "-c", PARENT]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
-        parent.terminate()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            parent.send_signal(number)
+            time.sleep(0.05)
         with pytest.raises(subprocess.TimeoutExpired):
-            parent.wait(timeout=1)  # it waits for the child
+            parent.wait(timeout=SAME_NOTICE_SECONDS)  # it waits for the child
+        os.kill(child, 0)
         parent.terminate()
         assert parent.wait(timeout=20) == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):

@@ -85,7 +85,9 @@ def test_a_mistake_in_its_section_is_named(changes, message, digits_dir, tmp_pat
 @EVALUATORS.register("interrupter")
 def interrupter(context):
     def evaluate(params):
-        os.kill(os.getpid(), signal.SIGINT)  # During the first evaluation.
+        # During the first evaluation: a terminal to all its processes, a study to its child.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
         return {}
 
     return evaluate

@@ -13,6 +13,10 @@ import importlib
 import json
 import math
 import multiprocessing
+import multiprocessing.context
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.shared_memory import SharedMemory
@@ -54,6 +58,17 @@ class Task:
     rows: Rows
 
 
+class _Process(multiprocessing.context.SpawnProcess):
+    """A process whose pool ends it although it ignores SIGTERM."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
 class _Worker:
     """The state of a worker process."""
 
@@ -90,7 +105,20 @@ _worker: _Worker | None = None
 
 def _start(task: Task) -> None:
     global _worker
+    # A terminal, `timeout` and Slurm signal them, too; the process that trains still needs
+    # batches for its last step, and then ends them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Worker(task)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that trains has been killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _make(memory: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -116,9 +144,7 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
     with contextlib.ExitStack() as stack:
         # Two batches per worker: one that is being made, one that is finished.
         memories = [stack.enter_context(_memory(split.spec, rows)) for _ in range(2 * workers)]
-        pool = concurrent.futures.ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), _start, (task,)
-        )
+        pool = concurrent.futures.ProcessPoolExecutor(workers, _Context(), _start, (task,))
         stack.callback(pool.shutdown, cancel_futures=True)
         pending: collections.deque[tuple[SharedMemory, concurrent.futures.Future[Any]]]
         pending = collections.deque()

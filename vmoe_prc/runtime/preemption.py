@@ -5,11 +5,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
+
+from vmoe_prc.runtime.signals import SAME_NOTICE_SECONDS, notice_handler, raise_with
 
 
 @contextlib.contextmanager
@@ -18,7 +19,7 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
 
     Every process must call it after each step. With several processes, a signal to one makes
     it True in all after the same step, by JAX's protocol, which costs a step nothing. A second
-    signal ends a single process at once.
+    notice, see `signals`, ends a single process at once.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -28,12 +29,16 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
         return
     received = threading.Event()
 
-    def receive(number: int, frame: Any) -> None:
-        logging.warning("a checkpoint will be saved after this step; a second signal ends at once")
+    def receive(number: int) -> None:
+        logging.warning(
+            "a checkpoint will be saved after this step; another signal, more than %g s after "
+            "the first, ends at once",
+            SAME_NOTICE_SECONDS,
+        )
         received.set()
-        signal.signal(signal.SIGTERM, previous)
 
-    previous = signal.signal(signal.SIGTERM, receive)
+    previous = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, notice_handler(receive, raise_with(previous)))
     try:
         yield lambda step: received.is_set()
     finally:
@@ -42,7 +47,7 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def interrupt_as_preemption() -> Iterator[None]:
-    """Makes the first Ctrl-C within the block a SIGTERM; the second one interrupts as usual.
+    """Makes the first Ctrl-C within the block a SIGTERM; a second one interrupts as usual.
 
     It begins where there is something to save, so that what comes before ends at once.
     """
@@ -50,11 +55,11 @@ def interrupt_as_preemption() -> Iterator[None]:
         yield
         return
 
-    def receive(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, previous)
+    def receive(number: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    previous = signal.signal(signal.SIGINT, receive)
+    previous = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, notice_handler(receive, raise_with(previous)))
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from vmoe_prc.runtime.signals import notice_handler
 from vmoe_prc.study.plan import (
     FAILURE_FILE,
     LOG_FILE,
@@ -115,19 +116,22 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
 def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
     """Starts a process that never outlives this one.
 
-    On SIGTERM or an interrupt it gets SIGTERM, to save its work; on a second signal it is
-    killed. Bytes of its output that are not UTF-8 are replaced.
+    On SIGTERM or an interrupt it gets SIGTERM, to save its work; on a second one, see
+    `runtime.signals`, it is killed. Bytes of its output that are not UTF-8 are replaced.
 
     Args:
       command: Program and arguments.
       env: Environment variables.
     """
 
-    def end(*_):
+    def end(number: int) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + signal.SIGTERM)
 
     # Set before the process exists, so that no signal can come between.
-    previous = signal.signal(signal.SIGTERM, end)
+    handler = notice_handler(end, end)
+    previous = {n: signal.signal(n, handler) for n in (signal.SIGTERM, signal.SIGINT)}
     process = None
     try:
         process = subprocess.Popen(
@@ -148,7 +152,8 @@ def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[su
             if process is not None and process.poll() is None:
                 process.kill()
                 process.wait()
-            signal.signal(signal.SIGTERM, previous)
+            for number, before in previous.items():
+                signal.signal(number, before)
 
 
 def failure(run: PlannedRun) -> str:
