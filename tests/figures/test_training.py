@@ -18,10 +18,11 @@ def run(finished):
     return open_run(finished[0])
 
 
-def draw(run, split, **changes):
+def draw(run, split, options=None, **changes):
     with jax.set_mesh(run.mesh):
         batch = next(run.batches(split)) | changes
-        return make_training_picture(run.model, sharding=replicated(run.mesh))(run.params, batch)()
+        picture = make_training_picture(run.model, sharding=replicated(run.mesh), **(options or {}))
+        return picture(run.params, batch)()
 
 
 def test_two_views_are_joined(run):
@@ -42,6 +43,24 @@ def test_only_images_are_drawn(run):
     classes = np.asarray(batch["labels"]).argmax(-1)[[5, 9]]
     figure = draw(run, "test", mask=jax.device_put(mask, batch["mask"].sharding))
     assert [axis.get_title() for axis in figure.axes[:2]] == [f"class {c}" for c in classes]
+
+
+def test_pixels_of_any_range_and_names_of_classes(run):
+    """Bytes as 0 to 255 look as those of [-1, 1]; an image without labels is of no class."""
+    batch = next(run.batches("test"))
+    names = [f"${name}$_\\frac$" for name in range(10)]  # No formula.
+    images = jax.device_put((batch["image"] + 1) * 127.5, batch["image"].sharding)
+    labels = batch["labels"].at[1].set(0)
+    options = {"value_range": (0.0, 255.0), "class_names": names}
+    figure, expected = draw(run, "test", options, image=images, labels=labels), draw(run, "test")
+    for panel, other in zip(figure.axes[:3], expected.axes[:3], strict=True):
+        shown, right = (np.asarray(axes.images[0].get_array()) for axes in (panel, other))
+        np.testing.assert_allclose(shown, right, atol=1e-6)
+        assert shown.std() > 0.1
+    classes = np.asarray(labels).argmax(-1)
+    figure.canvas.draw()
+    titles = [axes.get_title().replace("\\$", "$") for axes in figure.axes[:3]]
+    assert titles == [names[classes[0]], "no label", names[classes[2]]]
 
 
 def test_a_model_without_experts_has_none(run):

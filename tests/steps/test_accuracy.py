@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.steps.accuracy import accuracy, is_correct
+from vmoe_prc.steps.accuracy import accuracy, is_correct, main_class
 
 PREDICTIONS = [0, 1, 2, 0, 1]
 LOGITS = jnp.eye(3)[jnp.array(PREDICTIONS)]
@@ -22,3 +22,4 @@ def test_any_of_several_labels_is_right_and_an_image_without_labels_does_not_cou
     np.testing.assert_array_equal(is_correct(LOGITS, LABELS), [True, True, False, False, True])
     assert accuracy(LOGITS, LABELS) == 0.75
     assert jnp.isnan(accuracy(LOGITS, jnp.zeros_like(LABELS)))
+    np.testing.assert_array_equal(main_class(LABELS), [0, 0, 0, -1, 1])

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 
 from vmoe_prc.analysis.choices import make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.accuracy import is_correct, is_labelled
 
 CAPACITIES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 
@@ -26,8 +28,8 @@ def drop_curve(
 
     Returns:
       One row per capacity with and without batch priority (tokens of the largest gates first),
-      and one dropless row: `capacity` (NaN: dropless), `batch_priority`, `accuracy` and
-      `dropped`, the share of dropped choices.
+      and one dropless row: `capacity` (NaN: dropless), `batch_priority`, `accuracy` over the
+      images with labels (NaN without any) and `dropped`, the share of dropped choices.
 
     Raises:
       ConfigError: If there is no such split, no MoE block, or experts choose tokens.
@@ -55,12 +57,11 @@ def _measure(run: OpenedRun, split: str) -> dict[str, float]:
     def step(params, batch):
         logits, choices = route(params, batch["image"])
         mask = batch["mask"]
-        correct = logits.argmax(-1) == batch["labels"].argmax(-1)
         dropped = [jnp.sum(~c.kept * mask[:, None, None]) for c in choices.values()]
         chosen = [jnp.sum(c.selected * mask[:, None, None]) for c in choices.values()]
         return {
-            "images": jnp.sum(mask),
-            "accuracy": jnp.sum(correct & mask),
+            "labelled": jnp.sum(is_labelled(batch["labels"]) & mask),
+            "correct": jnp.sum(is_correct(logits, batch["labels"]) & mask),
             "dropped": sum(dropped),
             "choices": sum(chosen),
         }
@@ -70,6 +71,6 @@ def _measure(run: OpenedRun, split: str) -> dict[str, float]:
         parts = [jax.device_get(step(run.params, batch)) for batch in run.batches(split)]
     total = {name: float(sum(part[name] for part in parts)) for name in parts[0]}
     return {
-        "accuracy": total["accuracy"] / total["images"],
+        "accuracy": total["correct"] / total["labelled"] if total["labelled"] else np.nan,
         "dropped": total["dropped"] / total["choices"],
     }

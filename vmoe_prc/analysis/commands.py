@@ -85,10 +85,12 @@ def specialisation(args: argparse.Namespace) -> None:
         _write_csv(frame, folder / f"{name}.csv")
     _print(found.blocks)
     print(folder)
+    names = run.split(split).class_names
     for block in found.blocks["block"]:
         path = folder / f"{block}.png"
         title = f"{run.name}, {split}"
-        save_figure(specialisation_figure(found, block, title=title), path, dpi=110)
+        figure = specialisation_figure(found, block, title=title, class_names=names)
+        save_figure(figure, path, dpi=110)
         print(path)
 
 

@@ -13,6 +13,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.arrays import Float, Int
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import merge_views
 
 CLUSTERS = 64
@@ -25,7 +26,7 @@ class FirstChoices(NamedTuple):
 
     Attributes:
       experts: (N, P) by block, of the patches in row-major order, without the class token.
-      labels: (N,) classes.
+      labels: (N,) classes, -1 for images without labels.
       patches: (N, P, D) raw pixels of each patch, float16.
     """
 
@@ -49,7 +50,7 @@ def first_choices(run: OpenedRun, split: str, blocks: Sequence[str] | None = Non
         images, labels = merge_views(batch["image"], batch["labels"])
         _, choices = route(params, images)
         firsts = {b: choices[b].experts[:, offset:, 0] for b in blocks}
-        return firsts, labels.argmax(-1), images, batch["mask"]
+        return firsts, main_class(labels), images, batch["mask"]
 
     step = jax.jit(step, out_shardings=replicated(run.mesh))
     parts = []
@@ -83,7 +84,7 @@ def information_table(
     """Measures what the first experts of patches tell.
 
     Mutual information is in nats and estimated from counts; its bias is about
-    (E - 1) (values - 1) / (2 * tokens).
+    (E - 1) (values - 1) / (2 * tokens). That on classes is over the images with labels.
 
     Args:
       run: The opened run, on one process.
@@ -108,21 +109,25 @@ def information_table(
     num_experts = run.num_experts
     num_images, num_patches = next(iter(choices.experts.values())).shape
     labels = np.repeat(choices.labels, num_patches)
+    known = labels >= 0
     position = np.tile(np.arange(num_patches), num_images)
     content = _clusters(choices.patches, seed)
     rows, previous = [], None
     for block, experts in choices.experts.items():
         first = experts.ravel().astype(np.int64)
         per_image = np.stack([np.bincount(row, minlength=num_experts) for row in experts])
-        known = {"class": labels, "position": position, "content": content}
         rows.append(
             {
                 "block": block,
                 "entropy": float(_entropy(np.bincount(first, minlength=num_experts))),
                 "experts_in_use": float(np.exp(_entropy(np.bincount(first)))),
                 "experts_per_image": float(np.mean(np.exp(_entropy(per_image)))),
-                **{name: mutual_information(first, values) for name, values in known.items()},
-                "class_given_position": conditional_information(first, labels, position),
+                "class": mutual_information(first[known], labels[known]),
+                "position": mutual_information(first, position),
+                "content": mutual_information(first, content),
+                "class_given_position": conditional_information(
+                    first[known], labels[known], position[known]
+                ),
                 "previous_block": (
                     np.nan if previous is None else mutual_information(first, previous)
                 ),
@@ -133,7 +138,9 @@ def information_table(
 
 
 def mutual_information(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> float:
-    """Estimates I(a; b) in nats from the counts of n pairs."""
+    """Estimates I(a; b) in nats from the counts of n pairs; NaN of no pair."""
+    if not len(a):
+        return np.nan
     size = int(b.max()) + 1
     joint = np.bincount(a.astype(np.int64) * size + b, minlength=(int(a.max()) + 1) * size)
     joint = joint.reshape(-1, size)
@@ -143,7 +150,9 @@ def mutual_information(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> fl
 def conditional_information(
     a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"], given: Int[np.ndarray, " n"]
 ) -> float:
-    """Estimates I(a; b | given) in nats, as I(a; (b, given)) - I(a; given)."""
+    """Estimates I(a; b | given) in nats, as I(a; (b, given)) - I(a; given); NaN of no pair."""
+    if not len(a):
+        return np.nan
     both = b.astype(np.int64) * (int(given.max()) + 1) + given
     return mutual_information(a, both) - mutual_information(a, given)
 

@@ -17,6 +17,7 @@ from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 from vmoe_prc.evaluation.decomposition import average, decompose, decomposition_sums
+from vmoe_prc.steps.accuracy import is_correct, is_labelled
 
 # Steps and target of each attack.
 ATTACKS: dict[str, tuple[int, Target]] = {
@@ -75,7 +76,8 @@ def robustness_table(
       `changed_first`, the share whose first expert changes; `kappa` and
       `kappa_place`, agreement of the first experts of patches before and after, see
       `evaluation.decomposition`; and, the same in all blocks,
-      `accuracy`; `distance`, mean distance of the images; `logit_distance`, mean distance of
+      `accuracy` of the images with labels (NaN without any); `distance`, mean distance of the
+      images; `logit_distance`, mean distance of
       the logits; `jump`, mean of their quotient (0 for an unchanged image);
       `accuracy_with_drops`, `jump_with_drops`, and `dropped`, the share of dropped choices,
       with the run's own capacity.
@@ -174,12 +176,16 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, j
         values = values.reshape(len(mask), -1)
         return jnp.sum(jnp.where(mask[:, None], values, 0), dtype=jnp.float32)
 
-    sums = {"images": total(jnp.ones(len(mask))), "distance": total(distance)}
+    sums = {
+        "images": total(jnp.ones(len(mask))),
+        "labelled": total(is_labelled(batch["labels"])),
+        "distance": total(distance),
+    }
     for suffix, (logits, _), (moved, _) in zip(("", "_with_drops"), before, after, strict=True):
         logit_distance = _norm(moved - logits)
         jump = jnp.where(distance > 0, logit_distance / jnp.maximum(distance, ROUNDING), 0)
         sums |= {
-            f"accuracy{suffix}": total(moved.argmax(-1) == batch["labels"].argmax(-1)),
+            f"accuracy{suffix}": total(is_correct(moved, batch["labels"])),
             f"logit_distance{suffix}": total(logit_distance),
             f"jump{suffix}": total(jump),
         }
@@ -207,11 +213,10 @@ def _selection(choices: Choices) -> jax.Array:
 def _rows(
     kind: str, level: float, total: Mapping[str, Any], blocks: Sequence[str]
 ) -> Iterator[dict[str, float | str]]:
-    whole = (
-        *("accuracy", "distance", "logit_distance", "jump"),
-        *("accuracy_with_drops", "jump_with_drops"),
-    )
+    whole = ("distance", "logit_distance", "jump", "jump_with_drops")
     means = {name: float(total[name] / total["images"]) for name in whole}
+    labelled = float(total["labelled"]) or np.nan
+    means |= {n: float(total[n]) / labelled for n in ("accuracy", "accuracy_with_drops")}
 
     def over(members, name, per):
         counted = sum(total[f"{b}/{per}"] for b in members)

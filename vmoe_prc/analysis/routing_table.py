@@ -3,7 +3,7 @@
 | column | type | meaning |
 | --- | --- | --- |
 | image | int32 | position in the split |
-| label | int32 | class of the image |
+| label | int32 | class of the image; -1 for an image without labels |
 | view | int8 | 0, or 0 and 1 for pairs of views |
 | block | category | block with experts, such as `encoderblock_3` |
 | token | int16 | position in the sequence |
@@ -33,6 +33,7 @@ from vmoe_prc.analysis.choices import Choices, make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import match_views, merge_views
 from vmoe_prc.workdir.atomic import atomic_write
 
@@ -68,7 +69,7 @@ def routing_table(
         images, _ = merge_views(batch["image"], batch["labels"])
         _, choices = route(params, images)
         pairs = match_views(run.model, batch) if run.has_two_views(split) else None
-        return choices, pairs, batch["labels"].argmax(-1), batch["mask"]
+        return choices, pairs, main_class(batch["labels"]), batch["mask"]
 
     step = jax.jit(step, out_shardings=replicated(run.mesh))
     first = 0
@@ -143,7 +144,7 @@ class _Images:
 
     Attributes:
       first: Position of the first image in the split.
-      labels: (B,) classes.
+      labels: (B,) classes; -1 without labels.
       mask: (B,) bool, which rows are images.
       pairs: (B, X, 2) matched tokens of the views, None with one view.
       grid_columns: Patches per row of an image.

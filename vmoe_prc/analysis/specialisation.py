@@ -21,7 +21,7 @@ class Specialisation(NamedTuple):
       blocks: One row per block: `entropy`, mean entropy of the gates in nats, at most
         `max_entropy` = ln E; `dropped`, share of choices whose expert was full;
         `class_information`, mutual information of a token's first expert and the class of its
-        image in nats, 0 if they are independent.
+        image in nats, 0 if they are independent, over the images with labels (NaN without any).
       experts: One row per block and expert: `load`, share of the kept choices; `first`, share
         of first choices; `gate`, mean gate of its choices.
       classes: One row per block, expert and class: `share`, fraction of the class's tokens
@@ -70,7 +70,8 @@ class _Counts(NamedTuple):
     chosen: Float[np.ndarray, " E"]  # choices of each expert
     kept: Float[np.ndarray, " E"]  # choices of each expert that were kept
     gates: Float[np.ndarray, " E"]  # sum of their gates
-    first: Float[np.ndarray, "L E"]  # first choices, by class
+    first: Float[np.ndarray, " E"]  # first choices
+    of_classes: Float[np.ndarray, "L E"]  # first choices of images with labels, by class
     together: Float[np.ndarray, "E E"]  # tokens that both experts processed
     entropy: float
     histogram: Float[np.ndarray, " bins"]
@@ -88,14 +89,16 @@ def _count(part: pd.DataFrame, num_experts: int, num_classes: int) -> _Counts:
     def per_expert(weights=None):
         return np.bincount(experts.ravel(), weights, num_experts).astype(np.float64)
 
-    cells = label.astype(np.int64) * num_experts + experts[:, 0]
+    labelled = label >= 0
+    cells = label[labelled].astype(np.int64) * num_experts + experts[labelled, 0]
     top = np.log(num_experts)
     return _Counts(
         choices=experts.size,
         chosen=per_expert(),
         kept=per_expert(kept.ravel()),
         gates=per_expert(gates.ravel()),
-        first=np.bincount(cells, minlength=num_classes * num_experts)
+        first=np.bincount(experts[:, 0], minlength=num_experts).astype(np.float64),
+        of_classes=np.bincount(cells, minlength=num_classes * num_experts)
         .reshape(num_classes, num_experts)
         .astype(np.float64),
         together=processed.T @ processed,
@@ -111,7 +114,7 @@ def _add(a: _Counts, b: _Counts) -> _Counts:
 
 
 def _tables(block: str, counts: _Counts) -> Specialisation:
-    num_experts = counts.first.shape[1]
+    num_experts = len(counts.first)
     tokens = counts.first.sum()
     experts = np.arange(num_experts)
     edges = np.linspace(0, np.log(num_experts), ENTROPY_BINS + 1)
@@ -122,7 +125,7 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
                 "entropy": counts.entropy / tokens,
                 "max_entropy": np.log(num_experts),
                 "dropped": 1 - counts.kept.sum() / counts.choices,
-                "class_information": _mutual_information(counts.first),
+                "class_information": _mutual_information(counts.of_classes),
             }
         ),
         experts=pd.DataFrame(
@@ -130,13 +133,13 @@ def _tables(block: str, counts: _Counts) -> Specialisation:
                 "block": block,
                 "expert": experts,
                 "load": _shares(counts.kept, counts.kept.sum()),
-                "first": counts.first.sum(axis=0) / tokens,
+                "first": counts.first / tokens,
                 "gate": _shares(counts.gates, counts.chosen),
             }
         ),
         classes=pair_rows(
             block,
-            _shares(counts.first, counts.first.sum(axis=1, keepdims=True)).T,
+            _shares(counts.of_classes, counts.of_classes.sum(axis=1, keepdims=True)).T,
             ("expert", "label", "share"),
         ),
         entropy=pd.DataFrame(
@@ -170,6 +173,8 @@ def _shares(part, whole) -> np.ndarray:
 
 
 def _mutual_information(counts: Float[np.ndarray, "A B"]) -> float:
+    if not counts.any():
+        return np.nan
     p = counts / counts.sum()
     independent = p.sum(axis=1, keepdims=True) * p.sum(axis=0, keepdims=True)
     positive = p > 0

@@ -26,6 +26,7 @@ from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import ConfigError
 from vmoe_prc.models.flops import routed_share
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.accuracy import is_correct, is_labelled
 from vmoe_prc.steps.views import by_image, match_views
 
 NOISE = 0.3
@@ -66,7 +67,7 @@ class SwapResult(NamedTuple):
 def swap_test(
     run: OpenedRun, split: str | None = None, *, noise: float = NOISE, seed: int = 0
 ) -> SwapResult:
-    """Measures accuracy and likelihood with exchanged routings; dropless.
+    """Measures accuracy and likelihood of images with labels under exchanged routings; dropless.
 
     Args:
       run: The opened run, on one process.
@@ -76,7 +77,8 @@ def swap_test(
       seed: Seed of everything random.
 
     Raises:
-      ConfigError: If there is no such split, or the model has no MoE blocks.
+      ConfigError: If there is no such split, it has no image with a label, or the model has no
+        MoE blocks.
     """
     run.choose_blocks()
     if jax.process_count() > 1:
@@ -89,9 +91,12 @@ def swap_test(
     with jax.set_mesh(run.mesh):
         for index, batch in enumerate(run.batches(split)):
             key = jax.random.fold_in(jax.random.key(seed), index)
-            mask, scores = jax.device_get((batch["mask"], step(run.params, batch, key)))
+            counted = batch["mask"] & is_labelled(batch["labels"])
+            mask, scores = jax.device_get((counted, step(run.params, batch, key)))
             parts.append({name: values[mask] for name, values in scores.items()})
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not len(scores["clean/own/accuracy"]):
+        raise ConfigError("--split", split, "none of its images has a label")
     height, width = run.batch_spec(split)["image"].shape[-3:-1]
     share = routed_share(run.config.model, (height, width))
     return SwapResult(_routings(scores), _gains(scores, share))
@@ -195,7 +200,8 @@ def _scores(
     for (kind, routing), logits in results.items():
         likelihood = jax.nn.log_softmax(logits.astype(jnp.float32))
         nll = -jnp.take_along_axis(likelihood, labels[:, None], axis=1)[:, 0]
-        scores[f"{kind}/{routing}/accuracy"] = (logits.argmax(-1) == labels).astype(jnp.float32)
+        right = is_correct(logits, batch["labels"])
+        scores[f"{kind}/{routing}/accuracy"] = right.astype(jnp.float32)
         scores[f"{kind}/{routing}/nll"] = nll
     return scores
 

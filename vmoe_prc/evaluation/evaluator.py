@@ -26,7 +26,7 @@ Here the metric `sure/mean` goes to `metrics.jsonl`, TensorBoard and the summary
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -48,9 +48,13 @@ class EvaluationSplit(Protocol):
 
     Attributes:
       spec: Shapes and dtypes of its global batches.
+      value_range: (low, high) of the pixels of its images: the values of black and white.
+      class_names: Names of the classes in the order of the labels; None if they are unknown.
     """
 
     spec: Mapping[str, jax.ShapeDtypeStruct]
+    value_range: tuple[float, float]
+    class_names: Sequence[str] | None
 
     def batches(self) -> Iterator[Batch]:
         """Reads every image once; global batches on the devices, with `mask` (B,) bool."""

@@ -15,6 +15,7 @@ import numpy as np
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import fewshot_sections
 from vmoe_prc.config.registry import EVALUATORS
+from vmoe_prc.errors import RunError
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
@@ -84,14 +85,20 @@ def represent(step: RepresentationStep, params: Any, batches: Iterable[Batch]) -
       batches: Global batches with `image`, `label` (B,) and `mask` (B,).
 
     Returns:
-      (N, D) float32 and (N,) integers, on the host.
+      (N, D) float32 and (N,) integers of the N images that have a label, on the host.
+
+    Raises:
+      RunError: If no image has a label.
     """
     parts = []
     for batch in batches:
         representations, labels, mask = jax.device_get(step(params, batch))
+        mask = mask & (labels >= 0)
         parts.append((representations[mask], labels[mask]))
-    features, labels = zip(*parts, strict=True)
-    return np.concatenate(features), np.concatenate(labels)
+    features, labels = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if not len(labels):
+        raise RunError("few-shot evaluation: none of the images of a split has a label")
+    return features, labels
 
 
 def fewshot_accuracies(

@@ -63,11 +63,43 @@ def place_panels(
     return figure, [[add(x, y) for x in left] for y in down]
 
 
+def plain_text(text: str) -> str:
+    r"""Escapes a name of the user for Matplotlib, which reads "$lpha$" as a formula."""
+    return text.replace("$", r"\$")
+
+
 def headline(figure: Figure, left: float, title: str, text: str) -> None:
     """Writes a title and a line below it at the top, `left` inches from the left."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.2 / height, title, fontsize=LARGE, weight="bold", va="top")
-    figure.text(left / width, 1 - 0.47 / height, text, fontsize=10.5, color="0.25", va="top")
+    for y, line, style in (
+        (0.2, title, {"fontsize": LARGE, "weight": "bold"}),
+        (0.47, text, {"fontsize": 10.5, "color": "0.25"}),
+    ):
+        figure.text(left / width, 1 - y / height, plain_text(line), va="top", **style)
+
+
+def to_display(images: Float[Array, "*any"], value_range: tuple[float, float]) -> np.ndarray:
+    """Maps pixels from the (low, high) of their data to [-1, 1], which figures show."""
+    low, high = value_range
+    return 2 * (np.asarray(images, np.float32) - low) / (high - low) - 1
+
+
+def class_titles(classes: Int[np.ndarray, " N"], names: Sequence[str] | None = None) -> list[str]:
+    """Returns a title for each image: the name of its class, or "class 4" where that is unknown.
+
+    Args:
+      classes: (N,) classes; -1 for an image without labels.
+      names: Names by class. A name of digits alone, as data sets without names have, is written
+        as "class 4".
+    """
+
+    def title(label: int) -> str:
+        if label < 0:
+            return "no label"
+        name = names[label] if names and label < len(names) else str(label)
+        return f"class {name}" if name.isdigit() else name
+
+    return [title(int(label)) for label in classes]
 
 
 def show_image(axes: Axes, image: Float[np.ndarray, "H W C"]) -> None:

@@ -28,6 +28,7 @@ from vmoe_prc.figures.panels import (
     mark_legend,
     mark_patches,
     place_panels,
+    plain_text,
     show_image,
     show_routing,
     show_second_choices,
@@ -104,7 +105,7 @@ def routing_map_figure(
     for n, image in enumerate(images):
         show_image(axes[0][n], image)
         if labels is not None:
-            axes[0][n].set_title(labels[n], fontsize=MEDIUM, color="0.25", pad=4)
+            axes[0][n].set_title(plain_text(labels[n]), fontsize=MEDIUM, color="0.25", pad=4)
         for row, routing in zip(axes[1:], routings.values(), strict=True):
             _show_map(row[n], image, routing[n], second=True)
     for row, name in zip(axes, ("image", *routings), strict=True):
@@ -202,7 +203,7 @@ def comparison_figure(
         for view, text in enumerate((f"{name}\nview 0", "view 1")):
             # From the left: a long name may reach over both views.
             axis = axes[0][2 * i + view]
-            axis.set_title(text, loc="left", fontsize=SMALL, color="0.25", pad=4)
+            axis.set_title(plain_text(text), loc="left", fontsize=SMALL, color="0.25", pad=4)
     shares = [
         f"{name}: {same.mean():.1%}" if same.size else f"{name}: no match"
         for name, same in agreement.items()
@@ -254,7 +255,7 @@ def _distances(groups, size: float) -> list[float]:
 
 
 def _name_row(axes: Axes, name: str) -> None:
-    axes.set_ylabel(name, fontsize=SMALL, color="0.25")
+    axes.set_ylabel(plain_text(name), fontsize=SMALL, color="0.25")
 
 
 def _changes_text(routings: Mapping[str, PatchRouting], last: str, unit: str) -> str:

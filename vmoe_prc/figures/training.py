@@ -1,21 +1,22 @@
 """The figure of routing that a run draws at each evaluation and at its end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 from matplotlib.figure import Figure
 
 from vmoe_prc.arrays import Array
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
+from vmoe_prc.figures.panels import class_titles, to_display
 from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
 from vmoe_prc.figures.view_pairs import routing_pairs_figure
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import by_image, match_views, merge_views
 
 TrainingPicture = Callable[[Any, Mapping[str, Array]], Callable[[], Figure] | None]
@@ -25,17 +26,29 @@ TrainingPicture = Callable[[Any, Mapping[str, Array]], Callable[[], Figure] | No
 def routing_picture_evaluator(context: EvaluationContext) -> Evaluator:
     """Draws `routing` of a split with two views, or else with one view."""
     splits = sorted(context.splits.values(), key=lambda split: split.spec["image"].ndim != 5)
-    picture = make_training_picture(context.model, sharding=replicated(context.mesh))
+    if not splits:
+        return lambda params: {}
+    picture = make_training_picture(
+        context.model,
+        sharding=replicated(context.mesh),
+        value_range=splits[0].value_range,
+        class_names=splits[0].class_names,
+    )
 
     def run(params: Any) -> dict[str, Result]:
-        draw = picture(params, next(splits[0].batches())) if splits else None
+        draw = picture(params, next(splits[0].batches()))
         return {"routing": draw} if draw else {}
 
     return run
 
 
 def make_training_picture(
-    model: nn.Module, num_images: int = 3, sharding: NamedSharding | None = None
+    model: nn.Module,
+    num_images: int = 3,
+    sharding: NamedSharding | None = None,
+    *,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    class_names: Sequence[str] | None = None,
 ) -> TrainingPicture:
     """Builds the function (params, batch) that routes the first images of a batch.
 
@@ -46,6 +59,8 @@ def make_training_picture(
       num_images: How many images to draw.
       sharding: Sharding of what is drawn, by which every process has all of it; None where
         there is one device.
+      value_range: (low, high) of the pixels of the images.
+      class_names: Names of the classes, None if they are unknown.
 
     Returns:
       A function of the parameters and a batch: `image` (B, 2, H, W, 3) or (B, H, W, 3),
@@ -59,7 +74,7 @@ def make_training_picture(
         _, routings = model.apply({"params": params}, images)
         # Sorting is stable: the first rows that are images.
         shown = jnp.argsort(~batch["mask"])[:num_images]
-        drawn = {"image": batch["image"], "label": batch["labels"].argmax(-1)}
+        drawn = {"image": batch["image"], "label": main_class(batch["labels"])}
         if batch["image"].ndim == 5:
             drawn["pairs"] = match_views(model, batch)
 
@@ -80,6 +95,8 @@ def make_training_picture(
         drawn = jax.device_get(route(params, dict(batch)))
         mask = drawn.pop("mask")
         drawn = jax.tree.map(lambda x: x[mask], drawn)
+        drawn["image"] = to_display(drawn["image"], value_range)
+        drawn["titles"] = class_titles(drawn.pop("label"), class_names)
         blocks = {name: drawn[name] for name in drawn if name.startswith("encoderblock_")}
         draw = _draw_pairs if "pairs" in drawn else _draw_map
         return (lambda: draw(model, drawn, blocks)) if blocks else None
@@ -97,7 +114,7 @@ def _draw_pairs(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str,
         num_experts=model.encoder["moe"]["num_experts"],
         class_token=model.classifier == "token",
         block=block,
-        labels=_class_names(drawn),
+        labels=drawn["titles"],
     )
 
 
@@ -113,8 +130,4 @@ def _draw_map(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, A
         )
         for block, routing in blocks.items()
     }
-    return routing_map_figure(drawn["image"], routings, labels=_class_names(drawn))
-
-
-def _class_names(drawn: Mapping[str, Any]) -> list[str]:
-    return [f"class {label}" for label in np.asarray(drawn["label"])]
+    return routing_map_figure(drawn["image"], routings, labels=drawn["titles"])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from vmoe_prc.figures.panels import save_figure
+from vmoe_prc.figures.panels import save_figure, to_display
 from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
 from vmoe_prc.predict.model import ImageRouting, Prediction, TrainedModel
 
@@ -89,8 +89,7 @@ def write_routing(
     folder.mkdir(parents=True, exist_ok=True)
     table, picture = folder / "routing.csv", folder / "routing.png"
     routing_table(names, routings, model.class_token, grid[1]).to_csv(table, index=False)
-    low, high = model.preprocessing.value_range
-    drawn = (np.stack(pixels[:IMAGES_DRAWN]) - low) / (high - low) * 2 - 1
+    drawn = to_display(np.stack(pixels[:IMAGES_DRAWN]), model.preprocessing.value_range)
     maps = {
         block: PatchRouting.of_tokens(
             r.experts[:IMAGES_DRAWN], r.kept[:IMAGES_DRAWN], grid, num_experts=model.num_experts

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from vmoe_prc.evaluation.agreement import PARTS
 from vmoe_prc.figures.agreement_bars import AgreementBar
 from vmoe_prc.figures.palette import line_styles
+from vmoe_prc.figures.panels import plain_text
 from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.paired import Difference, DifferenceTable
 
@@ -109,7 +110,7 @@ def differences_figure(table: DifferenceTable) -> Figure:
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(table.rows)), [row.name for row in table.rows])
+    panels[0].set_yticks(range(len(table.rows)), [plain_text(row.name) for row in table.rows])
     panels[0].set_ylim(len(table.rows) - 0.5, -0.5)  # the first comparison at the top
     return figure
 

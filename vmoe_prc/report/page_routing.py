@@ -108,8 +108,10 @@ def _specialisation(runs: Sequence[OpenedRun]) -> Section:
     pictures = []
     for run in runs:
         block = run.blocks[-1]
-        found = measure_specialisation(run, _whole_split(run), [block])
-        figure = specialisation_figure(found, block, title=run.name)
+        split = _whole_split(run)
+        found = measure_specialisation(run, split, [block])
+        names = run.split(split).class_names
+        figure = specialisation_figure(found, block, title=run.name, class_names=names)
         caption = f"{run.name}, {block}"
         pictures.append(photograph(figure, f"Specialisation of the experts: {caption}.", caption))
     return Section("specialisation", *_SPECIALISATION, pictures=pictures)

@@ -8,12 +8,17 @@ image without labels as wrong; here it has no accuracy, as in the definition of 
 
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Bool, Float
+from vmoe_prc.arrays import Array, Bool, Float, Int
 
 
 def is_labelled(labels: Float[Array, "N classes"]) -> Bool[Array, " N"]:
     """Returns for each image whether it has a label."""
     return jnp.any(labels > 0, axis=-1)
+
+
+def main_class(labels: Float[Array, "N classes"]) -> Int[Array, " N"]:
+    """Returns for each image the class of the largest weight, -1 for an image without labels."""
+    return jnp.where(is_labelled(labels), jnp.argmax(labels, axis=-1), -1)
 
 
 def is_correct(

@@ -161,6 +161,8 @@ class _EvaluationSplit:
 
     def __init__(self, split: Split, mesh: Mesh):
         self.spec = split.batch_spec(train=False)
+        self.value_range = split.value_range or (-1.0, 1.0)
+        self.class_names = split.class_names
         self._split, self._mesh = split, mesh
 
     def batches(self) -> Iterator[Batch]:

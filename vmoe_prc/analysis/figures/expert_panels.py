@@ -1,5 +1,7 @@
 """The figure of what the experts of a block do."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vmoe_prc.analysis.specialisation import Specialisation
 from vmoe_prc.figures.palette import expert_colors
-from vmoe_prc.figures.panels import LARGE, MEDIUM, SMALL
+from vmoe_prc.figures.panels import LARGE, MEDIUM, SMALL, plain_text
 
 # Seen by colour-blind readers as by others, and in gray.
 _COLORS = "cividis"
@@ -21,15 +23,24 @@ _MEASURES = {
 # With more cells than that, numbers in them are too small.
 _MOST_NUMBERS = 12
 _MOST_TICKS = 25
+# Names of classes with more letters in all are written upright.
+_MOST_LETTERS = 50
 
 
-def specialisation_figure(found: Specialisation, block: str, *, title: str = "") -> Figure:
+def specialisation_figure(
+    found: Specialisation,
+    block: str,
+    *,
+    title: str = "",
+    class_names: Sequence[str] | None = None,
+) -> Figure:
     """Draws load, classes, entropy and similarity of the experts of a block.
 
     Args:
       found: Tables of `specialisation`, with further measures of `similarity_table`.
       block: The block.
       title: Text after the name of the block.
+      class_names: Names of the classes, None if they are unknown.
     """
     tables = Specialisation(*(table[table["block"] == block] for table in found))
     summary = tables.blocks.iloc[0]
@@ -41,11 +52,11 @@ def specialisation_figure(found: Specialisation, block: str, *, title: str = "")
         f"{summary['dropped']:.1%} of the choices dropped; the expert of a token tells "
         f"{summary['class_information']:.2f} nats of its class"
     )
-    figure.suptitle(whole, fontsize=LARGE, weight="bold", x=0.012, ha="left")
+    figure.suptitle(plain_text(whole), fontsize=LARGE, weight="bold", x=0.012, ha="left")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.08))
     load, classes, entropy = above.subplots(1, 3, width_ratios=(1, 1.6, 1))
     _draw_load(load, tables.experts)
-    _draw_classes(classes, tables.classes)
+    _draw_classes(classes, tables.classes, class_names)
     _draw_entropy(entropy, tables.entropy, summary)
     above.suptitle(text, fontsize=10.5, color="0.25", x=0.012, ha="left")
     measures = [name for name in _MEASURES if (tables.similarity["measure"] == name).any()]
@@ -78,9 +89,13 @@ def _draw_load(axes: Axes, experts: pd.DataFrame) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_classes(axes: Axes, classes: pd.DataFrame) -> None:
+def _draw_classes(axes: Axes, classes: pd.DataFrame, class_names: Sequence[str] | None) -> None:
     shares = classes.pivot(index="expert", columns="label", values="share")
     shares = shares.dropna(axis=1)  # classes without an image
+    if shares.empty:
+        axes.text(0.5, 0.5, "no labels", ha="center", va="center", fontsize=MEDIUM)
+        axes.set_axis_off()
+        return
     favourite = shares.to_numpy().argmax(axis=0)
     order = np.lexsort((-shares.to_numpy().max(axis=0), favourite))
     shares = shares.iloc[:, order]
@@ -90,11 +105,20 @@ def _draw_classes(axes: Axes, classes: pd.DataFrame) -> None:
     few = shares.shape[1] <= _MOST_TICKS
     axes.set_xlabel("class, by its first expert" + ("" if few else " (too many to name)"))
     axes.xaxis.label.set_size(SMALL)
-    axes.set_xticks(range(shares.shape[1]) if few else [], shares.columns if few else [])
+    if few:
+        _name_classes(axes, shares.columns, class_names)
+    else:
+        axes.set_xticks([])
     _name_ticks(axes.yaxis, len(shares))
     axes.tick_params(labelsize=SMALL)
     _write_numbers(axes, shares.to_numpy(), percent=True)
     _color_bar(axes, image, percent=True)
+
+
+def _name_classes(axes: Axes, classes: Sequence[int], names: Sequence[str] | None) -> None:
+    titles = [names[label] if names else str(label) for label in classes]
+    upright = max(map(len, titles)) * len(titles) > _MOST_LETTERS
+    axes.set_xticks(range(len(titles)), map(plain_text, titles), rotation=90 if upright else 0)
 
 
 def _draw_entropy(axes: Axes, entropy: pd.DataFrame, summary: pd.Series) -> None:

@@ -14,6 +14,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun, ValueRange
 from vmoe_prc.analysis.perturbations import PERTURBATIONS
 from vmoe_prc.analysis.robustness import ATTACKS, default_levels, make_perturbation
 from vmoe_prc.config import ConfigError, check_batch
+from vmoe_prc.figures.panels import class_titles, to_display
 from vmoe_prc.figures.routing_maps import (
     PatchRouting,
     comparison_figure,
@@ -22,6 +23,7 @@ from vmoe_prc.figures.routing_maps import (
 )
 from vmoe_prc.figures.view_pairs import routing_pairs_figure
 from vmoe_prc.runtime.mesh import batch_sharding
+from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import match_views
 
 SEQUENCE_IMAGES = 2
@@ -77,7 +79,7 @@ class _Examples:
 
     def display(self, images: np.ndarray) -> np.ndarray:
         """Maps images from the value range of the data to [-1, 1], for figures."""
-        return 2 * self.value_range.to_unit(images) - 1
+        return to_display(images, self.value_range)
 
 
 def draw_pictures(
@@ -248,14 +250,13 @@ def _first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> _
             raise ConfigError("--workdir", run.name, expected)
         check_batch(run.config, f"dataset.{split}", shape, run.mesh.size)
     rows, classes = _choose_rows(batch, num_images)
-    names = runs[0].split(split).class_names or [str(c) for c in range(max(classes) + 1)]
-    titles = [f"class {names[c]}" if names[c].isdigit() else names[c] for c in classes]
+    titles = class_titles(classes, runs[0].split(split).class_names)
     return _Examples(batch, rows, titles, runs[0].value_range(split))
 
 
 def _choose_rows(batch: Mapping[str, np.ndarray], num_images: int) -> tuple[np.ndarray, np.ndarray]:
     """Chooses rows of as many classes as possible, in the order of the split."""
-    classes = batch["labels"].argmax(-1)
+    classes = np.asarray(main_class(batch["labels"]))
     rows = np.flatnonzero(batch["mask"])
     _, firsts = np.unique(classes[rows], return_index=True)
     others = np.setdiff1d(np.arange(len(rows)), firsts)

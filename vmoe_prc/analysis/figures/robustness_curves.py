@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 from vmoe_prc.figures.palette import LineStyle, line_styles
+from vmoe_prc.figures.panels import plain_text
 
 PANELS = {
     "changed": "tokens whose experts change (%)",
@@ -48,8 +49,8 @@ def robustness_figure(
                 with_drops = f"{column}_with_drops"
                 if with_drops in part and (part["dropped"] > 0).any():
                     means = (scale * levels[with_drops]).groupby("level").mean()
-                    label = f"{run}, with dropped tokens"
-                    axes.plot(means, color=styles[run].color, lw=0.9, ls=(0, (1, 1.5)), label=label)
+                    name = plain_text(f"{run}, with dropped tokens")
+                    axes.plot(means, color=styles[run].color, lw=0.9, ls=(0, (1, 1.5)), label=name)
             axes.set(xlabel=f"{kind} ({units[kind]})", ylabel=label)
             axes.set_ylim(0, 102 if column == "accuracy" else None)
             axes.grid(alpha=0.3)
@@ -71,5 +72,5 @@ def _draw_line(axes: Axes, values: pd.Series, style: LineStyle, label: str) -> N
         linestyle=style.dashes,
         marker=style.marker,
         markersize=4,
-        label=label,
+        label=plain_text(label),
     )
