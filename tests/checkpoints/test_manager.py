@@ -204,9 +204,7 @@ def test_a_damaged_description_of_a_checkpoint_is_named(tmp_path):
     description = tmp_path / "2" / "_CHECKPOINT_METADATA"
     description.write_text(description.read_text().replace("init_timestamp", "init_timestqmp"))
     for read in (lambda: Checkpointer(tmp_path, keep_last=2), lambda: restore_part(tmp_path)):
-        with pytest.raises(
-            CheckpointError, match=rf"{tmp_path}/2 is damaged: .*; move it away"
-        ):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path}/2 is damaged: .*; move it away"):
             read()
     (tmp_path / "2").rename(tmp_path / "away")
     assert_equal(restore_part(tmp_path), jax.device_get(make_state(1).params))
