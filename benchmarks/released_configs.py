@@ -32,10 +32,14 @@ def config_files(checkout: pathlib.Path) -> Iterator[pathlib.Path]:
             yield path
 
 
-def has_get_config(path: pathlib.Path) -> bool:
-    """Whether a file defines `get_config`."""
-    tree = ast.parse(path.read_text())
-    return any(isinstance(x, ast.FunctionDef) and x.name == "get_config" for x in tree.body)
+def kind(path: pathlib.Path) -> str:
+    """Returns 'config' for a file that defines `get_config`, or what else it is."""
+    try:
+        tree = ast.parse(path.read_text())
+    except SyntaxError:
+        return "is no Python"
+    found = any(isinstance(x, ast.FunctionDef) and x.name == "get_config" for x in tree.body)
+    return "config" if found else "is imported by the others"
 
 
 def judge(source: str) -> tuple[str, str]:
@@ -65,8 +69,8 @@ def main() -> None:
     for checkout in args.checkouts:
         for path in config_files(checkout):
             name = path.relative_to(checkout)
-            if not has_get_config(path):
-                print(f"| {name} | shared | is imported by the others |")
+            if (reason := kind(path)) != "config":
+                print(f"| {name} | no config | {reason} |")
                 continue
             for argument in ARGUMENTS.get(path.name, ("",)):
                 verdict, reason = judge(f"{path}:{argument}" if argument else str(path))

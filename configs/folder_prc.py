@@ -7,15 +7,38 @@ PATH holds CLASS/*.jpg and so on, or train/CLASS/ and test/CLASS/. Files that ca
 listed with the reason. Photos are turned upright by their EXIF orientation. Other arguments:
 `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`, `size=128` the side of the
 images in pixels.
+
+    python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH,pretrained=VIT
+
+starts from a vision transformer of timm or Hugging Face instead: VIT is its folder, with
+`model.safetensors` and `config.json`, or the file. Its last `moe_layers=2` MLPs, every other one,
+become `experts=8` copies, with noise of `noise=0.01` of the spread of their weights; `experts=0`
+keeps the model dense, without PRC.
 """
 
+from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.checkpoints.pretrained import pretrained_model
 from vmoe_prc.config import ConfigError, complete, parse_arguments
 from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.recipes import fine_tune
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, dir="", size=224, k=2, prc=True, diagonal="matrix", seed=0)
+    args = parse_arguments(
+        arguments,
+        dir="",
+        size=224,
+        k=2,
+        prc=True,
+        diagonal="matrix",
+        seed=0,
+        pretrained="",
+        experts=8,
+        moe_layers=2,
+        noise=0.01,
+    )
+    if args.prc and not args.experts:
+        raise ConfigError("config argument 'experts'", 0, "PRC needs experts; or give prc=off")
     try:
         classes = scan_class_folders(args.dir or "PATH").classes
     except ValueError as error:
@@ -31,4 +54,18 @@ def get_config(arguments: str = ""):
         split["manual_dir"] = args.dir
         # Phones and cameras store photos as they were held, with a note how to turn them.
         split["process"] = split["process"].replace("decode", "decode(orient=True)", 1)
+    if args.pretrained:
+        try:
+            config |= pretrained_model(
+                args.pretrained,
+                num_classes=len(classes),
+                image_size=args.size,
+                num_experts=args.experts,
+                num_selected_experts=args.k,
+                num_moe_layers=args.moe_layers,
+                noise=args.noise,
+            )
+        except CheckpointError as error:
+            raise ConfigError("config argument 'pretrained'", args.pretrained, str(error)) from None
+        config["description"] = f"{args.pretrained}, E={args.experts}, K={args.k}"
     return complete(config)

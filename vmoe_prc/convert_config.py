@@ -208,7 +208,8 @@ def convert_process(process: str, field: str, log: Log) -> str:
         try:
             ops.build(call, field)
         except ConfigError as error:
-            log.refuse(field, call, f"an op that is here ({error.expected})")
+            unknown = error.expected.startswith("unknown op")
+            log.refuse(field, call, "leave it out: no such op" if unknown else error.expected)
         else:
             written.append(call)
     return "|".join(written)
@@ -405,7 +406,9 @@ def _checked(ours: dict[str, Any], log: Log) -> dict[str, Any]:
             instead = next((t for e, t in _INSTEAD.items() if re.search(e, error.field)), None)
             near = f"; did you mean {error.suggestion!r}?" if error.suggestion else ""
             if not log.refusals or instead or _exists(trial, error.field):
-                log.refuse(error.field, error.value, instead or f"{error.expected}{near}")
+                known = not error.expected.startswith("unknown field")
+                what = error.expected if known else "leave it out: no such field"
+                log.refuse(error.field, error.value, instead or f"{what}{near}")
             if not _remove(trial, error.field):
                 break
         else:

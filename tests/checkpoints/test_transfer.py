@@ -148,3 +148,45 @@ def test_errors_name_both_sides(source, rules, message):
     source = {name: np.zeros(shape, np.float32) for name, shape in source.items()}
     with pytest.raises(ConfigError, match=message):
         transfer(source, shapes(a=(2,)), rules)
+
+
+@pytest.mark.parametrize("level", ["", "params/"])
+def test_rules_written_for_v_moe_work_as_they_are(level):
+    """Their files of parameters lack the level that ours add when they are read."""
+    rules = [
+        ("head", ""),
+        ("^(.*/pos_embedding)$", rf"{level}\1", "vit_zoom"),
+        ("^(Encoder/.*)$", rf"{level}\1"),
+        ("^(.*)$", rf"{level}\1"),
+    ]
+    norm, cls = "params/Encoder/encoder_norm/bias", "params/cls"
+    source = {"params/head/bias": random(3), norm: random(8), cls: random(1, 1, 8)}
+    source[EMBEDDING] = random(1, 5, 8)
+    target = shapes(**{norm: (8,), cls: (1, 1, 8), EMBEDDING: (1, 17, 8)})
+    arrays, _ = transfer(source, target, rules)
+    np.testing.assert_array_equal(arrays[norm], source[norm])
+    np.testing.assert_array_equal(arrays[cls], source[cls])
+    np.testing.assert_array_equal(arrays[EMBEDDING][:, 0], source[EMBEDDING][:, 0])
+
+
+def test_the_embedding_of_a_missing_class_token_is_drawn():
+    source = {EMBEDDING: random(1, 16, 8)}
+    target = shapes(**{EMBEDDING: (1, 17, 8)})
+    arrays, _ = transfer(source, target, FINE_TUNE_RULES)
+    np.testing.assert_array_equal(arrays[EMBEDDING][:, 1:], source[EMBEDDING])
+    # What V-MoE's program draws.
+    drawn = 0.02 * jax.random.normal(jax.random.PRNGKey(0), (1, 1, 8))
+    np.testing.assert_array_equal(arrays[EMBEDDING][:, :1], drawn)
+
+
+def test_noisy_copies_differ_by_a_share_of_the_spread():
+    dense = "params/Encoder/encoderblock_1/Mlp/Dense_0/kernel"
+    experts = "params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"
+    source, target = {dense: random(64, 64)}, shapes(**{experts: (4, 64, 64)})
+    arrays, (moved,) = transfer(source, target, upcycling_rules((1,), 4, noise=0.1))
+    noise = arrays[experts] - source[dense]
+    assert moved.action == "noisy_copies"
+    np.testing.assert_allclose(noise.std(axis=(1, 2)), 0.1 * source[dense].std(), rtol=0.1)
+    assert np.abs(np.corrcoef(noise.reshape(4, -1)) - np.eye(4)).max() < 0.1
+    again, _ = transfer(source, target, upcycling_rules((1,), 4, noise=0.1))
+    np.testing.assert_array_equal(again[experts], arrays[experts])

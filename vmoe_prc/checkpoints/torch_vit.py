@@ -1,13 +1,14 @@
 """Vision transformers of timm and of Hugging Face's transformers, under our names.
 
-Known are ViT, DeiT without distillation, DINOv2 (with and without registers) and DINOv3, as
+Known are ViT, DeiT, DINOv2 (with and without registers) and DINOv3, as
 timm and transformers name their arrays in safetensors files. What the models compute is the
 same as ours to rounding, with the options that `architecture` gives:
 
 * queries, keys and values get an axis of heads; linear layers are transposed;
 * pixels are normalised by a mean and a standard deviation there and lie in [-1, 1] here; the
   difference is folded into the patch embedding;
-* position embeddings of the patches alone get a zero for the class token.
+* position embeddings of the patches alone get a zero for the class token;
+* DeiT's distillation token, whose place never changes, is a register; its own head is not used.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ _RULES = (
     (r"(?:\w+\.)*?cls_token", "cls"),
     (r"(?:\w+\.)*?(?:pos_embed|position_embeddings)", "positions"),
     (r"(?:\w+\.)*?(?:reg_token|register_tokens)", "registers"),
+    (r"(?:\w+\.)*?(?:dist_token|distillation_token)", "distillation"),
     (r"(?:\w+\.)*?patch_embed(?:dings)?(?:\.proj(?:ection)?)?\.(weight|bias)", r"embedding.\1"),
     (_BLOCK + r"(?:norm1|layernorm_before)\.(weight|bias)", r"\1.norm0.\2"),
     (_BLOCK + r"(?:norm2|layernorm_after)\.(weight|bias)", r"\1.norm1.\2"),
@@ -55,7 +57,8 @@ _RULES = (
     (_BLOCK + r"(?:ls1\.gamma|gamma_1|layer_scale1\.lambda1)", r"\1.scale0"),
     (_BLOCK + r"(?:ls2\.gamma|gamma_2|layer_scale2\.lambda1)", r"\1.scale1"),
     (r"(?:\w+\.)*?(?:norm|layernorm)\.(weight|bias)", r"norm.\1"),
-    (r"(?:head|classifier)\.(weight|bias)", r"head.\1"),
+    (r"(?:head|classifier|cls_classifier)\.(weight|bias)", r"head.\1"),
+    (r"(?:head_dist|distillation_classifier)\.(weight|bias)", ""),
     # No model uses these after the pre-training, and buffers are computed again.
     (r"(?:\w+\.)*?(?:mask_token|rope\.\w+|rope_embeddings\.\w+|inv_freq)", ""),
     # The pooler of transformers is not trained with most models, and its classifier skips it.
@@ -63,7 +66,6 @@ _RULES = (
 )
 _UNSUPPORTED = {
     r"fc_norm\.": "a norm after the pooling",
-    r"dist_token|distillation": "a distillation token",
     r"attn_pool\.": "pooling by attention",
     r"q_norm|k_norm": "norms of queries and keys",
     r"gate_proj|weights_in|fc1_g|w12": "gated MLPs (SwiGLU)",
@@ -116,6 +118,10 @@ def convert(arrays: Arrays, info: Mapping[str, Any], source: str) -> TorchVit:
     kernel, bias = _embedding(found, mean, std)
     params |= {"embedding/kernel": kernel, "embedding/bias": bias}
     grid = None
+    if "distillation" in found:
+        found["registers"] = found["distillation"] + found["positions"][:, 1:2]
+        found["positions"] = np.delete(found["positions"], 1, axis=1)
+        notes.append("the head of the distillation token is not used")
     if "positions" in found:
         positions, grid = _positions(found["positions"], "cls" in found, info, source)
         params["Encoder/posembed_input/pos_embedding"] = positions
@@ -176,7 +182,7 @@ def to_timm(params: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
     for ours, theirs in renames.items():
         if ours in left:
             out[theirs] = left.pop(ours)
-    if "Encoder/registers/tokens" in renames and "reg_token" in out and "pos_embed" in out:
+    if "reg_token" in out and "pos_embed" in out:
         # timm's models with registers embed the places of patches alone.
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
         out["pos_embed"] = out["pos_embed"][:, 1:]

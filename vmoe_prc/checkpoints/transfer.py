@@ -19,7 +19,7 @@ import dataclasses
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,8 @@ from vmoe_prc.config import ConfigError, check_regex, nearest
 from vmoe_prc.workdir.text_tables import aligned_lines
 
 Shape = tuple[int, ...]
+
+_PARAMS = "params/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,14 +150,14 @@ def _match(
     chosen: dict[str, tuple[Sequence[Any], list[str]]] = {}
     unused = []
     for name in sorted(source, key=_natural):
-        rule = next((r for r in rules if re.search(r[0], name)), None)
+        rule, written = _find_rule(rules, name)
         if rule is None and raise_if_source_unmatched:
             raise ConfigError(f"{field}.rules", name, "no rule matches this array")
         rule = rule or ("^(.*)$", r"\1")
         if not rule[1]:
             unused.append(name)
             continue
-        renamed = re.sub(rule[0], rule[1], name)
+        renamed = _with_one_level(re.sub(rule[0], rule[1], written), target)
         if renamed not in target:
             raise ConfigError(
                 f"{field}.rules",
@@ -177,6 +179,26 @@ def _match(
             "not in the checkpoint; set raise_if_target_unmatched=False to initialise it",
         )
     return chosen, unused, unmatched
+
+
+def _find_rule(rules: Sequence[tuple[Any, ...]], name: str) -> tuple[tuple[Any, ...] | None, str]:
+    """Returns the first rule that matches an array, and the name in which it does.
+
+    Rules written for V-MoE may leave out the level `params`, which its files of parameters lack.
+    """
+    short = name.removeprefix(_PARAMS)
+    for rule in rules:
+        for written in (name, short):
+            if re.search(rule[0], written):
+                return rule, written
+    return None, name
+
+
+def _with_one_level(name: str, target: Container[str]) -> str:
+    """Mends names of rules for V-MoE, whose checkpoints lack the level `params`."""
+    if name.startswith(2 * _PARAMS):
+        return name.removeprefix(_PARAMS)
+    return _PARAMS + name if name not in target and _PARAMS + name in target else name
 
 
 def format_table(moved: Sequence[Moved]) -> str:
@@ -292,14 +314,15 @@ def _vit_zoom(values, target_shape, new_grid=None, grid=None):
         raise ValueError("expected (1, tokens, size) of one size")
     num_class_tokens, grid = _split_tokens(value.shape[1], grid, "give the rule its grid")
     new_num_class_tokens, new_grid = _split_tokens(target_shape[1], new_grid, "")
-    if new_num_class_tokens > num_class_tokens:
-        raise ValueError("the checkpoint has no embedding for the class token")
-    if grid == new_grid:
-        return value[:, num_class_tokens - new_num_class_tokens :]
     size = value.shape[2]
-    patches = value[:, num_class_tokens:].reshape(1, *grid, size)
-    patches = _zoom([patches], (1, *new_grid, size)).reshape(1, -1, size)
-    return np.concatenate([value[:, :new_num_class_tokens], patches], axis=1)
+    token, patches = value[:, :num_class_tokens], value[:, num_class_tokens:]
+    if new_num_class_tokens > num_class_tokens:
+        # As V-MoE's program: the embedding of a class token that the checkpoint lacks is drawn.
+        token = 0.02 * np.asarray(jax.random.normal(jax.random.key(0), (1, 1, size)))
+    if grid != new_grid:
+        patches = patches.reshape(1, *grid, size)
+        patches = _zoom([patches], (1, *new_grid, size)).reshape(1, -1, size)
+    return np.concatenate([token[:, :new_num_class_tokens].astype(value.dtype), patches], axis=1)
 
 
 def _split_tokens(

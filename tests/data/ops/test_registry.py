@@ -36,7 +36,7 @@ def test_parsing_needs_no_tensorflow():
     [
         ("decod|flip_lr", "unknown op; allowed: .*central_crop.*did you mean 'decode'"),
         ("decode|resize", "missing a required argument: 'size'; expected resize(size"),
-        ("decode|resize(32, 32)", "too many positional arguments"),
+        ("decode|flip_lr(32)", "too many positional arguments"),
         (
             "decode|resize(sise=32)",
             "unknown argument 'sise'; expected resize(size: .*did you mean 'size'",

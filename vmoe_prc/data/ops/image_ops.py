@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Float64, Int, Shaped
 
 from vmoe_prc.config.registry import OPS
@@ -24,6 +25,7 @@ from vmoe_prc.data.ops.registry import (
     Op,
     PreprocessError,
     computed,
+    pixels_of,
     require,
 )
 from vmoe_prc.data.ops.views import Views, views_of, with_views
@@ -44,8 +46,7 @@ def each_view(function: ViewOp) -> Op:
     """Turns a function of one image into an op on an example of one or two views."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        require(example, "image", "view_from_image")
-        image, matrix = computed(example["image"]), example["view_from_image"]
+        image, matrix = pixels_of(example)
         if image.ndim == 3:
             image, matrix = _apply(function, image, matrix, rng)
         else:
@@ -166,8 +167,7 @@ def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
     check_area(area)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        require(example, "image", "view_from_image")
-        image, matrix = computed(example["image"]), example["view_from_image"]
+        image, matrix = pixels_of(example)
         boxes = [sample_crop(image.shape[-3:-1], area, rng) for _ in matrix.reshape(-1, 9)]
         boxes = np.reshape(boxes, (*matrix.shape[:-2], 4))
         return with_views(example, crops(image, matrix, boxes, target))
@@ -186,13 +186,27 @@ def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: flo
 
 
 @OPS.register()
-def resize(size: int | tuple[int, int]) -> Op:
-    """Resizes to a square, or to (height, width); the aspect ratio may change."""
+def resize(size: int | tuple[int, int], method: str = "bilinear", antialias: bool = False) -> Op:
+    """Resizes to a square, or to (height, width); the aspect ratio may change.
+
+    Args:
+      size: Side, or (height, width), in pixels.
+      method: One of `tf.image.ResizeMethod`, such as 'area' or 'bicubic'.
+      antialias: Whether each pixel is made of all that it covers.
+    """
     target = check_size(size)
+    if method not in (known := tf.image.ResizeMethod.__dict__.values()):
+        names = sorted(name for name in known if isinstance(name, str) and name.islower())
+        raise ValueError(f"method = {method!r} must be one of {', '.join(names)}")
 
     def function(image, rng):
         matrix = affine.crop_and_resize_matrix((0, 0, *image.shape[:2]), target)
-        return _resize(image, target), matrix
+        if (method, antialias) == ("bilinear", False):
+            return _resize(image, target), matrix
+        resized = tf.image.resize(image, target, method, antialias=antialias).numpy()
+        if image.dtype == np.uint8:
+            resized = np.clip(np.rint(resized), 0, 255)
+        return resized.astype(image.dtype), matrix
 
     return each_view(function)
 
@@ -270,22 +284,69 @@ class ValueRange:
         image = np.float32(computed(example["image"])) * np.float32((self.high - self.low) / 255)
         return {**example, "image": image + np.float32(self.low)}
 
+    def on_host(self, example: Example, rng: np.random.Generator) -> Example:
+        """Maps an image of any type."""
+        require(example, "image")
+        return self({**example, "image": np.float32(computed(example["image"]))}, rng)
+
 
 @OPS.register()
-def value_range(low: float, high: float) -> Op:
-    """Maps pixel values from [0, 255] to [low, high], as float32."""
+def value_range(
+    low: float = -1,
+    high: float = 1,
+    in_min: float | tuple[float, float, float] = 0,
+    in_max: float | tuple[float, float, float] = 255,
+    clip_values: bool = False,
+) -> Op:
+    """Maps pixel values from [in_min, in_max] to [low, high], as float32.
+
+    Args:
+      low: Value of `in_min`.
+      high: Value of `in_max`.
+      in_min: Smallest value, or that of each channel.
+      in_max: Largest value, or that of each channel.
+      clip_values: Whether values beyond the range become its ends.
+    """
     if not low < high:
         raise ValueError(f"low = {low} must be less than high = {high}")
-    return ValueRange(low, high)
+    if np.any(np.greater_equal(in_min, in_max)):
+        raise ValueError(f"in_min = {in_min} must be less than in_max = {in_max}")
+    if (in_min, in_max, clip_values) == (0, 255, False):
+        return ValueRange(low, high)
+    first, size = np.float32(in_min), np.subtract(in_max, in_min, dtype=np.float32)
+
+    def op(example: Example, rng: np.random.Generator) -> Example:
+        image, _ = pixels_of(example)
+        image = (image.astype(np.float32) - first) / size * np.float32(high - low) + np.float32(low)
+        return {**example, "image": np.clip(image, low, high) if clip_values else image}
+
+    return op
 
 
 @OPS.register()
-def onehot(num_classes: int, inkey: str = "label", outkey: str = "labels") -> Op:
+def onehot(
+    num_classes: int,
+    inkey: str = "label",
+    outkey: str = "labels",
+    multi: bool = True,
+    on: float = 1.0,
+    off: float = 0.0,
+) -> Op:
     """Makes (num_classes,) float32: 1 for the label, or for each of several labels.
 
     A negative label means that the image has none, as in TFDS's test splits: its row is all
     zeros, and counts in no accuracy. A label of num_classes or more is an error.
+
+    Args:
+      num_classes: Number of classes.
+      inkey: Entry of the label or labels, integers.
+      outkey: Entry of the row.
+      multi: Whether several labels share one row; there is no other way.
+      on: Value of the classes of the labels.
+      off: Value of the others.
     """
+    if not multi:
+        raise ValueError("multi = False would give rows of different numbers")
     if not 0 < num_classes <= MAX_CLASSES:
         raise ValueError(f"num_classes = {num_classes!r} must be a positive integer")
 
@@ -299,6 +360,8 @@ def onehot(num_classes: int, inkey: str = "label", outkey: str = "labels") -> Op
                 f"{inkey!r} may be {indices.max()}, and num_classes = {num_classes} is too small"
             )
         labels[indices[indices >= 0]] = 1
+        if (on, off) != (1, 0) and labels.any():
+            labels = labels * np.float32(on - off) + np.float32(off)
         return {**example, outkey: labels}
 
     return op

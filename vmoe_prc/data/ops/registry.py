@@ -12,6 +12,8 @@ An op takes an example, a dict of NumPy arrays, numbers and bytes, and a random 
 returns the changed example. It must not change the arrays that it gets. Each example has its own
 generator, so that results do not depend on the number of threads.
 
+Every op on `image` also takes `key`, or `inkey` and `outkey`, the entries that it reads and writes.
+
 Errors: a factory raises ValueError for arguments that it refuses; an op raises `PreprocessError`
 if the data set does not fit it and `BadExampleError` if one example cannot be used. Any other
 exception is a bug in the op and keeps its traceback.
@@ -23,7 +25,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,19 @@ Op = Callable[[Example, np.random.Generator], Example]
 
 # Characters of a preprocessing string.
 MAX_LENGTH = 2_000
+# Names that V-MoE and big_vision give the arguments of ops.
+ARGUMENTS = {
+    "resize_size": "size",
+    "crop_size": "size",
+    "smaller_size": "size",
+    "resize_method": "method",
+    "vmin": "low",
+    "vmax": "high",
+    "depth": "num_classes",
+    "key_res": "outkey",
+    "key_result": "outkey",
+}
+_KEYS = ("key", "inkey", "outkey")
 
 
 class PreprocessError(ValueError):
@@ -82,6 +97,19 @@ def require(example: Example, *keys: str) -> None:
             raise PreprocessError(
                 f"the example has no {key!r}; it has {', '.join(sorted(example))}"
             )
+
+
+def pixels_of(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `image`, computed, and the map to it; an array that no op moved needs no `decode`.
+
+    Raises:
+      PreprocessError: If there is no image, or it is not decoded.
+    """
+    require(example, "image")
+    image = computed(example["image"])
+    if isinstance(image, (bytes, str)) or np.ndim(image) < 3:
+        raise PreprocessError("there are no pixels (H, W, C) yet: decode the image first")
+    return image, example.get("view_from_image", np.eye(3))
 
 
 def parse(process: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -160,10 +188,13 @@ def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) 
         allowed = f"unknown op; allowed: {', '.join(OPS)}"
         raise ConfigError(field, name, allowed, nearest(name, OPS))
     factory = OPS[name]
-    written = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+    given = kwargs
+    kwargs = _our_arguments(kwargs, inspect.signature(factory).parameters)
+    written = ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in given.items())])
     call = f"{name}({written})"
     signature = inspect.signature(factory)
     expected = f"expected {name}{signature.replace(return_annotation=signature.empty)}"
+    keys = _own_keys(kwargs, signature.parameters)
     if unknown := [key for key in kwargs if key not in signature.parameters]:
         near = nearest(unknown[0], signature.parameters)
         raise ConfigError(field, call, f"unknown argument {unknown[0]!r}; {expected}", near)
@@ -176,11 +207,67 @@ def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) 
         values = value if parameter.kind is parameter.VAR_POSITIONAL else (value,)
         if not all(_fits(x, parameter.annotation) for x in values):
             raise ConfigError(field, call, f"{key} = {value!r} is of another type; {expected}")
+    if not all(isinstance(value, str) for value in keys.values()):
+        raise ConfigError(field, call, f"{', '.join(keys)} must be names of entries")
     try:
-        return factory(*args, **kwargs)
+        op = factory(*args, **kwargs)
+        return _on_entries(op, **keys) if keys else op
     except ValueError as error:
         # A factory refuses its arguments by a ValueError; any other error is a bug in it.
         raise ConfigError(field, call, str(error)) from error
+
+
+def _our_arguments(
+    kwargs: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Renames arguments that V-MoE and big_vision name otherwise."""
+    renamed = {}
+    for name, value in kwargs.items():
+        ours = ARGUMENTS.get(name, name)
+        renamed[name if name in parameters or ours not in parameters else ours] = value
+    if "key" in renamed and "key" not in parameters and "inkey" in parameters:
+        key = renamed.pop("key")
+        renamed = {"inkey": key, "outkey": key, **renamed}
+    return renamed
+
+
+def _own_keys(
+    kwargs: dict[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Takes the entries of an op on `image` from its arguments."""
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        return {}
+    return {k: kwargs.pop(k) for k in _KEYS if k in kwargs and k not in parameters}
+
+
+def _on_entries(op: Op, key: str = "image", inkey: str = "", outkey: str = "") -> Op:
+    """Applies an op on `image` to an entry, and writes the result to an entry."""
+    inkey, outkey = inkey or key, outkey or key
+    if inkey == outkey == "image":
+        return op
+    # Value ranges of images are applied on the device, those of other entries here.
+    op = getattr(op, "on_host", op)
+
+    def moved(example: Example, rng: np.random.Generator) -> Example:
+        require(example, inkey)
+        inner = {k: v for k, v in example.items() if k not in ("image", "view_from_image")}
+        inner["image"] = example[inkey]
+        if _map_name(inkey) in example:
+            inner["view_from_image"] = example[_map_name(inkey)]
+        done = op(inner, rng)
+        done = {_renamed_entry(k, outkey): computed(v) for k, v in done.items()}
+        kept = {k: v for k, v in example.items() if k in ("image", "view_from_image")}
+        return {**kept, **done}
+
+    return moved
+
+
+def _map_name(key: str) -> str:
+    return "view_from_image" if key == "image" else f"view_from_{key}"
+
+
+def _renamed_entry(name: str, outkey: str) -> str:
+    return {"image": outkey, "view_from_image": _map_name(outkey)}.get(name, name)
 
 
 def _fits(value: Any, annotation: Any) -> bool:

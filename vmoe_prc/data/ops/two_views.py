@@ -4,7 +4,7 @@ import numpy as np
 
 from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops.image_ops import check_area, check_size, crops, sample_crop
-from vmoe_prc.data.ops.registry import Example, Op, PreprocessError, computed, require
+from vmoe_prc.data.ops.registry import Example, Op, PreprocessError, pixels_of
 from vmoe_prc.data.ops.views import with_views
 
 
@@ -29,15 +29,12 @@ def two_views(
     check_area(area1)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
-        require(example, "image", "view_from_image")
-        image = computed(example["image"])
+        image, matrix = pixels_of(example)
         if image.ndim != 3:
             raise PreprocessError("two_views needs one image, and this has views already")
         boxes = [sample_crop(image.shape[:2], area, rng) for area in (area0, area1)]
         # Equal areas stay in the order in which they were drawn.
         boxes.sort(key=lambda box: box[2] * box[3])
-        return with_views(
-            example, crops(image, example["view_from_image"], np.array(boxes), target)
-        )
+        return with_views(example, crops(image, matrix, np.array(boxes), target))
 
     return op

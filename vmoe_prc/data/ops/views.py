@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
 from vmoe_prc.data.ops import affine
-from vmoe_prc.data.ops.registry import Example, Lazy, computed, require
+from vmoe_prc.data.ops.registry import Example, Lazy, pixels_of, require
 from vmoe_prc.data.ops.resample import resample
 
 # (new_from_view) -> pixels (h, w, C) of the view moved by that matrix, resampled from the source.
@@ -89,13 +89,13 @@ def views_of(example: Example) -> Views:
     """Returns the views of an example, to be moved; pixels that exist become their source.
 
     Args:
-      example: An example with `image` and `view_from_image`.
+      example: An example with `image`.
     """
-    require(example, "image", "view_from_image")
-    image, matrix = example["image"], example["view_from_image"]
+    require(example, "image")
+    image = example["image"]
     if isinstance(image, Views) and image.paints is None:
         return image
-    pixels = computed(image)
+    pixels, matrix = pixels_of(example)
     height, width = pixels.shape[-3:-1]
     boxes = np.broadcast_to((0, 0, height, width), (*matrix.shape[:-2], 4))
     still = np.broadcast_to(np.eye(3), matrix.shape)
