@@ -1,24 +1,31 @@
 """Eight virtual CPU devices, and the golden arrays."""
 
+import gc
 import os
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compilation, and most of that goes into making programs fast.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Most of a test's time is compilation: half of it goes into optimising.
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+# XLA ends at flags that it does not know, and later versions have no other emitters.
+if metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Processes and sessions share what they compile.
+# Processes and sessions share all that they compile, also what takes less than a second.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -29,34 +36,76 @@ settings.load_profile("vmoe_prc")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
+def pytest_collection_finish():
+    # What is imported by now stays, and no collection of garbage has to look at it again.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """Makes a directory of the session once for all of its processes.
+
+    `made_once(name, make)` calls `make(directory)` in the first process that asks for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made_once(name, make):
+        directory, done = root / name, root / f"{name}.done"
+        with filelock.FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                directory.mkdir()
+                make(directory)
+                done.touch()
+        return directory
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def data_dir(made_once):
     """Directory where TFDS has prepared `tiny_jpegs`, in several files."""
-    import tensorflow_datasets as tfds
-    from tiny_jpegs import TinyJpegs
 
-    path = tmp_path_factory.mktemp("tfds")
-    config = tfds.download.DownloadConfig(num_shards=4)
-    TinyJpegs(data_dir=path).download_and_prepare(download_config=config)
-    return str(path)
+    def make(path):
+        import tensorflow_datasets as tfds
+        from tiny_jpegs import TinyJpegs
 
+        config = tfds.download.DownloadConfig(num_shards=4)
+        TinyJpegs(data_dir=path).download_and_prepare(download_config=config)
 
-@pytest.fixture(scope="session")
-def digits_dir(tmp_path_factory):
-    """Directory where TFDS prepares the digits."""
-    return str(tmp_path_factory.mktemp("digits"))
+    return str(made_once("tfds", make))
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, digits_dir):
+def digits_dir(made_once):
+    """Directory where TFDS has prepared the digits."""
+
+    def make(path):
+        from small_run import small_config
+
+        from vmoe_prc.data.builders import open_builder
+
+        open_builder(small_config(str(path)).dataset.test)
+
+    return str(made_once("digits", make))
+
+
+@pytest.fixture(scope="session")
+def finished(made_once, digits_dir):
     """A run that was never interrupted, and what it printed."""
-    from small_run import small_config
 
-    from vmoe_prc.train import loop
+    def make(workdir):
+        from small_run import small_config
 
-    workdir = tmp_path_factory.mktemp("finished")
-    summary = loop.train_and_evaluate(small_config(digits_dir), workdir)
-    return workdir, summary
+        from vmoe_prc.train import loop
+
+        summary = loop.train_and_evaluate(small_config(digits_dir), workdir)
+        workdir.with_suffix(".txt").write_text(summary)
+
+    workdir = made_once("finished", make)
+    return workdir, workdir.with_suffix(".txt").read_text()
 
 
 @pytest.fixture(scope="session")
