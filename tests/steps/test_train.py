@@ -33,8 +33,9 @@ def setup(mesh=None, model=None, use_ema=False, optimizer=tiny.OPTIMIZER, **opti
     return mesh, state, jax.jit(step)
 
 
-def run(batches, **options):
-    mesh, state, step = setup(**options)
+def take_steps(made, batches):
+    """Trains on batches with what `setup` has made; returns the last state and all metrics."""
+    mesh, state, step = made
     history = []
     with jax.set_mesh(mesh):
         for batch in batches:
@@ -42,6 +43,10 @@ def run(batches, **options):
             state, metrics = step(state, batch)
             history.append(metrics)
     return jax.device_get((state, history))
+
+
+def run(batches, **options):
+    return take_steps(setup(**options), batches)
 
 
 @functools.cache
@@ -185,11 +190,12 @@ def test_same_seed_same_steps_and_another_seed_another():
 def test_random_pairs_are_drawn_anew_each_step_and_number_as_many():
     batch = tiny.two_view_batch()
     _, matched = reference("prc")
-    _, history = run([batch, batch], consistency=PRC | {"pairs": "random"})
+    made = setup(consistency=PRC | {"pairs": "random"})
+    _, history = take_steps(made, [batch, batch])
     block = "encoderblock_1"
     assert history[0][f"{block}/num_pairs"] == matched[0][f"{block}/num_pairs"]
     assert history[0][f"{block}/diagonal"] != matched[0][f"{block}/diagonal"]
-    _, again = run([batch], consistency=PRC | {"pairs": "random"})
+    _, again = take_steps(made, [batch])
     assert again[0] == history[0]
 
 
@@ -285,7 +291,8 @@ def test_evaluation_metrics_against_the_model_itself():
     params, data = trained_params(), tiny.two_view_batch(8)
     step = jax.jit(make_eval_step(model, SOFTMAX))
     metrics = evaluate(step, params, [{**data, "mask": jnp.ones(8, bool)}])
-    logits, routings = model.apply({"params": params}, data["image"].reshape(-1, 32, 32, 3))
+    images = data["image"].reshape(-1, 32, 32, 3)
+    logits, routings = jax.jit(model.apply)({"params": params}, images)
     labels = jnp.repeat(data["labels"], 2, axis=0)
     loss = optax.softmax_cross_entropy(logits, labels).mean()
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -303,6 +310,12 @@ def test_nothing_to_evaluate_is_an_error():
         evaluate(make_eval_step(tiny.tiny_model(True), SOFTMAX), {}, [])
 
 
+def one_block():
+    """A model of one block, which has experts."""
+    model = tiny.tiny_model(layers=(0,))
+    return model.clone(encoder={**model.encoder, "num_layers": 1})
+
+
 def overflowing(batch):
     return batch | {"image": batch["image"].at[3].set(jnp.nan)}
 
@@ -318,13 +331,14 @@ def platform(request, monkeypatch):
 def test_a_step_that_is_not_finite_changes_only_the_counters():
     """Updates, their learning rate and the average are as if its batch were not there."""
     good = [tiny.one_view_batch(seed=i) for i in range(3)]
-    state, history = run([good[0], overflowing(good[1])], use_ema=True, ema_decay=0.9)
-    before, _ = run([good[0]], use_ema=True, ema_decay=0.9)
+    made = setup(model=one_block(), use_ema=True, ema_decay=0.9)
+    state, history = take_steps(made, [good[0], overflowing(good[1])])
+    before, _ = take_steps(made, [good[0]])
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (2, 1, 1)
     assert np.isnan(history[1]["total_loss"]) and history[1]["skipped_steps"] == 1
     for part in ("params", "opt_state", "ema_params"):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
-    state, history = run([good[0], overflowing(good[1]), good[2]], use_ema=True, ema_decay=0.9)
+    state, history = take_steps(made, [good[0], overflowing(good[1]), good[2]])
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (3, 1, 0)
     assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
 
@@ -341,10 +355,9 @@ def test_a_step_that_is_not_finite_changes_only_the_counters():
 )
 def test_an_update_that_ruins_the_parameters_is_skipped(optimizer):
     """The loss and its gradients are finite, and the parameters after the update are not."""
-    start, _ = run([], optimizer=optimizer, use_ema=True, ema_decay=0.9)
-    state, [metrics] = run(
-        [tiny.one_view_batch()], optimizer=optimizer, use_ema=True, ema_decay=0.9
-    )
+    made = setup(model=one_block(), optimizer=optimizer, use_ema=True, ema_decay=0.9)
+    start, _ = take_steps(made, [])
+    state, [metrics] = take_steps(made, [tiny.one_view_batch()])
     assert np.isfinite(metrics["total_loss"]) and np.isfinite(metrics["global_norm/grads"])
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (1, 1, 1)
     for part in ("params", "opt_state", "ema_params"):
@@ -355,8 +368,9 @@ def test_an_update_that_ruins_the_parameters_is_skipped(optimizer):
 def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
     good = tiny.one_view_batch()
     bad = overflowing(good)
-    state, _ = run([good, bad, good, bad, bad, good, bad], max_skipped_steps=2)
-    before, _ = run([good, bad, good], max_skipped_steps=2)
+    made = setup(model=one_block(), max_skipped_steps=2)
+    state, _ = take_steps(made, [good, bad, good, bad, bad, good, bad])
+    before, _ = take_steps(made, [good, bad, good])
     assert (state.step, state.skipped_steps, state.skipped_in_a_row) == (5, 3, 2)
     jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
 
@@ -365,7 +379,7 @@ def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
 @pytest.mark.parametrize("accelerator", ["cuda", "tpu"])
 def test_no_step_on_an_accelerator_branches(accelerator):
     """A branch on a GPU waits until the host has read its condition."""
-    _, state, step = setup()
+    _, state, step = setup(model=one_block())
     traced = step.trace(state, tiny.one_view_batch())
     # Other cases have constant indices, and vanish.
     branch = re.compile(
