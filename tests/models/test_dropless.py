@@ -32,7 +32,7 @@ def block(
 def problem(skewed=False):
     """Tokens and parameters; skewed: nearly all choices are of two experts."""
     x = jax.random.normal(jax.random.key(0), (16, 10, 16))
-    variables = block("gather").init({"params": jax.random.key(1)}, x)
+    variables = jax.jit(block("gather").init)({"params": jax.random.key(1)}, x)
     if skewed:
         x = x.at[..., 0].set(10.0)
         kernel = variables["params"]["Router"]["dense"]["kernel"]
@@ -79,7 +79,7 @@ def test_eight_devices_equal_one(partitions):
 
 def test_parameters_start_as_with_other_methods():
     variables, x = problem()
-    own = block("dropless").init({"params": jax.random.key(1)}, x)
+    own = jax.jit(block("dropless").init)({"params": jax.random.key(1)}, x)
     jax.tree.map(np.testing.assert_array_equal, own, variables)
 
 
@@ -87,14 +87,14 @@ def test_dropout_scales_what_it_keeps():
     variables, x = problem()
     module = block("dropless", dropout_rate=0.5)
     apply = jax.jit(lambda key: module.apply(variables, x, rngs={"dropout": key})[0])
-    outputs = jnp.asarray([apply(jax.random.key(i)) for i in range(300)])
-    expected, _ = block("dropless").apply(variables, x)
+    outputs = np.stack([apply(jax.random.key(i)) for i in range(300)])
+    expected, _ = jax.jit(block("dropless").apply)(variables, x)
     error = jnp.mean(outputs, axis=0) - expected
     spread = jnp.std(outputs, axis=0)
     assert jnp.mean(spread) > 0.05
     assert jnp.mean(jnp.abs(error)) < 2 * jnp.mean(spread) / 300**0.5
     deterministic = block("dropless", dropout_rate=0.5, deterministic=True)
-    assert_alike(deterministic.apply(variables, x)[0], expected)
+    assert_alike(jax.jit(deterministic.apply)(variables, x)[0], expected)
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"sent_as_bfloat16": True}])

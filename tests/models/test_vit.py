@@ -37,6 +37,7 @@ def make_model(
     router=None,
     position_emb=None,
     dropout=0.0,
+    num_layers=4,
     **options,
 ):
     options = {
@@ -51,7 +52,7 @@ def make_model(
         patch_size=(8, 8),
         hidden_size=32,
         encoder={
-            "num_layers": 4,
+            "num_layers": num_layers,
             "mlp_dim": 64,
             "num_heads": 4,
             "dropout_rate": dropout,
@@ -59,7 +60,7 @@ def make_model(
             "position_emb": position_emb or {"name": "learned"},
             "moe": {
                 "num_experts": 4,
-                "layers": (1, 3),
+                "layers": tuple(range(1, num_layers, 2)),
                 "group_size": 2 * tokens,
                 "split_rngs": False,
                 "router": router
@@ -136,7 +137,7 @@ def test_parameters_are_named_and_shaped_as_in_released_checkpoints(golden, name
     ids=["map", "sincos2d", "no position", "expert choice"],
 )
 def test_options_train(options):
-    model = make_model(deterministic=False, dropout=0.1, **options)
+    model = make_model(deterministic=False, dropout=0.1, num_layers=2, **options)
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
     rngs = {n: jax.random.key(i) for i, n in enumerate(("params", "dropout", "gating"))}
 
@@ -152,8 +153,8 @@ def test_options_train(options):
 
     grads, routings = step(images)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
-    assert set(routings) == {"encoderblock_1", "encoderblock_3"}
-    routing = routings["encoderblock_3"]
+    assert set(routings) == {"encoderblock_1"}
+    routing = routings["encoderblock_1"]
     tokens = options.get("tokens", 17)
     assert routing.gates.shape == (2, 2 * tokens, 4)
     assert not np.array_equal(routing.gates, routing.dispatch_gates)
@@ -249,5 +250,6 @@ def test_a_released_checkpoint_gives_the_golden_logits(golden, close):
     folder = pathlib.Path(__file__).parent.parent / "data" / "golden" / "vmoe_checkpoint"
     params = vmoe_format.restore(folder / "vmoe_tiny")["params"]
     data = golden("vit_moe_token_k2")
-    logits, _ = make_model(**GOLDEN["token_k2"]).apply({"params": params}, data["images"])
+    apply = jax.jit(make_model(**GOLDEN["token_k2"]).apply)
+    logits, _ = apply({"params": params}, data["images"])
     close(logits, data["logits"])
