@@ -45,7 +45,7 @@ def kind(path: pathlib.Path) -> str:
 def judge(source: str) -> tuple[str, str]:
     """Returns what becomes of a config file, and why not if it does not run."""
     try:
-        config = read_released(source, "FILE")
+        config = read_released(source, "FILE").to_dict()
     except ConfigError as error:
         return "no", str(error)
     if not is_released(config):

@@ -454,7 +454,7 @@ def written(source: str) -> str:
       RefusedConfigError: If fields have no counterpart here; it lists all of them.
       ConfigError: If the file cannot be run.
     """
-    fields = convert(read_released(source, "FILE"), source)
+    fields = convert(read_released(source, "FILE").to_dict(), source)
     body = pprint.pformat(fields, width=90, sort_dicts=False).replace("\n", "\n        ")
     return _TEXT.format(source=source.rpartition("/")[2], body=body).rstrip()
 

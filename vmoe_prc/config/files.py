@@ -35,9 +35,9 @@ def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
         the cause is the exception of that code.
     """
     config = read_released(source, field)
-    if is_released(config):
+    if is_released(config.to_dict()):
         converter = importlib.import_module("vmoe_prc.convert_config")
-        return ml_collections.ConfigDict(converter.convert(config, source))
+        return ml_collections.ConfigDict(converter.convert(config.to_dict(), source))
     folder = find_config_file(source.partition(":")[0], field, source).parent
     return _with_paths_of_imports(config, folder.resolve())
 

@@ -49,7 +49,7 @@ def color_jitter(strength: float = 1.0) -> Op:
                 gray = (0.0, x.mean(axis=(0, 1)), x @ _LUMA)[change]
                 gray = gray[..., None] if change == 2 else gray
                 x = gray + factors[change] * (x - gray)
-            x = np.clip(x, 0, 255)
+            x = np.clip(x, 0, 255).astype(np.float32)
         return np.rint(x).astype(np.uint8), None
 
     return each_view(function)
@@ -62,9 +62,7 @@ def gaussian_blur_image(size: int) -> Op:
 
     def function(image, rng):
         sigma = rng.uniform(0.1, 2.0)
-        blurred = cv2.GaussianBlur(
-            image, (width, width), sigma, borderType=cv2.BORDER_CONSTANT | cv2.BORDER_ISOLATED
-        )
+        blurred = cv2.GaussianBlur(image, (width, width), sigma, borderType=cv2.BORDER_CONSTANT)
         return blurred, None
 
     return each_view(function)
@@ -90,7 +88,8 @@ def cutout(size: int) -> Op:
 
 
 def _gray(image: np.ndarray) -> np.ndarray:
-    gray = np.floor(image.astype(np.float32) @ _LUMA + 1e-3).astype(image.dtype)
+    # Rounded as TensorFlow does.
+    gray = (image.astype(np.float32) / np.float32(255) @ _LUMA * np.float32(255.5)).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
