@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from small_run import small_config
 
-from vmoe_prc.config import ConfigError, complete, override
+from vmoe_prc.config import ConfigError, check_batch, complete, override
 from vmoe_prc.runtime.mesh import create_mesh, replicated
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.train.memory import check_state_fits, device_memory
@@ -44,6 +44,20 @@ def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
     wide = {"hidden_size": 10_000_000, "encoder": {"mlp_dim": 10_000_000}}
     with pytest.raises(ConfigError, match="choose a smaller model"):
         build_program(complete(override(small_config(digits_dir), {"model": wide})))
+
+
+def test_a_batch_has_to_fit(digits_dir):
+    batch = "config.dataset.{}.batch_size = 2147483640: the images of a batch need .* GiB"
+    for split in ("train", "test"):
+        changes = {"dataset": {split: {"batch_size": 2**31 - 8}}}
+        with pytest.raises(ConfigError, match=batch.format(split)):
+            build_program(complete(override(small_config(digits_dir), changes)))
+    config = complete(small_config(digits_dir))
+    images = (2**20, 2, 32, 32, 3)  # 24 GiB, which some hosts have; 2^25 tokens of 64 experts.
+    with config.unlocked():
+        config.model.encoder.moe.num_experts = 64
+    with pytest.raises(ConfigError, match="2,097,152 images of 17 tokens are more than fit a step"):
+        check_batch(config, "dataset.train", images, 8)
 
 
 def test_evaluation_may_not_change_the_parameters(digits_dir):

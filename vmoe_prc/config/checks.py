@@ -10,6 +10,8 @@ from vmoe_prc.config.values import plain
 
 # Metrics of every split that is evaluated, the last four of splits with two views.
 SPLIT_METRICS = ("accuracy", "loss", "top1", "top2", "top2_unordered", "overlap")
+# Rows of the experts' buffers are counted by an int32.
+_INT32 = 2**31 - 1
 
 
 def check_across(config: Mapping[str, Any]) -> None:
@@ -91,6 +93,10 @@ def check_batch(
         patches = (height // patch_height) * (width // patch_width)
         tokens = patches + (model["classifier"] == "token")
         images = batch_size * (2 if views else 1) // microsteps
+        if images * tokens * moe["num_experts"] > _INT32:
+            raise ConfigError(
+                field, batch_size, f"{images:,} images of {tokens} tokens are more than fit a step"
+            )
         if images * tokens % (moe["group_size"] * num_devices):
             raise ConfigError(
                 "config.model.encoder.moe.group_size",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,11 +38,37 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
         )
 
 
+def check_batches_fit(splits: Mapping[str, jax.ShapeDtypeStruct], num_processes: int) -> None:
+    """Checks that the images of a batch fit the memory of a host.
+
+    Args:
+      splits: Shape and dtype of the images of a global batch, by the name of the split.
+      num_processes: Processes that share a batch.
+
+    Raises:
+      ConfigError: If they do not fit.
+    """
+    limit = _host_memory()
+    for name, images in splits.items():
+        needed = math.prod(images.shape) * images.dtype.itemsize // num_processes
+        if needed > limit:
+            raise ConfigError(
+                f"config.dataset.{name}.batch_size",
+                images.shape[0],
+                f"the images of a batch need {needed / 2**30:,.1f} GiB per process, of which "
+                f"{limit / 2**30:,.1f} GiB are there",
+            )
+
+
 def device_memory(devices: Sequence[Any]) -> int | None:
     """Returns the bytes of a device, or of the host where the devices are CPUs; None if unknown."""
     if devices[0].platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _host_memory()
     return (devices[0].memory_stats() or {}).get("bytes_limit")
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bytes(tree: object) -> int:

@@ -26,7 +26,7 @@ from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 from vmoe_prc.train.fit_to_devices import fit_to_devices
-from vmoe_prc.train.memory import check_state_fits
+from vmoe_prc.train.memory import check_batches_fit, check_state_fits
 from vmoe_prc.train.step import build_step, images_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
@@ -115,10 +115,11 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     """
     config = _with_absolute_paths(complete(config))
     splits = open_splits(dict(config.dataset.items()))
-    shapes = {
-        name: split.batch_spec(train=name == "train")["image"].shape
-        for name, split in splits.items()
+    images = {
+        name: split.batch_spec(train=name == "train")["image"] for name, split in splits.items()
     }
+    check_batches_fit(images, jax.process_count())
+    shapes = {name: x.shape for name, x in images.items()}
     config = fit_to_devices(config, shapes, jax.devices())
     mesh = create_mesh(config.num_expert_partitions)
     batch_spec = splits["train"].batch_spec(train=True)
