@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from tiny_images import huge_png
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
@@ -285,6 +286,7 @@ def folder(tmp_path):
     whole = (tmp_path / "train" / "cat" / "1.jpeg").read_bytes()
     (tmp_path / "train" / "cat" / "1.jpeg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "test" / "dog" / "0.png").write_bytes(b"no image at all")
+    (tmp_path / "test" / "dog" / "bomb.png").write_bytes(huge_png())
     return tmp_path
 
 
@@ -294,8 +296,9 @@ def test_corrupt_files_of_a_folder_are_left_out_and_named(folder, tmp_path):
     assert sizes == {"train": 11, "test": 7}
     left_out = dict(builder.left_out)
     left_out.pop("data", None)  # the directory of the prepared data, between those of the splits
-    assert left_out.keys() == {"train/cat/1.jpeg", "test/dog/0.png"}
+    assert left_out.keys() == {"train/cat/1.jpeg", "test/dog/0.png", "test/dog/bomb.png"}
     assert all(reason.startswith("unreadable (") for reason in left_out.values())
+    assert "60,000x60,000 pixels" in left_out["test/dog/bomb.png"]
 
 
 def test_a_split_without_a_readable_image_is_one_line(folder, tmp_path):

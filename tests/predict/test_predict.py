@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_images import huge_png
 
 import vmoe_prc
 from vmoe_prc.config import ConfigError
@@ -88,6 +89,8 @@ def test_files_that_are_no_images_are_errors(model, photos):
         model.predict([photos / "7" / "broken.png"])
     with pytest.raises(BadExampleError):
         model.predict([photos / "nothing.png"])
+    with pytest.raises(BadExampleError, match="60,000x60,000 pixels are more than"):
+        model.predict([huge_png()])
 
 
 @pytest.mark.parametrize("form", ["text", "csv", "jsonl"])

@@ -17,6 +17,7 @@ _INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "yti
 _SVG = {"metadata": {"Date": None}, "format": "svg", "transparent": True}
 _DPI = 144
 MAX_PIXELS = 40_000_000
+MAX_BYTES = 50_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +53,13 @@ def embedded_file(path: pathlib.Path, caption: str) -> Picture:
 
     Raises:
       OSError: If it cannot be read, or is no PNG file.
-      ValueError: If it has more than `MAX_PIXELS`, which would stop a browser.
+      ValueError: If it has more than `MAX_PIXELS` or `MAX_BYTES`, which would stop a browser, or
+        is no regular file.
     """
+    if not path.is_file():
+        raise ValueError("no regular file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
     try:
         with PIL.Image.open(path, formats=["PNG"]) as image:
             width, height = image.size

@@ -1,13 +1,12 @@
 """Formats, channels, orientations, and files that are no images."""
 
 import struct
-import zlib
 
 import numpy as np
 import PIL.ImageOps
 import pytest
 from PIL import Image
-from tiny_images import encode, pixels
+from tiny_images import encode, huge_png, pixels
 
 from vmoe_prc.data.ops.decoding import MAX_PIXELS, decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
@@ -72,16 +71,6 @@ def test_metadata_that_are_damaged_change_nothing():
     np.testing.assert_array_equal(
         decode_image(bytes(encoded), orient=True), decode_image(encode(image, "jpeg"))
     )
-
-
-def huge_png(width, height):
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
