@@ -150,6 +150,25 @@ def test_digests_tell_data_apart_wherever_they_are(tmp_path):
     assert "data.test=2e" in accuracy.rows[1].experiment.settings
 
 
+def test_a_configuration_that_changed_on_resume_is_told_and_no_seed_of_the_others(tmp_path):
+    write_arm(tmp_path, "k=2,prc=on", [0.9, 0.8])
+    config = digits_prc.get_config("k=2,prc=on,seed=2")
+    write_run(tmp_path / "changed", config, 0.4)
+    stretches = []
+    for after_step, changes in [(0, {"ema_decay": 0.5}), (4, {"profile": True}), (9, {})]:
+        earlier = json.loads(json.dumps(config.to_dict() | changes, default=list))
+        stretches.append({"after_step": after_step, "config": earlier})
+    (tmp_path / "changed" / "config_history.json").write_text(json.dumps(stretches))
+    (accuracy, _), warnings = tables_of(tmp_path)
+    assert warnings == [
+        f"{tmp_path / 'changed'}: its configuration changed after step 4: ema_decay was 0.5, then -"
+    ]
+    assert {row.experiment.settings: row.experiment.seeds for row in accuracy.rows} == {
+        "ema_decay until step 4=None": (0, 1),
+        "ema_decay until step 4=0.5": (2,),
+    }
+
+
 def test_a_diverged_run_counts_in_no_mean(tmp_path):
     write_arm(tmp_path, "k=2,prc=on", [0.9])
     nan = {"test/loss": "NaN"}

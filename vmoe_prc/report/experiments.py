@@ -9,7 +9,8 @@ from typing import Any
 from vmoe_prc.config import flatten
 from vmoe_prc.config.registry import CONSISTENCY_LOSSES
 from vmoe_prc.report import published
-from vmoe_prc.report.config_diff import differing_fields, value_text
+from vmoe_prc.report.changes import Change, changes_text, config_changes
+from vmoe_prc.report.config_diff import MISSING, differing_fields, value_text
 from vmoe_prc.report.runs import Run
 
 # Fields in which runs of one experiment may differ.
@@ -78,8 +79,8 @@ def group_runs(runs: Iterable[Run]) -> tuple[list[Experiment], list[str]]:
 
     Returns:
       The experiments in the order of the paper's table, and a warning for each run that is
-      left out because another run has the same configuration, data and seed, and for each
-      run that diverged.
+      left out because another run has the same configuration, data and seed, for each run
+      that diverged, and for each whose configuration was changed as it was resumed.
     """
     groups, warnings = _group(runs)
     experiments = [
@@ -111,9 +112,16 @@ def experiment_fields(
       config: The configuration.
       data: Descriptions of the splits by name, see `Run.data`.
     """
-    flat = flatten(config)
-    digests = {name: split["digest"] for name, split in (data or {}).items() if "digest" in split}
-    ignored = {
+    flat, digests = flatten(config), _digests(data or {})
+    ignored = _ignored(flat, data or {})
+    fields = {name: value for name, value in flat.items() if name not in ignored}
+    return fields | {f"data.{name}": digest for name, digest in digests.items()}
+
+
+def _ignored(flat: Iterable[str], data: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Returns the names of fields in which runs of one experiment may differ."""
+    digests = _digests(data)
+    return IGNORED | {
         name
         for name in flat
         if (parts := name.split("."))[0] == "dataset"
@@ -121,12 +129,23 @@ def experiment_fields(
             parts[-1] in IGNORED_OF_DATASETS or (parts[-1] == "manual_dir" and parts[1] in digests)
         )
     }
-    fields = {name: value for name, value in flat.items() if name not in IGNORED | ignored}
-    return fields | {f"data.{name}": digest for name, digest in digests.items()}
+
+
+def _digests(data: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    return {name: split["digest"] for name, split in data.items() if "digest" in split}
 
 
 def _fields(run: Run) -> dict[str, Any]:
-    return experiment_fields(run.config, run.data)
+    # A run that was resumed with other values is another experiment than one without a change.
+    changed = {f"{c.field} until step {c.after_step}": c.before for c in _changes(run)}
+    return experiment_fields(run.config, run.data) | {
+        name: None if value is MISSING else value for name, value in changed.items()
+    }
+
+
+def _changes(run: Run) -> list[Change]:
+    ignored = {name for s in run.history for name in _ignored(flatten(s.config), run.data)}
+    return config_changes(run.history, frozenset(ignored - {"seed"}))
 
 
 def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
@@ -146,6 +165,8 @@ def _group(runs: Iterable[Run]) -> tuple[list[list[Run]], list[str]]:
             warnings.append(
                 f"{run.workdir}: diverged: its loss is not finite; it counts in no mean"
             )
+        if changes := _changes(run):
+            warnings.append(f"{run.workdir}: {changes_text(changes)}")
     return [[group[seed] for seed in sorted(group)] for group in groups.values()], warnings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from vmoe_prc.errors import UserError
-from vmoe_prc.workdir.history import read_config, read_data
+from vmoe_prc.workdir.history import Stretch, read_config, read_data, read_history
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics
 
@@ -32,6 +32,7 @@ class Run:
       records: The metrics of each step that logged any, see `workdir.metrics.read_metrics`.
       data: Descriptions of its splits with their digests, see `workdir.history.read_data`;
         empty for runs of a version that kept none.
+      history: The configurations of its steps in order, see `workdir.history.read_history`.
     """
 
     workdir: pathlib.Path
@@ -39,6 +40,7 @@ class Run:
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, float]]
     data: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    history: Sequence[Stretch] = ()
 
     @property
     def diverged(self) -> bool:
@@ -90,7 +92,8 @@ def read_run(workdir: pathlib.Path) -> Run:
     if not (workdir / SUMMARY_FILE).exists():
         raise ReportError(f"{workdir}: not finished; run its command again to resume it")
     try:
-        config, data = read_config(epath.Path(workdir)), read_data(epath.Path(workdir))
+        folder = epath.Path(workdir)
+        config, data, history = read_config(folder), read_data(folder), read_history(folder)
         records = [_numbers(record) for record in read_metrics(workdir / METRICS_FILE)]
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
@@ -101,7 +104,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     evaluated = [record for record in records if _is_evaluation(record)]
     if not evaluated:
         raise ReportError(f"{workdir}: has no evaluation")
-    return Run(workdir, config, evaluated[-1], records, data)
+    return Run(workdir, config, evaluated[-1], records, data, history)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
