@@ -228,6 +228,36 @@ def upcycling_rules(
     )
 
 
+def teacher_guided(config: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Changes a recipe so that a frozen dense model teaches the routers (arXiv 2604.21330).
+
+    The dense model is the recipe without experts: `--config.model.encoder.moe.layers=()`.
+    Balance and consistency losses are off, as in TGR-MoE.
+
+    Args:
+      config: A recipe.
+      prefix: Work directory or checkpoint of the dense model.
+    """
+    weight = 5.0 / len(config["model"]["encoder"]["moe"]["layers"])
+    return {
+        **config,
+        "model": {"name": "TeacherGuidedMoe", **config["model"]},
+        "initialization": {
+            "prefix": prefix,
+            "rules": (("^params/head/", None), ("^params/(.*)$", r"params/Teacher/\1")),
+            "raise_if_target_unmatched": False,
+        },
+        "optimizer": {**config["optimizer"], "frozen_pattern": "^Teacher/"},
+        "auxiliary_loss": {
+            "teacher_loss_weight": weight,
+            "teacher_importance_loss_weight": 5e-3,
+            "teacher_entropy_loss_weight": 5e-3,
+            "teacher_until": 0.5,
+        },
+        "consistency": None,
+    }
+
+
 def fine_tune(
     arguments: ml_collections.ConfigDict,
     *,

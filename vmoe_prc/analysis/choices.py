@@ -23,7 +23,8 @@ class Choices:
       gates: (N, T, K) float32, the probabilities of these experts.
       kept: (N, T, K) bool, False where the expert had no room.
       selected: (N, T, K) bool, whether the router selected the expert, with room or without:
-        always True, except with Expert Choice (K = E), where it equals `kept`.
+        always True, except with Expert Choice (K = E), where it equals `kept`, and for choices
+        of weight 0.
       entropy: (N, T) float32, entropy of the gates over all experts, in nats.
     """
 
@@ -61,7 +62,7 @@ def make_routing_step(model: nn.Module) -> RoutingStep:
                 experts=experts,
                 gates=jnp.take_along_axis(gates, experts, axis=-1),
                 kept=kept,
-                selected=kept if experts_choose else jnp.ones_like(kept),
+                selected=kept if experts_choose else by_image(routing.selected, len(images)),
                 entropy=-jnp.sum(jax.scipy.special.xlogy(gates, gates), axis=-1),
             )
         return logits, choices

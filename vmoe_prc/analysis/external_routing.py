@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 
 from vmoe_prc.arrays import Array, Float
-from vmoe_prc.models.routing import Routing
+from vmoe_prc.models.routing import NoisyRouter, Routing
 
 
 def apply_with_logits(
@@ -31,18 +31,16 @@ def apply_with_logits(
       (N, classes) logits of the head, and the routing of each block.
 
     Raises:
-      ValueError: If a block of `logits` has no router whose logits a layer `dense` makes.
+      ValueError: If a block of `logits` has no such router.
     """
     replaced = set()
 
     def replace(next_function, args, kwargs, context):
-        path = context.module.scope.path  # ("Encoder", block, "Moe", "Router", "dense")
-        if context.module.name == "dense" and len(path) > 3 and path[-2] == "Router":
-            block = path[-4]
+        if context.method_name == NoisyRouter.final_logits.__name__:
+            block = context.module.scope.path[-3]  # ("Encoder", block, "Moe", "Router")
             if block in logits:
                 replaced.add(block)
-                groups = args[0].shape[:-1]  # (G, S)
-                return jax.lax.stop_gradient(logits[block].reshape(*groups, -1))
+                return jax.lax.stop_gradient(logits[block].reshape(args[0].shape))
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(replace):

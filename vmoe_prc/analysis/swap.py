@@ -176,7 +176,7 @@ def _scores(
     noisy_outputs, noisy_own, _ = route(noisy)
     choices: dict[str, Logits] = {"noisy": noisy_own}
     for i, (block, logits) in enumerate(own.items()):
-        k = min(routings[block].experts.shape[-1], logits.shape[-1])
+        k = min(routings[block].num_selected_experts, logits.shape[-1])
         block_key = jax.random.fold_in(keys[1], i)
         for name, values in swap_routings(logits, k, block_key).items():
             choices.setdefault(name, {})[block] = values

@@ -109,10 +109,12 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
 
 
 def _routing_sums(routing: Routing, mask: jax.Array) -> RoutingSums:
-    experts, kept = (by_image(x, len(mask)) for x in (routing.experts, routing.kept))  # (N, T, K)
-    kept &= mask[:, None, None]
+    experts, kept, selected = (  # (N, T, K)
+        by_image(x, len(mask)) for x in (routing.experts, routing.kept, routing.selected)
+    )
+    kept, selected = (x & mask[:, None, None] for x in (kept, selected))
     chosen = experts[..., None] == jnp.arange(routing.gates.shape[-1])
-    num_choices = jnp.sum(mask) * experts.shape[1] * experts.shape[2]
+    num_choices = jnp.sum(selected)
     return RoutingSums(
         choices=num_choices.astype(jnp.float32),
         dropped=(num_choices - jnp.sum(kept)).astype(jnp.float32),
@@ -123,7 +125,7 @@ def _routing_sums(routing: Routing, mask: jax.Array) -> RoutingSums:
 def _agreement(routing: Routing, pairs: jax.Array) -> dict[str, jax.Array]:
     """Sums the agreement of one block over the matched pairs of each image."""
     num_views = 2 * len(pairs)
-    experts = by_image(routing.experts, num_views)
+    experts = by_image(routing.experts[..., : routing.num_selected_experts], num_views)
     views = experts.reshape(-1, 2, *experts.shape[1:])  # (B, 2, T, K)
     sums = agreement_per_image(views, pairs, routing.gates.shape[-1])
     # NaN gates choose the same experts everywhere: no agreement, but divergence.

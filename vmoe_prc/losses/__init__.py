@@ -21,6 +21,7 @@ def auxiliary_loss(
     balance: Mapping[str, Any] | BalanceLosses | None = None,
     pairs: Int[Array, "B X 2"] | None = None,
     consistency: Mapping[str, Any] | ConsistencyLoss | None = None,
+    progress: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums the losses on the routers' decisions: mean over groups, sum over MoE blocks.
 
@@ -34,6 +35,8 @@ def auxiliary_loss(
       pairs: (B, X, 2) matched tokens, when the images are B pairs of adjacent views.
       consistency: `name` of the consistency loss, such as 'prc', and its options; None for
         no such loss.
+      progress: Part of the training that is done, from 0 to 1; losses that are for its first
+        part are 0 in the total afterwards. None if all losses count.
 
     Returns:
       The total, a float32 scalar, and scalar metrics named `{block}/{loss}`.
@@ -49,7 +52,11 @@ def auxiliary_loss(
     for block, routing in routings.items():
         losses = dict(balance.values(routing))
         block_total = sum(
-            (balance.weight(name) * loss for name, loss in losses.items() if balance.weight(name)),
+            (
+                balance.scaled(name, loss, progress)
+                for name, loss in losses.items()
+                if balance.weight(name)
+            ),
             jnp.zeros(()),
         )
         if consistency is not None and consistency.applies_to(block):

@@ -1,14 +1,16 @@
 """Floating-point operations of a model, independent of the program that computes them."""
 
 from vmoe_prc.config import Config
+from vmoe_prc.config.registry import ROUTERS
+from vmoe_prc.models.routing import DEFAULT_ROUTER
 
 
 def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
     """Counts 2 operations per multiply-add of the matrix products of a forward pass.
 
-    A token counts its K chosen experts, whether or not capacity lets it keep them, and
-    nothing for moving it there: dispatch is overhead, not work. A training step costs
-    three times as much.
+    A token counts the experts that it chooses on average, whether or not capacity lets it keep
+    them, and nothing for moving it there: dispatch is overhead, not work. A teacher is not
+    counted. A training step costs three times as much.
 
     Args:
       model: The `model` part of a config.
@@ -42,8 +44,10 @@ def _multiply_adds(model: Config, image_size: tuple[int, int]) -> tuple[int, int
     embedding = patches * patch_height * patch_width * 3 * size
     attention = tokens * 4 * size * size + 2 * tokens * tokens * size
     dense_mlp = tokens * 2 * size * mlp_dim
-    num_selected = router.get("num_selected_experts", 1) + moe.get("num_shared_experts", 0)
-    experts = tokens * num_selected * 2 * size * moe.get("mlp_dim", mlp_dim)
+    chosen = router.get("num_selected_experts", 1)
+    chosen += getattr(ROUTERS[router.get("name", DEFAULT_ROUTER)], "mean_extra_choices", 0)
+    num_used = chosen + moe.get("num_shared_experts", 0)
+    experts = round(num_used * tokens * 2 * size * moe.get("mlp_dim", mlp_dim))
     routing = tokens * size * moe.get("num_experts", 0)
     num_layers, num_moe = encoder["num_layers"], len(moe_layers)
 

@@ -134,10 +134,11 @@ def _between_experts(
             ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
             ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
         ]
-    experts_choose = ROUTERS[router.get("name", DEFAULT_ROUTER)].experts_choose
+    kind = ROUTERS[router.get("name", DEFAULT_ROUTER)]
+    mean_choices = k + getattr(kind, "mean_extra_choices", 0)
     capacity = buffer_capacity(
         moe["group_size"],
-        1 if experts_choose else k,
+        1 if kind.experts_choose else mean_choices,
         moe["num_experts"],
         dispatcher.get("capacity_factor", DispatcherOptions.capacity_factor),
     )

@@ -40,6 +40,7 @@ def make_gradients(
     mixup_options: Mapping[str, Any] | None = None,
     microsteps: int = 1,
     seed: int = 0,
+    total_steps: int | None = None,
 ) -> Gradients:
     """Builds the function (params, batch, step) -> (gradients, metrics) of one step.
 
@@ -58,11 +59,13 @@ def make_gradients(
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
       seed: Seed of dropout, routing noise and mixup.
+      total_steps: Steps of the training, for losses that are for its first part; all losses count
+        in all steps if None.
     """
     balance_losses = BalanceLosses.create(balance)
     consistency_loss = ConsistencyLoss.create(consistency)
 
-    def objective(params, batch, keys):
+    def objective(params, batch, keys, progress):
         images, labels = merge_views(batch["image"], batch["labels"])
         if mixup_options:
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
@@ -72,7 +75,11 @@ def make_gradients(
             pairs = _pairs(model, batch, consistency_loss.options, keys["pairs"])
         main = jnp.mean(classification_loss(logits, labels, **loss))
         auxiliary, metrics = auxiliary_loss(
-            routings, balance=balance_losses, pairs=pairs, consistency=consistency_loss
+            routings,
+            balance=balance_losses,
+            pairs=pairs,
+            consistency=consistency_loss,
+            progress=progress,
         )
         metrics |= {
             "main_loss": main,
@@ -83,7 +90,12 @@ def make_gradients(
         return main + auxiliary, metrics
 
     gradients = _accumulate(jax.grad(objective, has_aux=True), microsteps)
-    return lambda params, batch, step: gradients(params, batch, step_keys(seed, step))
+
+    def of_step(params, batch, step):
+        progress = None if total_steps is None else step / total_steps
+        return gradients(params, batch, step_keys(seed, step), progress)
+
+    return of_step
 
 
 def make_train_step(
@@ -218,23 +230,20 @@ def _choose(
 
 
 def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
-    metrics = {}
-    for block, routing in routings.items():
-        metrics[f"{block}/dropped"] = jnp.mean((~routing.kept).astype(jnp.float32))
-    return metrics
+    return {f"{block}/dropped": routing.dropped_share for block, routing in routings.items()}
 
 
 def _accumulate(gradients: Callable, microsteps: int) -> Callable:
     """Makes a gradient function that averages over parts of the batch, one after the other.
 
     Args:
-      gradients: Function (params, batch, keys) -> (gradients, metrics).
+      gradients: Function (params, batch, keys, progress) -> (gradients, metrics).
       microsteps: Number of parts; each gets its own random keys.
     """
     if microsteps == 1:
         return gradients
 
-    def averaged(params, batch, keys):
+    def averaged(params, batch, keys, progress):
         # Part i takes every `microsteps`-th row from i on: each device keeps its rows.
         parts = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, microsteps, *x.shape[1:]), 0, 1), batch
@@ -243,10 +252,10 @@ def _accumulate(gradients: Callable, microsteps: int) -> Callable:
         def add(total, part):
             i, batch = part
             part_keys = {name: jax.random.fold_in(key, i) for name, key in keys.items()}
-            return jax.tree.map(jnp.add, total, gradients(params, batch, part_keys)), None
+            return jax.tree.map(jnp.add, total, gradients(params, batch, part_keys, progress)), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(gradients, params, first, keys)
+        shapes = jax.eval_shape(gradients, params, first, keys, progress)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(microsteps), parts))
         return jax.tree.map(lambda x: x / microsteps, total)

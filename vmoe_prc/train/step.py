@@ -91,6 +91,7 @@ def build_step(
         "mixup_options": plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size},
         "microsteps": config.microsteps,
         "seed": config.seed,
+        "total_steps": total_steps,
     }
     train_step = make_train_step(
         model,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from vmoe_prc.config.registry import BALANCE_LOSSES
 from vmoe_prc.losses.balance.entropy import global_entropy_loss, local_entropy_loss
 from vmoe_prc.losses.balance.options import BalanceOptions
+from vmoe_prc.losses.balance.smoothing import smoothing_loss
+from vmoe_prc.losses.balance.teacher import teacher_loss
 from vmoe_prc.losses.balance.vmoe import gshard_loss, importance_loss, load_loss
 from vmoe_prc.losses.balance.z_loss import z_loss
 from vmoe_prc.models.routing import Routing
@@ -28,6 +30,8 @@ __all__ = [
     "importance_loss",
     "load_loss",
     "local_entropy_loss",
+    "smoothing_loss",
+    "teacher_loss",
     "z_loss",
 ]
 
@@ -63,6 +67,13 @@ class BalanceLosses:
     def weight(self, name: str) -> float:
         """Returns the weight of a loss in the total."""
         return getattr(self.options[name], f"{name}_weight")
+
+    def scaled(self, name: str, loss: jax.Array, progress: jax.Array | None) -> jax.Array:
+        """Returns a loss with its weight; 0 after the part of the training that it is for."""
+        until, weighted = self.options[name].until, self.weight(name) * loss
+        if progress is None or until >= 1:
+            return weighted
+        return jnp.where(progress < until, weighted, 0)
 
     def values(self, routing: Routing) -> Iterator[tuple[str, jax.Array]]:
         """Yields the name and the mean over groups of each loss that the routing allows.

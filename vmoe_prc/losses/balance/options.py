@@ -28,6 +28,11 @@ class BalanceOptions:
         choices=SCOPES,
     )
 
+    @property
+    def until(self) -> float:
+        """Part of the training in which the loss counts."""
+        return 1.0
+
 
 def mean_over_scope(values: jax.Array, scope: str) -> jax.Array:
     """Averages over tokens: (G, S, E) -> (G, E), or (1, E) for the scope 'batch'."""

@@ -122,7 +122,7 @@ def _load(routing: Routing, options: LoadOptions) -> jax.Array | None:
         routing.logits,
         routing.noisy_logits,
         routing.noise_scale,
-        routing.experts.shape[-1],
+        routing.num_selected_experts,
         options.scope,
     )
 

@@ -50,9 +50,10 @@ class Dropless(DispatchMethod):
             # Devices of a column share the parameters: their gradients are summed over it.
             params = jax.tree.map(lambda p: vary_over_data(p.astype(experts.dtype)), params)
             sent = jnp.bfloat16 if plan.options.bfloat16 else x.dtype
+            # A choice of weight 0 goes to no expert.
+            chosen = jnp.where(plan.kept, plan.experts, plan.num_experts)
             x, chosen, slots, weights = (
-                all_gather(a, EXPERTS)
-                for a in (x.astype(sent), plan.experts, plan.slots, plan.weights)
+                all_gather(a, EXPERTS) for a in (x.astype(sent), chosen, plan.slots, plan.weights)
             )
             num_local = len(params["Dense_0"]["bias"])
             rows, tiles = _sort_by_expert(chosen, slots, plan.num_experts, num_local)

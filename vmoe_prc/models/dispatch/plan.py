@@ -80,6 +80,7 @@ def top_experts_per_item(
     options: DispatcherOptions = DEFAULTS,
     mask: Bool[Array, "G S"] | None = None,
     scores: Float[Array, "G S E"] | None = None,
+    mean_selected: float | None = None,
 ) -> Dispatcher:
     """Sends each token to its K experts of the largest gates (arXiv 2106.05974).
 
@@ -95,6 +96,9 @@ def top_experts_per_item(
       mask: (G, S) bool, False for tokens that take no slot, as those of the rows that fill
         up a batch; None if there are none. A method without capacity ignores it.
       scores: (G, S, E), the largest of which choose the experts; the gates if None.
+      mean_selected: Experts that a token uses on average, for routers that give some of their K
+        choices the weight 0: these take no slot, and capacity is for this number. None if all K
+        are used.
 
     Raises:
       ValueError: If K is not in [1, E], or the method is unknown.
@@ -110,14 +114,19 @@ def top_experts_per_item(
     chosen = experts[..., None] == jnp.arange(num_experts)  # (G, S, K, E)
     weights = jnp.sum(jnp.where(chosen, gates[:, :, None, :], 0), axis=-1)
     priority = weights[..., 0] if options.batch_priority else None
+    used = None
+    if mean_selected is not None:
+        used = jax.lax.stop_gradient(weights) > 0
+        chosen &= used[..., None]
     if DISPATCHERS[method].has_capacity:
         capacity = buffer_capacity(
-            group_size, num_selected_experts, num_experts, options.capacity_factor
+            group_size, mean_selected or num_selected_experts, num_experts, options.capacity_factor
         )
         slots = _number_choices(chosen, priority, mask, capacity)
     else:
         capacity = group_size  # A token chooses an expert once at most.
         slots = _number_choices(chosen, priority, None, capacity)
+    slots = slots if used is None else jnp.where(used, slots, capacity)
     return Dispatcher(
         experts=experts,
         slots=slots,
@@ -185,7 +194,7 @@ def top_items_per_expert(
     )
 
 
-def compute_capacity(num_choices: int, num_experts: int, capacity_factor: float) -> int:
+def compute_capacity(num_choices: float, num_experts: int, capacity_factor: float) -> int:
     """Returns ceil(num_choices * capacity_factor / E), up to a multiple of 4.
 
     Args:
@@ -202,13 +211,13 @@ def compute_capacity(num_choices: int, num_experts: int, capacity_factor: float)
 
 
 def buffer_capacity(
-    group_size: int, num_selected_experts: int, num_experts: int, capacity_factor: float
+    group_size: int, num_selected_experts: float, num_experts: int, capacity_factor: float
 ) -> int:
     """Returns C, the slots of an expert for a group: never more than it can use.
 
     Args:
       group_size: S; a token chooses an expert once at most, so that C <= S.
-      num_selected_experts: K; 1 for Expert Choice.
+      num_selected_experts: K, or the mean number that tokens use; 1 for Expert Choice.
       num_experts: E.
       capacity_factor: Slots relative to perfectly balanced choices.
 

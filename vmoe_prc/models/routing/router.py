@@ -52,6 +52,8 @@ class NoisyRouter(nn.Module):
 
     # Whether experts choose tokens; otherwise tokens choose experts.
     experts_choose: ClassVar[bool] = False
+    # Experts beyond `num_selected_experts` that a token uses on average.
+    mean_extra_choices: ClassVar[float] = 0.0
 
     num_experts: int
     noise_std: float = RouterOptions.noise_std
@@ -75,11 +77,10 @@ class NoisyRouter(nn.Module):
           The decision, and the plan that carries it out.
         """
         logits, noisy_logits, noise_scale = self.score(inputs)
+        logits = self.final_logits(logits)
         gates = jax.nn.softmax(logits)
         dispatch_gates = gates if noisy_logits is None else jax.nn.softmax(noisy_logits)
-        options = dict(self.dispatcher or {})
-        method = options.pop("name", DEFAULT_DISPATCHER)
-        plan = self.plan(dispatch_gates, mask, method, DISPATCHERS.options(method)(**options))
+        plan = self.plan(dispatch_gates, mask, *self.dispatch_method())
         routing = Routing(
             logits=logits,
             noisy_logits=noisy_logits,
@@ -91,11 +92,27 @@ class NoisyRouter(nn.Module):
         )
         return routing, plan
 
+    def final_logits(self, logits: Float[Array, "G S E"]) -> Float[Array, "G S E"]:
+        """Returns its argument; analysis intercepts the call to route from outside."""
+        return logits
+
+    @nn.nowrap
+    def dispatch_method(self) -> tuple[str, DispatcherOptions]:
+        """Returns the name of the dispatch method and its options."""
+        options = dict(self.dispatcher or {})
+        method = options.pop("name", DEFAULT_DISPATCHER)
+        return method, DISPATCHERS.options(method)(**options)
+
     @nn.nowrap
     def score(self, inputs: Float[Array, "... D"]) -> tuple[jax.Array, jax.Array | None, float]:
         """Returns logits, noisy logits or None without noise, and the scale of the noise."""
+        return self.with_noise(self.linear_logits(inputs))
+
+    @nn.nowrap
+    def linear_logits(self, inputs: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """Applies the layer `dense`."""
         # Always float32: rounding the logits would change which experts are chosen.
-        logits = nn.Dense(
+        return nn.Dense(
             self.num_experts,
             use_bias=False,
             dtype=jnp.float32,
@@ -103,6 +120,10 @@ class NoisyRouter(nn.Module):
             dot_general=self.dot_general,
             name="dense",
         )(inputs.astype(jnp.float32))
+
+    @nn.nowrap
+    def with_noise(self, logits: jax.Array) -> tuple[jax.Array, jax.Array | None, float]:
+        """Returns logits, noisy logits or None without noise, and the scale of the noise."""
         if self.deterministic or self.noise_std == 0:
             return logits, None, 0.0
         noise_scale = self.noise_std / self.num_experts

@@ -117,7 +117,7 @@ def router_terms(
     def balance_losses(x: Routing) -> tuple[jax.Array, jax.Array]:
         importance = balance.importance_loss(x.gates)
         load = balance.load_loss(
-            x.logits, x.noisy_logits, routing.noise_scale, routing.experts.shape[-1]
+            x.logits, x.noisy_logits, routing.noise_scale, routing.num_selected_experts
         )
         return jnp.mean(importance), jnp.mean(load)
 
