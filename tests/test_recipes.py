@@ -14,6 +14,7 @@ from configs import (
     imagenet_vmoe,
     pets_prc,
     photos_prc,
+    places_prc,
 )
 from vmoe_prc.config import ConfigError, evaluation_model
 
@@ -58,6 +59,7 @@ def test_every_recipe_takes_the_same_arguments(folder, prc, k):
     recipes = [(recipe, arguments) for recipe, arguments, *_ in FINE_TUNES]
     recipes += [(r, "") for r in (digits_prc, fashion_mnist_prc, imagenet_prc, imagenet21k_vmoe)]
     recipes += [(recipe, f"dir={folder}") for recipe in (folder_prc, photos_prc)]
+    recipes += [(places_prc, "dataset=clutter"), (places_prc, "dataset=photos")]
     for recipe, arguments in recipes:
         config = recipe.get_config(f"{arguments},prc={prc},k={k},seed=5")
         assert config.model.encoder.moe.router.num_selected_experts == k
@@ -88,6 +90,8 @@ def test_a_folder_gives_its_classes(folder, recipe):
         (folder_prc, "", "is not a directory"),
         (folder_prc, "dir=/no/such/place", "is not a directory"),
         (photos_prc, "size=100", "must be a multiple of 8"),
+        (places_prc, "dataset=faces", "expected one of clutter, photos"),
+        (places_prc, "dataset=photos,dir=/photos", "classes=N"),
     ],
 )
 def test_wrong_arguments(recipe, arguments, message):

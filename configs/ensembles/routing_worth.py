@@ -9,53 +9,29 @@ those of the test from the test garments.
 """
 
 import functools
-import gzip
 import json
 import pathlib
 
 import numpy as np
 
-from vmoe_prc.data.clutter import cluttered_scenes
+from vmoe_prc.data.clutter import fashion_scenes, garments
 from vmoe_prc.study.ensemble import members
 from vmoe_prc.study.ensemble.training import Task
 
-TRAINING_GARMENTS = 55_000  # the last 5,000 are for validation
-SCENES = {"train": 60_000, "validation": 5_000, "test": 10_000}
-SCENE_SEEDS = {"train": 1, "validation": 3, "test": 2}
 CANDIDATE_WEIGHTS = (0.01, 0.03, 0.1)
 TUNING_STEPS = GATE_STEPS = 2_000
 CLUTTER = Task()
 
 
 @functools.cache
-def garments(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads the images (N, 28, 28) uint8 and labels of the splits."""
-
-    def read(name: str, offset: int) -> np.ndarray:
-        with gzip.open(folder / name) as file:
-            return np.frombuffer(file.read(), np.uint8, offset=offset)
-
-    images = read("train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    labels = read("train-labels-idx1-ubyte.gz", 8).astype(np.int32)
-    test = read("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    test_labels = read("t10k-labels-idx1-ubyte.gz", 8).astype(np.int32)
-    first = slice(None, TRAINING_GARMENTS), slice(TRAINING_GARMENTS, None)
-    return {
-        "train": (images[first[0]], labels[first[0]]),
-        "validation": (images[first[1]], labels[first[1]]),
-        "test": (test, test_labels),
-    }
-
-
-@functools.cache
 def scenes(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Draws the scenes of a split, (N, 40, 40) uint8, and their labels."""
-    return cluttered_scenes(*garments(folder)[split], SCENES[split], SCENE_SEEDS[split])
+    return fashion_scenes(folder, split)
 
 
 def plain(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the garments of a split on 32x32 pixels, with a border of zeros."""
-    images, labels = garments(folder)[split]
+    images, labels = garments(folder, split)
     return np.pad(images, ((0, 0), (2, 2), (2, 2))), labels
 
 

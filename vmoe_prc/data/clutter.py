@@ -4,12 +4,69 @@ After cluttered, translated MNIST (Mnih et al. 2014, arXiv 1406.6247): most patc
 not show the object, so that what a patch shows depends on the place and not on the image alone.
 """
 
+import dataclasses
+import os
+
 import numpy as np
 
 from vmoe_prc.arrays import Int, UInt8
+from vmoe_prc.data.idx import read_labelled
 
 # A piece is cut from within this margin of an image, where garments and digits are.
 PIECE_MARGIN = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class FashionScenes:
+    """Scenes of a split of cluttered Fashion-MNIST.
+
+    Attributes:
+      garments: Split of Fashion-MNIST, and the part of it whose garments are shown.
+      count: Number of scenes.
+      seed: Seed of the scenes.
+    """
+
+    garments: tuple[str, slice]
+    count: int
+    seed: int
+
+
+# Training and validation scenes show different garments.
+FASHION_SCENES = {
+    "train": FashionScenes(("train", slice(None, 55_000)), 60_000, seed=1),
+    "validation": FashionScenes(("train", slice(55_000, None)), 5_000, seed=3),
+    "test": FashionScenes(("test", slice(None)), 10_000, seed=2),
+}
+
+
+def garments(
+    folder: str | os.PathLike[str], split: str
+) -> tuple[UInt8[np.ndarray, "N H W"], Int[np.ndarray, " N"]]:
+    """Reads the garments that the scenes of a split show, and their labels.
+
+    Raises:
+      DatasetError: If a file of Fashion-MNIST is missing or damaged.
+    """
+    source, part = FASHION_SCENES[split].garments
+    images, labels = read_labelled(folder, source)
+    return images[part], labels[part].astype(np.int32)
+
+
+def fashion_scenes(
+    folder: str | os.PathLike[str], split: str, canvas: int = 40
+) -> tuple[UInt8[np.ndarray, "M canvas canvas"], Int[np.ndarray, " M"]]:
+    """Draws the scenes of a split of cluttered Fashion-MNIST; always the same.
+
+    Args:
+      folder: Directory of the four files of Fashion-MNIST.
+      split: `train`, `validation` or `test`.
+      canvas: Side of a scene in pixels.
+
+    Raises:
+      DatasetError: If a file is missing or damaged.
+    """
+    options = FASHION_SCENES[split]
+    return cluttered_scenes(*garments(folder, split), options.count, options.seed, canvas)
 
 
 def cluttered_scenes(
