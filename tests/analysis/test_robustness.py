@@ -115,6 +115,9 @@ def test_unchanged_images_change_nothing_and_noise_does(run):
     assert noisy["changed"] > 0 and noisy["changed_first"] > 0
     assert still["kappa"] == still["kappa_place"] == 1
     assert 0 < noisy["kappa_place"] <= noisy["kappa"] < 1
+    for name in ("kappa", "kappa_place"):
+        assert still[f"{name}_low"] == still[f"{name}_high"] == pytest.approx(1)
+        assert noisy[f"{name}_low"] < noisy[name] < noisy[f"{name}_high"]
     assert noisy["jump"] == pytest.approx(noisy["logit_distance"] / noisy["distance"], rel=0.2)
     assert frame.loc[("fgsm", 8.0), "accuracy"] <= still["accuracy"]
 

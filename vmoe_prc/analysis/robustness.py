@@ -16,6 +16,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
+from vmoe_prc.evaluation.bootstrap import percentile_interval, resampled_totals
 from vmoe_prc.evaluation.decomposition import average, decompose, decomposition_sums
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
 
@@ -31,6 +32,8 @@ UNITS = {
     **{name: kind.unit for name, kind in PERTURBATIONS.items()},
     **dict.fromkeys(ATTACKS, "epsilon, 1/255 of the pixel range"),
 }
+# What `decomposition_sums` gives.
+SUMS = ("pairs", "observed", "within", "load_a", "load_b")
 # An image that changes by less (Euclidean norm, pixel range 1) counts as unchanged.
 ROUNDING = 1e-4
 
@@ -75,9 +78,9 @@ def robustness_table(
       `level`, `block`; `changed`, the share of tokens whose set of selected experts changes;
       `changed_first`, the share whose first expert changes; `kappa` and
       `kappa_place`, agreement of the first experts of patches before and after, see
-      `evaluation.decomposition`; and, the same in all blocks,
-      `accuracy` of the images with labels (NaN without any); `distance`, mean distance of the
-      images; `logit_distance`, mean distance of
+      `evaluation.decomposition`, with 95% intervals over images (`kappa_low` and so on); and,
+      the same in all blocks, `accuracy` of the images with labels (NaN without any);
+      `distance`, mean distance of the images; `logit_distance`, mean distance of
       the logits; `jump`, mean of their quotient (0 for an unchanged image);
       `accuracy_with_drops`, `jump_with_drops`, and `dropped`, the share of dropped choices,
       with the run's own capacity.
@@ -93,6 +96,8 @@ def robustness_table(
     scale = run.value_range(split).size
     compare = jax.jit(functools.partial(_compare, blocks, run, scale))
     sums: dict[tuple[str, float], dict[str, Any]] = {}
+    # Of each image: agreement is a function of their sums, which are resampled.
+    parts: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
     with jax.set_mesh(run.mesh):
         perturb = {kind: make_perturbation(run.dropless(), split, kind, seed) for kind in levels}
         for index, batch in enumerate(run.batches(split)):
@@ -101,12 +106,18 @@ def robustness_table(
                 for level in map(float, sizes):
                     perturbed = perturb[kind](batch, level, index)
                     after = [route(run.params, perturbed) for route in routes]
-                    found = jax.device_get(compare(batch, before, perturbed, after))
+                    compared = compare(batch, before, perturbed, after)
+                    found, of_images = jax.device_get(compared)
                     total = sums.setdefault((kind, level), dict.fromkeys(found, np.zeros(())))
                     for name, value in found.items():
                         total[name] = total[name] + np.asarray(value, np.float64)
+                    lists = parts.setdefault((kind, level), {name: [] for name in of_images})
+                    for name, values in of_images.items():
+                        lists[name].append(values[np.asarray(batch["mask"])])
     return pd.DataFrame(
-        row for (kind, level), total in sums.items() for row in _rows(kind, level, total, blocks)
+        row
+        for (kind, level), total in sums.items()
+        for row in _rows(kind, level, total, parts[kind, level], blocks)
     )
 
 
@@ -156,8 +167,10 @@ def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
             raise ConfigError("--perturbation", kind, library)
 
 
-def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, jax.Array]:
-    """Sums differences over the images that count.
+def _compare(
+    blocks, run, scale, batch, before, perturbed, after
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Sums differences over the images that count, and over the patches of each image.
 
     Args:
       blocks: Blocks to compare.
@@ -167,6 +180,9 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, j
       before: Results of the routing steps on them: dropless, and with the run's capacity.
       perturbed: The perturbed images.
       after: Results of the routing steps on these.
+
+    Returns:
+      Sums by name, and sums of `decomposition_sums` of each image by block and name.
     """
     images, mask = batch["image"], batch["mask"]
     distance = _norm(perturbed - images) / scale
@@ -189,6 +205,7 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, j
             f"logit_distance{suffix}": total(logit_distance),
             f"jump{suffix}": total(jump),
         }
+    of_images = {}
     for block in blocks:
         a, b, with_drops = before[0][1][block], after[0][1][block], after[1][1][block]
         changed = jnp.any(_selection(a) != _selection(b), axis=-1)
@@ -201,8 +218,8 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> dict[str, j
         clean, noisy = (x.experts[:, patches, :1] for x in (a, b))
         counted = jnp.broadcast_to(mask[:, None], clean.shape[:2])
         for name, values in decomposition_sums(clean, noisy, counted, run.num_experts).items():
-            sums[f"{block}/parts/{name}"] = values.sum(axis=0)
-    return sums
+            of_images[f"{block}/{name}"] = values
+    return sums, of_images
 
 
 def _selection(choices: Choices) -> jax.Array:
@@ -211,7 +228,11 @@ def _selection(choices: Choices) -> jax.Array:
 
 
 def _rows(
-    kind: str, level: float, total: Mapping[str, Any], blocks: Sequence[str]
+    kind: str,
+    level: float,
+    total: Mapping[str, Any],
+    of_images: Mapping[str, Sequence[np.ndarray]],
+    blocks: Sequence[str],
 ) -> Iterator[dict[str, float | str]]:
     whole = ("distance", "logit_distance", "jump", "jump_with_drops")
     means = {name: float(total[name] / total["images"]) for name in whole}
@@ -222,16 +243,20 @@ def _rows(
         counted = sum(total[f"{b}/{per}"] for b in members)
         return float(sum(total[f"{b}/{name}"] for b in members) / counted)
 
-    def parts(block):
-        prefix = f"{block}/parts/"
-        sums = {n.removeprefix(prefix): x for n, x in total.items() if n.startswith(prefix)}
-        return decompose(sums)
+    def agreement(block):  # over all images, and after that over resamples of them
+        sums = {name: np.concatenate(of_images[f"{block}/{name}"]) for name in SUMS}
+        return decompose(resampled_totals(sums))
 
+    by_block = {block: agreement(block) for block in blocks}
     means["dropped"] = over(blocks, "dropped", "choices")
     for block, members in [*((b, [b]) for b in blocks), (ALL_BLOCKS, blocks)]:
         shares = {name: over(members, name, "tokens") for name in ("changed", "changed_first")}
-        kappas = average([parts(b) for b in members])
-        shares |= {name: float(getattr(kappas, name)) for name in ("kappa", "kappa_place")}
+        kappas = average([by_block[b] for b in members])
+        for name in ("kappa", "kappa_place"):
+            values = getattr(kappas, name)
+            interval = percentile_interval(values[0], values[1:])
+            shares |= {name: interval.value, f"{name}_low": interval.low}
+            shares[f"{name}_high"] = interval.high
         yield {"perturbation": kind, "level": level, "block": block, **shares, **means}
 
 

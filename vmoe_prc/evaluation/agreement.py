@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
-from vmoe_prc.evaluation.bootstrap import Interval, percentile_interval, resampled_sums
+from vmoe_prc.evaluation.bootstrap import Interval, percentile_interval, resampled_totals
 from vmoe_prc.evaluation.decomposition import (
     Decomposition,
     average,
@@ -111,20 +111,13 @@ _Estimates = dict[str, Float[np.ndarray, " R"]]
 
 
 def _estimates(sums: Mapping[str, Float[np.ndarray, "N ..."]]) -> _Estimates:
-    columns = {name: values.reshape(len(values), -1) for name, values in sums.items()}
-    table = np.concatenate(list(columns.values()), axis=1).astype(np.float64)
-    rows = np.concatenate([table.sum(axis=0)[None], resampled_sums(table)])
-    edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
-    total = dict(zip(columns, np.split(rows, edges, axis=1), strict=True))
+    total = resampled_totals(sums)
     with np.errstate(invalid="ignore"):
-        found = {
-            name: total[name][:, 0] / total["num_pairs"][:, 0] for name in METRICS if name in total
-        }
+        found = {name: total[name] / total["num_pairs"] for name in METRICS if name in total}
     for choices, prefix in (("first_", ""), ("sets_", SETS)):
         parts = {n.removeprefix(choices): v for n, v in total.items() if n.startswith(choices)}
         if parts:
-            scalars = {n: v[:, 0] if v.shape[1] == 1 else v for n, v in parts.items()}
-            found |= {prefix + n: v for n, v in decompose(scalars)._asdict().items()}
+            found |= {prefix + n: v for n, v in decompose(parts)._asdict().items()}
     return found
 
 

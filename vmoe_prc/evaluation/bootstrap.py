@@ -1,5 +1,6 @@
 """Confidence intervals of means, by resampling."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -81,6 +82,28 @@ def resampled_sums(
             for _ in range(replicates)
         ]
     )
+
+
+def resampled_totals(
+    sums: Mapping[str, Float[np.ndarray, "N ..."]],
+) -> dict[str, Float[np.ndarray, "R ..."]]:
+    """Sums quantities jointly over all N units, and after that over resamples of them.
+
+    Args:
+      sums: Quantities of each unit by name, (N,) or (N, M).
+
+    Returns:
+      By name (1 + `REPLICATES`,) or (1 + `REPLICATES`, M), first the sums over all units.
+    """
+    columns = {name: values.reshape(len(values), -1) for name, values in sums.items()}
+    table = np.concatenate(list(columns.values()), axis=1).astype(np.float64)
+    rows = np.concatenate([table.sum(axis=0)[None], resampled_sums(table)])
+    edges = np.cumsum([column.shape[1] for column in columns.values()])[:-1]
+    parts = np.split(rows, edges, axis=1)
+    return {
+        name: part.reshape(len(part), *values.shape[1:])
+        for (name, values), part in zip(sums.items(), parts, strict=True)
+    }
 
 
 def percentile_interval(
