@@ -42,8 +42,8 @@ def kind(path: pathlib.Path) -> str:
     return "config" if found else "is imported by the others"
 
 
-def judge(source: str) -> tuple[str, str]:
-    """Returns what becomes of a config file, and why not if it does not run."""
+def judge(source: str, notes: set[tuple[str, str]]) -> tuple[str, str]:
+    """Returns what becomes of a config file, and why not if it does not run; adds to notes."""
     try:
         config = read_released(source, "FILE").to_dict()
     except ConfigError as error:
@@ -56,7 +56,8 @@ def judge(source: str) -> tuple[str, str]:
     if log.refusals:
         return "no", "; ".join(f"`{field}`: {instead}" for field, _, instead in log.refusals)
     complete(fields)
-    return "as it is", "; ".join(f"`{field}` {text}" for field, text in log.notes)
+    notes.update(log.notes)
+    return "as it is", ""
 
 
 def main() -> None:
@@ -64,8 +65,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkouts", nargs="+", type=pathlib.Path)
     args = parser.parse_args()
-    print("| file | runs | what changes, or what is in the way |\n| --- | --- | --- |")
+    print("| file | runs | what is in the way |\n| --- | --- | --- |")
     counts: dict[str, int] = {}
+    notes: set[tuple[str, str]] = set()
     for checkout in args.checkouts:
         for path in config_files(checkout):
             name = path.relative_to(checkout)
@@ -73,11 +75,14 @@ def main() -> None:
                 print(f"| {name} | no config | {reason} |")
                 continue
             for argument in ARGUMENTS.get(path.name, ("",)):
-                verdict, reason = judge(f"{path}:{argument}" if argument else str(path))
+                verdict, reason = judge(f"{path}:{argument}" if argument else str(path), notes)
                 label = f"{name}:{argument}" if argument else name
                 print(f"| {label} | {verdict} | {reason.replace('|', chr(92) + '|')} |")
                 counts[verdict] = counts.get(verdict, 0) + 1
     print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
+    print("\nWhat changes in those that run:\n")
+    for field, text in sorted(notes):
+        print(f"- `{field}`: {text}")
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 
-from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format
+from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format, vmoe_orbax
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import nested
+from vmoe_prc.checkpoints.torch_vit import TorchVit
 from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 from vmoe_prc.workdir.paths import user_path
@@ -40,7 +42,8 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Args:
       prefix: A work directory (its newest checkpoint; the average of the parameters, if it
-        kept one), the prefix of a checkpoint in V-MoE's format, a `.safetensors` file, an
+        kept one), also of V-MoE's program; the prefix of a checkpoint in V-MoE's format, a
+        `.safetensors` file, an
         `.npz` file as ViT was released in, or a folder of a vision transformer of timm or
         Hugging Face. Local, or `gs://`.
 
@@ -55,17 +58,19 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         params = _read_npz(path)
     elif path.suffix == ".safetensors":
         if (opened := pretrained.open_torch(path)) is not None:
-            return opened.params
+            return _noted(opened, path)
         params = safetensors.load(path)
     elif _is_vmoe_format(path):
         params = vmoe_format.restore(path)
     elif (path / CHECKPOINT_FOLDER).exists():
         params = {"params": restore_params(path / CHECKPOINT_FOLDER)}
+    elif vmoe_orbax.is_vmoe_workdir(path):
+        params = {"params": vmoe_orbax.restore_params(path)}
     elif pretrained.is_torch_folder(path):
         opened = pretrained.open_torch(path)
         if opened is None:
             raise CheckpointError(f"{prefix}: has no arrays of a ViT of timm or transformers")
-        return opened.params
+        return _noted(opened, path)
     else:
         raise CheckpointError(f"{prefix}: not {FORMATS}")
     return _named_params(flax.traverse_util.flatten_dict(params, sep="/"))
@@ -171,6 +176,12 @@ def write_params(
         vmoe_format.save(path, tree)
         if metadata:
             write_sidecar(path, metadata)
+
+
+def _noted(opened: TorchVit, path: epath.Path) -> dict[str, np.ndarray]:
+    for note in opened.notes:
+        logging.warning("%s: %s", path, note)
+    return opened.params
 
 
 def _read_npz(path: epath.Path) -> dict[str, Any]:
