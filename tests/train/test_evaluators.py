@@ -48,20 +48,20 @@ def confidence(context, *, split, percentile):
 
 
 def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
-    config = small_config(digits_dir, train_steps=3)
+    config = small_config(digits_dir)
     config.evaluators = {
-        "sure": {"name": "percentile", "every_steps": 1, "percentile": 5, "split": "test"}
+        "sure": {"name": "percentile", "every_steps": 2, "percentile": 5, "split": "test"}
     }
     summary = loop.train_and_evaluate(config, tmp_path)
     records = {m["step"]: m for m in read_metrics(tmp_path / "metrics.jsonl")}
-    assert records[1]["sure/images"] == records[3]["sure/images"] == 359
-    assert 0.1 <= records[3]["sure/low"] < 1
-    assert "test/accuracy" in records[3] and "test/accuracy" not in records[1]
-    assert re.search(f"sure/low +{records[3]['sure/low']:.4f}\n", summary)
+    assert records[2]["sure/images"] == records[6]["sure/images"] == 359
+    assert 0.1 <= records[6]["sure/low"] < 1
+    assert "test/accuracy" in records[6] and "test/accuracy" not in records[2]
+    assert re.search(f"sure/low +{records[6]['sure/low']:.4f}\n", summary)
     assert str(tmp_path / "sure-plot.png") in summary
     assert (tmp_path / "sure-plot.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Tensors("sure/plot")] == [1, 2, 3]
+    assert [event.step for event in events.Tensors("sure/plot")] == [2, 4, 6]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def interrupter(context):
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
-    config = small_config(digits_dir, train_steps=3)
+    config = small_config(digits_dir)
     config.evaluators = {"key": {"name": "interrupter", "every_steps": 1}}
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(PreemptedError, match="preempted: checkpoint saved at step 1; run the same"):
@@ -110,15 +110,15 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
 
 
 def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_dir, tmp_path):
-    config = small_config(digits_dir, train_steps=3)
+    config = small_config(digits_dir)
     program = build_program(config)
     state = program.create_state()
     state.params["head"]["bias"] = state.params["head"]["bias"].at[0].set(jnp.nan)
-    for step in (2, 3):  # The run continues from 2, and from 3 it would only evaluate.
+    for step in (5, 6):  # The run continues from 5, and from 6 it would only evaluate.
         workdir = tmp_path / str(step)
         with Checkpointer(workdir / "checkpoints") as checkpointer:
             checkpointer.save(step, state.replace(step=state.step + step))
-        with pytest.raises(RunError, match=r"after step 3 are not finite \(params/head/bias\)"):
+        with pytest.raises(RunError, match=r"after step 6 are not finite \(params/head/bias\)"):
             loop.train_and_evaluate(config, workdir)
         assert [path.name for path in (workdir / "checkpoints").iterdir()] == [str(step)]
         assert not (workdir / "summary.txt").exists()

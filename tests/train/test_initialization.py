@@ -51,10 +51,10 @@ def flat(params):
 
 @pytest.mark.slow
 def test_starts_from_a_run_on_another_mesh(tmp_path):
-    workdir = save(new_state(1, experts=4), tmp_path)
+    saved = new_state(1, experts=4)
     before = new_state(2)
-    state, table = initialize(before, {**OPTIONS, "prefix": str(workdir)})
-    for name, x in flat(new_state(1).params).items():
+    state, table = initialize(before, {**OPTIONS, "prefix": str(save(saved, tmp_path))})
+    for name, x in flat(saved.params).items():
         np.testing.assert_array_equal(flat(state.params)[name], x)
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, before)
     assert int(state.step) == 0
@@ -74,11 +74,11 @@ def test_the_average_is_what_another_run_starts_from(tmp_path):
 
 
 def test_fine_tunes_at_another_resolution_with_a_new_head(tmp_path):
-    workdir = save(new_state(1), tmp_path)
+    saved = new_state(1)
     before = new_state(2, image_size=64)
     options = {**OPTIONS, "rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False}
-    state, table = initialize(before, {**options, "prefix": str(workdir)})
-    source, old, new = flat(new_state(1).params), flat(before.params), flat(state.params)
+    state, table = initialize(before, {**options, "prefix": str(save(saved, tmp_path))})
+    source, old, new = flat(saved.params), flat(before.params), flat(state.params)
     kernel = "params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"
     np.testing.assert_array_equal(new[kernel], source[kernel])
     np.testing.assert_array_equal(new["params/head/kernel"], old["params/head/kernel"])
@@ -145,7 +145,9 @@ def test_an_upcycled_model_computes_what_the_dense_one_does(tmp_path):
     assert "8 expand_tile" in table
     images = tiny.one_view_batch()["image"]
     outputs = [
-        model.clone(num_classes=None, deterministic=True).apply({"params": s.params}, images)[0]
+        jax.jit(model.clone(num_classes=None, deterministic=True).apply)(
+            {"params": s.params}, images
+        )[0]
         for model, s in ((dense, dense_state), (sparse, state))
     ]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
@@ -154,6 +156,7 @@ def test_an_upcycled_model_computes_what_the_dense_one_does(tmp_path):
 def test_a_checkpoint_that_cannot_be_used(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
+    state = new_state(0)
     for name in ("missing", "empty", "missing.npz", "broken.npz", "missing.safetensors"):
         with pytest.raises(ConfigError, match=rf"config.initialization.prefix = .*{name}"):
-            initialize(new_state(0), {**OPTIONS, "prefix": str(tmp_path / name)})
+            initialize(state, {**OPTIONS, "prefix": str(tmp_path / name)})

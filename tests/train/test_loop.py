@@ -174,7 +174,6 @@ def test_the_imagenet_recipe_compiles(data_dir):
 def test_fewshot_accuracies_are_reported(tmp_path, digits_dir):
     config = small_config(digits_dir, "prc=off")
     with config.unlocked():
-        config.train_steps = 3
         datasets = {"numbers": ("digits", "train[:50%]", "train[50%:]", "test")}
         config.fewshot = {**fewshot(datasets, 32, 64), "shots": (1, 5), "data_dir": digits_dir}
     summary = loop.train_and_evaluate(config, tmp_path)

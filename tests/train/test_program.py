@@ -6,7 +6,7 @@ import re
 
 import jax
 import pytest
-from small_run import small_config
+from small_run import STEPS, small_config
 
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.train import loop, program
@@ -32,7 +32,7 @@ def compilations():
 def test_nothing_is_compiled_after_the_first_evaluation(
     compilations, digits_dir, tmp_path, monkeypatch
 ):
-    """Every 4 steps all that a run does is done: report, evaluation, picture, checkpoint."""
+    """Every 2 steps all that a run does is done: report, evaluation, picture, checkpoint."""
     before_step = []
 
     def build_program(config):
@@ -46,14 +46,14 @@ def test_nothing_is_compiled_after_the_first_evaluation(
 
     monkeypatch.setattr(loop, "build_program", build_program)
     config = small_config(
-        digits_dir, train_steps=12, **{"evaluate.every_steps": 4, "save_checkpoint.every_steps": 4}
+        digits_dir, **{"evaluate.every_steps": 2, "save_checkpoint.every_steps": 2}
     )
     loop.train_and_evaluate(config, tmp_path)
-    assert len(before_step) == 12
+    assert len(before_step) == STEPS
     # The batches of the two evaluation splits differ in shape.
     counts = {step: compilations.count(f"jit({step})") for step in ("train_step", "eval_step")}
     assert counts == {"train_step": 1, "eval_step": 2}
-    after_first_round = before_step[4]
+    after_first_round = before_step[2]
     assert compilations[after_first_round:] == []
 
 
