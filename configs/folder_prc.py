@@ -12,8 +12,9 @@ images in pixels.
 
 starts from a vision transformer of timm or Hugging Face instead: VIT is its folder, with
 `model.safetensors` and `config.json`, or the file. Its last `moe_layers=2` MLPs, every other one,
-become `experts=8` copies, with noise of `noise=0.01` of the spread of their weights; `experts=0`
-keeps the model dense, without PRC.
+become `experts=8` copies, with noise of `noise=0.01` of the spread of their weights; with
+`clusters=512` they are made from clusters of the tokens of 512 images instead; `experts=0` keeps
+the model dense, without PRC.
 """
 
 from vmoe_prc.checkpoints.manager import CheckpointError
@@ -36,6 +37,7 @@ def get_config(arguments: str = ""):
         experts=8,
         moe_layers=2,
         noise=0.01,
+        clusters=0,
     )
     if args.prc and not args.experts:
         raise ConfigError("config argument 'experts'", 0, "PRC needs experts; or give prc=off")
@@ -63,7 +65,8 @@ def get_config(arguments: str = ""):
                 num_experts=args.experts,
                 num_selected_experts=args.k,
                 num_moe_layers=args.moe_layers,
-                noise=args.noise,
+                noise=0.0 if args.clusters else args.noise,
+                cluster_images=args.clusters,
             )
         except CheckpointError as error:
             raise ConfigError("config argument 'pretrained'", args.pretrained, str(error)) from None

@@ -90,6 +90,7 @@ def pretrained_model(
     num_selected_experts: int = 2,
     num_moe_layers: int = 2,
     noise: float = 0.0,
+    cluster_images: int = 0,
 ) -> dict[str, Any]:
     """Returns `model` and `initialization` that start from a pre-trained dense ViT.
 
@@ -101,6 +102,7 @@ def pretrained_model(
       num_selected_experts: K.
       num_moe_layers: Mixtures: every other block, counted from the last.
       noise: Standard deviation of the noise on the copies, as a share of that of the array.
+      cluster_images: Images of training from whose tokens experts are made; 0 for copies.
 
     Raises:
       CheckpointError: If the model cannot be read, or is not one of ours.
@@ -130,6 +132,7 @@ def pretrained_model(
             "prefix": os.fspath(prefix),
             "rules": rules,
             "raise_if_target_unmatched": False,
+            "clusters": {"images": cluster_images} if cluster_images and num_experts else None,
         },
     }
 

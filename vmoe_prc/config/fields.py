@@ -80,6 +80,19 @@ class Dataset:
 
 
 @section
+class Clusters:
+    """Experts from clusters of a dense model's activations, see `train.cluster_upcycling`."""
+
+    images: int = option(512, "Images of training whose tokens are clustered.", minimum=1)
+    energy: float = option(
+        0.99,
+        "Share of the sum of squares of a layer's outputs that an expert keeps.",
+        above=0.0,
+        maximum=1.0,
+    )
+
+
+@section
 class Initialization:
     """Starts from the parameters of another model."""
 
@@ -95,6 +108,9 @@ class Initialization:
     )
     raise_if_target_unmatched: bool = option(
         True, "Whether parameters of the model that get no value are an error."
+    )
+    clusters: Clusters | None = option(
+        None, "Makes experts that are copies differ by clusters of tokens; None for copies."
     )
 
 

@@ -23,6 +23,7 @@ from vmoe_prc.runtime.processes import (
     raise_everywhere,
 )
 from vmoe_prc.steps.state import TrainState
+from vmoe_prc.train.cluster_upcycling import cluster_experts
 from vmoe_prc.train.evaluators import evaluate
 from vmoe_prc.train.initialization import initialize
 from vmoe_prc.train.non_finite import check_finite, check_params, check_progress
@@ -119,6 +120,9 @@ def _restore_or_create(
             state, program.config.initialization.to_dict(), program.patch_grid
         )
         logging.info("from %s:\n%s", program.config.initialization.prefix, table)
+        if program.config.initialization.clusters:
+            state, table = cluster_experts(program, state)
+            logging.info("experts from clusters of tokens:\n%s", table)
     count = sum(x.size for x in jax.tree.leaves(state.params))
     logging.info("new run: %s parameters, %s steps", f"{count:,}", f"{program.total_steps:,}")
     return state
