@@ -222,6 +222,8 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                # A configuration may start processes.
+                start_new_session=True,
                 env={**os.environ, **self._environment},
             )
         print(number, file=self._process.stdin, flush=True)
@@ -237,7 +239,7 @@ class _Worker:
     def close(self) -> None:
         """Ends the process."""
         if self._process is not None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 

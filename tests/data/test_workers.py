@@ -1,5 +1,6 @@
 """Batches by worker processes: the same as by threads, and errors that say what happened."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -16,6 +17,15 @@ PROCESS = (
     "decode|two_views(8, (50, 100), (50, 100))|flip_lr|randaug(2, 5, 2, 1)|value_range(-1, 1)"
     '|onehot(30)|keep("image", "labels", "view_from_image")'
 )
+
+
+@pytest.mark.slow
+def test_no_more_workers_than_the_cores_can_run(dataset, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    split = open_split(dataset(process=PROCESS, shuffle_buffer=1, batch_size=20, workers=999))
+    with contextlib.closing(pipeline.train_batches(split, seed=0)) as made:
+        next(made)
+        assert len(multiprocessing.active_children()) == 2
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ class Dataset:
     workers: int = option(
         0,
         "Processes that preprocess training batches; 0 uses threads, which share the lock of one "
-        "interpreter. Batches are the same.",
+        "interpreter. At most two for each core are started. Batches are the same.",
         minimum=0,
         maximum=1_000,
     )

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops.registry import PreprocessError, parse
@@ -133,7 +134,7 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
       split: The data.
       rows: The rows of this process.
       seed: Seed of the augmentations.
-      workers: Number of worker processes.
+      workers: Number of worker processes; never more than two for each core.
 
     Raises:
       RunError: If a worker is killed.
@@ -141,6 +142,11 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
     modules = sorted({OPS[name].__module__ for name, *_ in parse(split.config.process)})
     task = Task(split.config.to_json(), split.field, list(split.spec), modules, seed, rows)
     steps = _steps(rows)
+    if workers > (most := 2 * (os.cpu_count() or 1)):
+        logging.warning(
+            "%s.workers = %d: %d for the cores of this host", split.field, workers, most
+        )
+        workers = most
     with contextlib.ExitStack() as stack:
         # Two batches per worker: one that is being made, one that is finished.
         memories = [stack.enter_context(_memory(split.spec, rows)) for _ in range(2 * workers)]
