@@ -107,6 +107,30 @@ def test_attacks_stay_within_their_bounds_and_raise_the_loss(run):
     assert losses[0] < losses[1] < losses[2] * 1.001
 
 
+@pytest.mark.parametrize("kind", ["gaussian_noise", "shift", "fgsm"])
+def test_levels_are_of_the_value_range_of_the_data(run, kind):
+    """Images of [-1, 1] and the same images of [0, 255] change by the same share of the range."""
+    config = run.config.copy_and_resolve_references()
+    with config.unlocked():
+        process = config.dataset.test.process
+        config.dataset.test.process = process.replace("value_range(-1, 1)", "value_range(0, 255)")
+    assert config.dataset.test.process != process
+    bytes_run = dataclasses.replace(run, config=config)
+    batches = [next(r.batches("test")) for r in (run, bytes_run)]
+    level = {"gaussian_noise": 0.1, "shift": 2.0, "fgsm": 8.0}[kind]
+    with jax.set_mesh(run.mesh):
+        unit, others = (
+            np.asarray(robustness.make_perturbation(r, "test", kind, 0)(batch, level, 0))
+            for r, batch in zip((run, bytes_run), batches, strict=True)
+        )
+    if kind == "fgsm":  # Its directions depend on the model, which knows one range only.
+        change = np.abs(others - np.asarray(batches[1]["image"]))
+        assert change.max() == pytest.approx(level, rel=1e-5)
+        assert others.min() >= 0 and others.max() <= 255
+    else:
+        np.testing.assert_allclose(others, (unit + 1) * 127.5, atol=1e-3)
+
+
 def test_unchanged_images_change_nothing_and_noise_does(run):
     frame = robustness_table(run, "test", {"gaussian_noise": (0, 0.5), "fgsm": (0, 8)})
     frame = frame[frame["block"] == "all"].set_index(["perturbation", "level"])

@@ -1,6 +1,7 @@
 """Parameters from and to the formats of other programs."""
 
 import pathlib
+import pickle
 import shutil
 from typing import ClassVar
 
@@ -124,6 +125,25 @@ def test_files_that_say_too_little_or_two_things(tmp_path):
     for name, message in messages.items():
         with pytest.raises(CheckpointError, match=rf"{name}: .*{message}"):
             read_params(tmp_path / name)
+
+
+class Payload:
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path("executed"),)
+
+
+def test_pickles_are_never_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", a=np.array([Payload()], object), b=np.zeros(2))
+    pathlib.Path("x.safetensors").write_bytes(pickle.dumps(Payload()))
+    pathlib.Path("y.npz").write_bytes(pickle.dumps(Payload()))
+    np.save("z.npz", np.array([Payload()], object))
+    pathlib.Path("z.npz.npy").rename("z.npz")
+    for name in ("x.npz", "x.safetensors", "y.npz", "z.npz"):
+        with pytest.raises(CheckpointError) as error:
+            read_params(name)
+        assert "\n" not in str(error.value)
+    assert not pathlib.Path("executed").exists()
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.npz", "x.SAFETENSORS"])

@@ -136,6 +136,14 @@ def test_bfloat16_moves_data_in_bfloat16_and_restores_the_dtype(method):
     np.testing.assert_array_equal(sent.dispatch(x), rounded)
 
 
+def test_no_expert_has_more_slots_than_its_group_has_tokens():
+    gates = jnp.ones((1, 24, 4)) / 4
+    for factor, capacity in ((1.0, 12), (9.0, 24), (1e6, 24)):
+        options = DispatcherOptions(capacity_factor=factor)
+        assert dispatch.top_experts_per_item(gates, 2, "gather", options).capacity == capacity
+        assert dispatch.top_items_per_expert(gates, "gather", options).capacity <= 24
+
+
 def test_padding_takes_no_slots():
     """The tokens that are kept are those of the same group without its padding."""
     gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 24, 4)))
