@@ -4,12 +4,14 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import time
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = 3
+NODE_TIMEOUT_SECONDS = 20
 
 
 def is_installed() -> bool:
@@ -48,6 +50,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
+SlurmdTimeout={NODE_TIMEOUT_SECONDS}
 SchedulerParameters=sched_interval=1
 NodeName=node[1-{NODES}] NodeAddr=127.0.0.1 NodeHostname={host} \\
   Port={",".join(map(str, ports[1:]))} CPUs=4 RealMemory=1000
@@ -63,8 +66,7 @@ PartitionName=main Nodes=ALL Default=YES
         _until(socket_path.exists)
         stack.enter_context(_running(["slurmctld", "-D", "-f", os.fspath(conf)], env))
         for i in range(1, NODES + 1):
-            command = ["slurmd", "-D", "-N", f"node{i}", "-f", os.fspath(conf)]
-            stack.enter_context(_running(command, env))
+            stack.enter_context(node(f"node{i}", env))
         idle = ["sinfo", "--noheader", "--format=%D", "--states=idle"]
         _until(lambda: _output(idle, env) == str(NODES))
         yield env
@@ -80,6 +82,38 @@ def wait_for(job: str, env: dict[str, str], *states: str) -> dict[str, str]:
     """Waits until the job is in one of the states."""
     _until(lambda: state(job, env)["JobState"] in states)
     return state(job, env)
+
+
+def lose_node(name: str, env: dict[str, str]) -> None:
+    """Kills the daemon of a node, and all that the jobs have there."""
+    parents, lost = {}, []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            environ = (folder / "environ").read_bytes().split(b"\0")
+            status = (folder / "status").read_text()
+            parent = int(status.partition("PPid:")[2].split()[0])
+            parents[int(folder.name)] = parent, words[0]
+            # Other clusters of this machine may have nodes of this name.
+            if f"SLURM_CONF={env['SLURM_CONF']}".encode() not in environ:
+                continue
+            if f"SLURMD_NODENAME={name}".encode() in environ or words[:4] == [
+                *(b"slurmd", b"-D", b"-N", name.encode()),
+            ]:
+                lost.append(int(folder.name))
+    steps = [pid for pid, (_, program) in parents.items() if program.startswith(b"slurmstepd")]
+    lost += [pid for pid in steps if any(parents[task][0] == pid for task in lost)]
+    for pid in lost:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def node(name: str, env: dict[str, str]):
+    """Runs the daemon of a node."""
+    command = ["slurmd", "-D", "-N", name, "-f", env["SLURM_CONF"]]
+    with _running(command, env):
+        yield
 
 
 def _output(command, env):

@@ -5,6 +5,7 @@ Needs Debian's packages slurmctld, slurmd, slurm-client and munge, and to be roo
 
 import os
 import pathlib
+import re
 import subprocess
 import time
 
@@ -17,6 +18,7 @@ pytestmark = [
 ]
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
+STUDY_SCRIPT = ROOT / "launch" / "slurm_study.sbatch"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def program(tmp_path, cluster):
     (tmp_path / "bin").mkdir()
     path = tmp_path / "bin" / "python"
 
-    def submit(text, *arguments):
+    def submit(text, *arguments, script=SCRIPT, options=("--nodes=2",), cluster=cluster):
         path.write_text(
             f"""#!/usr/bin/env bash
 folder={tmp_path}
@@ -43,13 +45,13 @@ attempt=$(wc -l < $folder/calls-$SLURM_PROCID)
         path.chmod(0o755)
         env = {**cluster, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "RETRY_SECONDS": "0"}
         env["MAX_FAILURES"] = "3"
-        options = ["--nodes=2", f"--output={tmp_path}/out", f"--chdir={ROOT}"]
+        options = [*options, f"--output={tmp_path}/out", f"--chdir={ROOT}"]
         command = [
             "sbatch",
             "--parsable",
             "--job-name=null; $(false)",
             *options,
-            SCRIPT,
+            script,
             *arguments,
         ]
         return subprocess.run(
@@ -80,6 +82,21 @@ def test_a_wrong_configuration_is_final_whatever_the_others_do(cluster, program,
     ended = slurm_cluster.wait_for(job, cluster, "FAILED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0")
     assert len(calls(tmp_path, 0)) == 1
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_each_job_of_an_array_is_a_run_of_a_study(cluster, program, tmp_path, nodes):
+    options = ["--array=0-1", f"--nodes={nodes}"]
+    job = program("exit 0", "--study=a b", script=STUDY_SCRIPT, options=options)
+    while subprocess.check_output(["squeue", "--noheader", f"--job={job}"], env=cluster):
+        time.sleep(0.3)
+    for index in range(nodes):
+        made = [re.sub(r"=node\d:\d+", "=HOST:PORT", call) for call in calls(tmp_path, index)]
+        assert sorted(made) == [
+            f"-m vmoe_prc.study --process_id={index} --num_processes={nodes} "
+            f"--coordinator_address=HOST:PORT --only={run} --study=a b"
+            for run in range(2)
+        ]
 
 
 def test_a_task_that_is_killed_is_tried_again(cluster, program, tmp_path):
@@ -115,3 +132,25 @@ def test_stopping_by_hand_saves_first_and_is_final(cluster, program, tmp_path):
     ended = slurm_cluster.wait_for(job, cluster, "FAILED", "COMPLETED", "CANCELLED", "TIMEOUT")
     assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0")
     assert [(tmp_path / f"saved-{i}").read_text() for i in range(2)] == ["saved\n"] * 2
+
+
+def test_a_job_whose_node_dies_runs_again_on_others(program, tmp_path):
+    with slurm_cluster.slurm(tmp_path) as cluster:
+        job = program(
+            "[[ ${SLURM_RESTART_COUNT:-0} == 1 ]] && exit 0\n"
+            "echo $SLURMD_NODENAME > $folder/started-$SLURM_PROCID\n"
+            "while :; do sleep 0.2; done",
+            cluster=cluster,
+        )
+        while not all((tmp_path / f"started-{i}").exists() for i in range(2)):
+            time.sleep(0.3)
+        lost = (tmp_path / "started-1").read_text().strip()
+        slurm_cluster.lose_node(lost, cluster)
+        slurm_cluster.wait_for(job, cluster, "PENDING")
+        # Slurm lets it wait for two minutes.
+        again = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+        subprocess.run(again, env=cluster, check=True)
+        ended = slurm_cluster.wait_for(job, cluster, "COMPLETED")
+    assert (ended["Restarts"], ended["NodeList"]) == ("1", "node[1,3]")
+    # Slurm ended the attempt with the node: retry.sh has not tried it again there.
+    assert [len(calls(tmp_path, i)) for i in range(2)] == [2, 2] and lost == "node2"

@@ -36,6 +36,7 @@ def test_several_processes_that_do_not_find_each_other_do_not_train_alone(
         processes.connect()
     # On purpose they may.
     processes.connect(num_processes=1)
+    processes.connect("unknown-host:1", 1, 0)
 
 
 def test_one_process_needs_no_flag(alone, monkeypatch):

@@ -47,7 +47,7 @@ def connect(
       RunError: If the others cannot be reached, or some are missing after the timeout.
     """
     _check_arguments(coordinator_address, num_processes, process_id)
-    if coordinator_address is None and num_processes == 1:
+    if num_processes == 1:
         return
     explicit = coordinator_address is not None
     if explicit:

@@ -97,10 +97,9 @@ def _find(study: Study, name: str) -> PlannedRun:
 
 def _execute(study: Study, run: PlannedRun, processes: tuple) -> int:
     setup()
-    if any(value is not None for value in processes):
-        from vmoe_prc.runtime.processes import connect
+    from vmoe_prc.runtime.processes import connect
 
-        connect(*processes)
+    connect(*processes)
     execute(study, run)
     return 0
 

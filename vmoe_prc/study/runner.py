@@ -88,7 +88,7 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
     """Executes a run in a process; returns its exit status and saves the end of a failed log."""
     command = [
         *(sys.executable, "-m", "vmoe_prc.study", f"--study={study.source}"),
-        *(f"--workdir={study.workdir}", f"--only={run.name}"),
+        *(f"--workdir={study.workdir}", f"--only={run.name}", "--num_processes=1"),
     ]
     # The evaluation is compiled once for all seeds of an arm.
     cache = {"JAX_COMPILATION_CACHE_DIR": str((study.workdir / "compiled").absolute())}
