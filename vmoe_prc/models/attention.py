@@ -124,9 +124,10 @@ class Rotations:
         **options,
     ) -> Float[Array, "N T H Dh"]:
         """`attention` of rotated queries and keys."""
-        return attention(self._rotate(query), self._rotate(key), value, **options)
+        return attention(self.rotate(query), self.rotate(key), value, **options)
 
-    def _rotate(self, x: Float[Array, "N T H Dh"]) -> Float[Array, "N T H Dh"]:
+    def rotate(self, x: Float[Array, "N T H Dh"]) -> Float[Array, "N T H Dh"]:
+        """Turns the channels of the patches; other tokens stay."""
         angles = self.angles(x.shape[-1])
         end = x.shape[1] - self.num_registers
         begin = end - len(angles)
