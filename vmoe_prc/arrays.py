@@ -14,4 +14,7 @@ Leaf = Any
 # A number: Python's, NumPy's or JAX's, which inside of `jit` is a tracer.
 Scalar = Shaped[Array, ""] | float
 
-__all__ = ["Array", "Bool", "Float", "Int", "Leaf", "Scalar", "UInt8"]
+# An int, or a size that an exported program leaves open (`jax.export.symbolic_shape`).
+Size = Any
+
+__all__ = ["Array", "Bool", "Float", "Int", "Leaf", "Scalar", "Size", "UInt8"]

@@ -92,9 +92,9 @@ def _looped_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Ar
         product = jnp.dot(part, kernel, preferred_element_type=jnp.float32).astype(rows.dtype)
         return jax.lax.dynamic_update_index_in_dim(products, product, tile, 0)
 
-    zeros = jnp.zeros_like(_split(rows), shape=(len(tiles.group), TILE, kernels.shape[2]))
+    zeros = jnp.zeros_like(_split(rows), shape=(tiles.group.shape[0], TILE, kernels.shape[2]))
     products = jax.lax.fori_loop(0, jnp.sum(tiles.count), multiply, zeros)
-    return products.reshape(len(rows), -1)
+    return products.reshape(rows.shape[0], -1)
 
 
 def _looped_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
@@ -118,7 +118,7 @@ def _looped_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> 
 def _batched_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
     own = kernels.at[tiles.group].get(mode="clip")
     products = jnp.einsum("TBD,TDF->TBF", _split(rows), own, preferred_element_type=jnp.float32)
-    return jnp.where(tiles.in_use, products, 0).astype(rows.dtype).reshape(len(rows), -1)
+    return jnp.where(tiles.in_use, products, 0).astype(rows.dtype).reshape(rows.shape[0], -1)
 
 
 def _batched_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
@@ -133,7 +133,9 @@ def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Ar
         rows, kernels, tiles.count * TILE, preferred_element_type=jnp.float32
     )
     # XLA says nothing of rows beyond the last group.
-    return jnp.where(tiles.in_use, _split(products), 0).astype(rows.dtype).reshape(len(rows), -1)
+    return (
+        jnp.where(tiles.in_use, _split(products), 0).astype(rows.dtype).reshape(rows.shape[0], -1)
+    )
 
 
 def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:

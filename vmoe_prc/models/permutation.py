@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe_prc.arrays import Array, Float, Int, Leaf
+from vmoe_prc.arrays import Array, Float, Int, Leaf, Size
 
 
 @flax.struct.dataclass
@@ -26,9 +26,9 @@ class Permutation:
     token: Leaf
 
     @classmethod
-    def create(cls, of_choice: Int[Array, "N K"], num_rows: int) -> "Permutation":
+    def create(cls, of_choice: Int[Array, "N K"], num_rows: Size) -> "Permutation":
         """Completes the map from the rows of the choices, no two of which are equal."""
-        num_tokens = len(of_choice)
+        num_tokens = of_choice.shape[0]
         tokens = jnp.arange(num_tokens, dtype=jnp.int32)[:, None]
         tokens = jnp.broadcast_to(tokens, of_choice.shape)
         free = jnp.full((num_rows,), num_tokens, jnp.int32)

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Int, Leaf
+from vmoe_prc.arrays import Array, Int, Leaf, Size
 
 # Rows of a tile: what a matrix unit takes without waste.
 TILE = 128
@@ -25,7 +25,7 @@ class Tiles:
     count: Leaf
 
     @classmethod
-    def create(cls, sizes: Int[Array, " E"], num_rows: int) -> "Tiles":
+    def create(cls, sizes: Int[Array, " E"], num_rows: Size) -> "Tiles":
         """Lays out groups one after the other.
 
         Args:
@@ -44,6 +44,6 @@ class Tiles:
         return (self.group < len(self.count))[:, None, None]
 
 
-def num_tiles(num_rows: int, num_groups: int) -> int:
+def num_tiles(num_rows: Size, num_groups: int) -> Size:
     """Returns T, the tiles that rows need at most, however they fall into groups."""
     return (num_rows + num_groups * (TILE - 1)) // TILE

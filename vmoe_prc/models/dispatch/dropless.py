@@ -84,7 +84,8 @@ def _sort_by_expert(
       The rows of the choices, none for choices of experts of other devices; and the tiles of
       the experts of this device, each of which begins with a new tile.
     """
-    chosen = experts.reshape(len(experts), -1, 1) == jnp.arange(num_experts)
+    # Here and below `.shape[0]`, not `len`: an exported program has any number of groups.
+    chosen = experts.reshape(experts.shape[0], -1, 1) == jnp.arange(num_experts)
     counts = jnp.sum(chosen, axis=1, dtype=jnp.int32)  # (G, E)
     # The experts of this device are consecutive: keep their columns of the counts.
     first = expert_index() * num_local
@@ -94,9 +95,9 @@ def _sort_by_expert(
     local = jnp.clip(local, 0, num_local - 1)
     # A choice's row: after the tiles of earlier experts, and the choices of earlier groups.
     before = jnp.cumsum(counts, axis=0) - counts  # Choices of the same expert in earlier groups.
-    before = jax.lax.dynamic_slice(before, (0, first), (len(counts), num_local))
+    before = jax.lax.dynamic_slice(before, (0, first), (counts.shape[0], num_local))
     tiles = Tiles.create(sizes, experts.size)
-    num_rows = len(tiles.group) * TILE
+    num_rows = tiles.group.shape[0] * TILE
     start = tiles.first * TILE + before  # (G, L)
     row = jnp.take_along_axis(start[:, None], local, axis=2) + slots
     row = jnp.where(is_local, row, num_rows).reshape(-1, experts.shape[-1])
