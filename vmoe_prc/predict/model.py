@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from vmoe_prc.arrays import Bool, Float, Int
+from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.checkpoints.metadata import read_metadata
 from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, complete, evaluation_model
@@ -64,6 +64,7 @@ class TrainedModel:
       config: The completed configuration.
       classes: Names of the classes in the order of the logits.
       preprocessing: Turns an image into the pixels that the model sees.
+      params: The parameters, nested by name.
     """
 
     def __init__(
@@ -91,12 +92,19 @@ class TrainedModel:
         self.name, self.config = name, config
         self.classes = tuple(classes or map(str, range(count)))
         self.preprocessing: Preprocessing = evaluation_preprocessing(config)
-        self._params = jax.device_put(params)
+        self.params = jax.device_put(params)
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         height, width = self.config.model.patch_size
+        return height, width
+
+    @functools.cached_property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the preprocessed images."""
+        # It follows from the preprocessing.
+        height, width, _ = self.preprocessing(np.zeros((64, 64, 3), np.uint8)).shape
         return height, width
 
     @property
@@ -138,9 +146,18 @@ class TrainedModel:
         """Returns the probabilities of all classes for preprocessed images, (N, classes)."""
         parts = [logits for logits, _ in self._run(pixels, batch_size, self._apply(headless=False))]
         logits = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        if self.config.loss.name == "sigmoid_xent":
-            return np.asarray(jax.nn.sigmoid(logits))
-        return np.asarray(jax.nn.softmax(logits))
+        return np.asarray(self._probabilities(jnp.asarray(logits)))
+
+    def probabilities_and_routing(
+        self, pixels: Iterable[Float[np.ndarray, "H W 3"]], batch_size: int = BATCH_SIZE
+    ) -> tuple[Float[np.ndarray, "N classes"], dict[str, ImageRouting]]:
+        """Returns `probabilities` and `routing_of_pixels` of at least one image, computed once."""
+        parts = list(self._run(pixels, batch_size, self._apply(headless=False)))
+        if not parts:
+            raise ValueError("expected at least one image")
+        logits, joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+        routings = {block: ImageRouting(**choices) for block, choices in joined.items()}
+        return np.asarray(self._probabilities(jnp.asarray(logits))), routings
 
     def routing(
         self, images: Iterable[ImageLike], batch_size: int = BATCH_SIZE
@@ -158,13 +175,7 @@ class TrainedModel:
         self, pixels: Iterable[Float[np.ndarray, "H W 3"]], batch_size: int = BATCH_SIZE
     ) -> dict[str, ImageRouting]:
         """Like `routing`, of images that are preprocessed already."""
-        parts = [
-            routing for _, routing in self._run(pixels, batch_size, self._apply(headless=False))
-        ]
-        if not parts:
-            raise ValueError("expected at least one image")
-        joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-        return {block: ImageRouting(**choices) for block, choices in joined.items()}
+        return self.probabilities_and_routing(pixels, batch_size)[1]
 
     def represent(
         self, images: Iterable[ImageLike], batch_size: int = BATCH_SIZE
@@ -181,24 +192,51 @@ class TrainedModel:
             raise ValueError("expected at least one image")
         return np.concatenate(parts)
 
+    def forward(self, pixels: Float[Array, "N H W 3"]) -> dict[str, jax.Array]:
+        """Applies the model to preprocessed images; JAX can trace it, for any N.
+
+        Returns:
+          `logits` and `probabilities`, (N, classes) float32, and what `ImageRouting` holds of
+          each block with experts, such as `encoderblock_3_experts`.
+        """
+        logits, choices = self._outputs(self.params, pixels, headless=False)
+        outputs = {"logits": logits, "probabilities": self._probabilities(logits)}
+        for block, values in choices.items():
+            outputs |= {f"{block}_{name}": value for name, value in values.items()}
+        return outputs
+
+    def _probabilities(self, logits: jax.Array) -> jax.Array:
+        is_sigmoid = self.config.loss.name == "sigmoid_xent"
+        return jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)
+
     @functools.cache  # noqa: B019  A model lives as long as the program.
     def _apply(self, headless: bool) -> Callable[[Any, jax.Array], Any]:
         """Builds the jitted function (params, pixels) -> (outputs, choices by block)."""
+        return jax.jit(functools.partial(self._outputs, headless=headless))
 
-        def apply(params, pixels):
-            model = self._model(pixels.shape[1:3], headless)
-            outputs, routings = model.apply({"params": params}, pixels)
-            choices = {}
-            for block, routing in routings.items():
-                gates = jnp.take_along_axis(routing.gates, routing.experts, axis=-1)
-                values = {"experts": routing.experts, "gates": gates, "kept": routing.kept}
-                # A group is an image: (G, S, K) is (N, T, K).
-                choices[block] = values
-            return outputs, choices
-
-        return jax.jit(apply)
+    def _outputs(
+        self, params: Mapping[str, Any], pixels: jax.Array, headless: bool
+    ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+        model = self._model((pixels.shape[1], pixels.shape[2]), headless)
+        outputs, routings = model.apply({"params": params}, pixels)
+        choices = {}
+        for block, routing in routings.items():
+            gates = jnp.take_along_axis(routing.gates, routing.experts, axis=-1)
+            values = {"experts": routing.experts, "gates": gates, "kept": routing.kept}
+            # A group is an image: (G, S, K) is (N, T, K).
+            choices[block] = values
+        return outputs, choices
 
     def _model(self, image_size: tuple[int, int], headless: bool) -> nn.Module:
+        model = create_model(self.model_options(image_size), deterministic=True)
+        return model.clone(num_classes=None) if headless else model
+
+    def model_options(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """Returns the options of the model as it is used: groups are images, none is dropped.
+
+        Args:
+          image_size: (height, width) of the preprocessed images.
+        """
         options = evaluation_model(self.config)
         moe = options["encoder"]["moe"]
         if moe["layers"]:
@@ -209,8 +247,7 @@ class TrainedModel:
             group_size = grid[0] * grid[1] + self.class_token
             moe = {**moe, "group_size": group_size, "router": router}
             options = {**options, "encoder": {**options["encoder"], "moe": moe}}
-        model = create_model(options, deterministic=True)
-        return model.clone(num_classes=None) if headless else model
+        return options
 
     def _run(
         self, pixels: Iterable[np.ndarray], batch_size: int, apply: Callable[..., Any]
@@ -220,11 +257,11 @@ class TrainedModel:
         for image in pixels:
             batch.append(image)
             if len(batch) == batch_size:
-                yield jax.device_get(apply(self._params, np.stack(batch)))
+                yield jax.device_get(apply(self.params, np.stack(batch)))
                 batch = []
         if batch:
             padding = [np.zeros_like(batch[0])] * (batch_size - len(batch))
-            results = jax.device_get(apply(self._params, np.stack(batch + padding)))
+            results = jax.device_get(apply(self.params, np.stack(batch + padding)))
             yield jax.tree.map(lambda x: x[: len(batch)], results)
 
 
@@ -256,7 +293,6 @@ def open_model(
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
     name = os.path.basename(os.path.normpath(path))
     model = TrainedModel(name, complete(config), params, classes or metadata.get("classes"))
-    # The size of the images follows from the preprocessing.
-    size = model.preprocessing(np.zeros((64, 64, 3), np.uint8)).shape
-    check_params(model._model(size[:2], headless=False), (1, *size), flat, path)
+    height, width = model.image_size
+    check_params(model._model((height, width), headless=False), (1, height, width, 3), flat, path)
     return model

@@ -24,6 +24,8 @@ class Preprocessing:
 
     Attributes:
       process: The preprocessing string.
+      field: Its name in the configuration.
+      calls: Name, positional and keyword arguments of each op that is applied.
       value_range: (low, high) of the pixels that the model sees.
     """
 
@@ -40,10 +42,25 @@ class Preprocessing:
         calls = [call for call in registry.parse(process) if call[0] not in _LABEL_OPS]
         if any(name.startswith("two_views") for name, *_ in calls):
             raise ConfigError(field, process, "expected one view of each image, not two")
-        self.process, self._field = process, field
+        self.process, self.field, self.calls = process, field, calls
         self._ops = registry.build("|".join(_write(*call) for call in calls), field)
         ranges = [(op.low, op.high) for op in self._ops if isinstance(op, ValueRange)]
         self.value_range = ranges[-1] if ranges else (-1.0, 1.0)
+
+    def describe(self, image_size: tuple[int, int]) -> dict[str, Any]:
+        """Describes the preprocessing for other programs, in terms of JSON.
+
+        Args:
+          image_size: (height, width) of its results.
+        """
+        ops = [{"op": name, "args": args, **kwargs} for name, args, kwargs in self.calls]
+        return {
+            "process": self.process,
+            "ops": ops,
+            "image_size": image_size,
+            "value_range": self.value_range,
+            "layout": "NHWC, RGB",
+        }
 
     def __call__(self, image: ImageLike) -> Float[np.ndarray, "H W 3"]:
         """Returns the pixels that the model sees, (H, W, 3) float32.
