@@ -1,7 +1,8 @@
 """Metadata of parameters: the configuration and the classes of a run.
 
-A work directory has them in `config.json` and `data.json`, a safetensors file in its metadata,
-and a checkpoint in V-MoE's format in `PREFIX.json`.
+A work directory has them in `config.json` and `data.json`, an exported folder in `config.json`
+and `classes.json`, a safetensors file in its metadata, and a checkpoint in V-MoE's format in
+`PREFIX.json`.
 """
 
 import json
@@ -14,8 +15,8 @@ from etils import epath
 from vmoe_prc.checkpoints import safetensors
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.workdir.atomic import atomic_write
-from vmoe_prc.workdir.history import class_names, read_config
-from vmoe_prc.workdir.layout import CONFIG_FILE
+from vmoe_prc.workdir.history import class_names, read_config, read_json
+from vmoe_prc.workdir.layout import CLASSES_FILE, CONFIG_FILE
 from vmoe_prc.workdir.paths import user_path
 
 _KEY = "vmoe_prc"
@@ -44,9 +45,18 @@ def read_metadata(prefix: str | os.PathLike[str]) -> dict[str, Any]:
     if not (path / CONFIG_FILE).exists():
         return {}
     metadata: dict[str, Any] = {"config": read_config(path)}
-    if classes := class_names(path):
+    if (path / CLASSES_FILE).exists():
+        metadata["classes"] = _class_list(path)
+    elif classes := class_names(path):
         metadata["classes"] = classes
     return metadata
+
+
+def _class_list(folder: epath.Path) -> list[str]:
+    names = read_json(folder / CLASSES_FILE)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{folder / CLASSES_FILE}: expected a list of names")
+    return names
 
 
 def write_sidecar(path: epath.Path, metadata: Mapping[str, Any]) -> None:

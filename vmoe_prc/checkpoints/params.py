@@ -23,7 +23,7 @@ from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import nested
 from vmoe_prc.checkpoints.torch_vit import TorchVit
 from vmoe_prc.runtime.trees import named_leaves
-from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
+from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, PARAMS_FILE, PREPROCESSING_FILE
 from vmoe_prc.workdir.paths import user_path
 
 T = TypeVar("T")
@@ -32,8 +32,8 @@ WRITTEN_FORMATS = (
     "give FILE.safetensors, or the prefix of a V-MoE checkpoint, which gets .index and .data files"
 )
 FORMATS = (
-    "a run's work directory, the prefix of a V-MoE checkpoint, a .safetensors or .npz file, or a "
-    "folder of timm or Hugging Face"
+    "a run's work directory, an exported folder, the prefix of a V-MoE checkpoint, a .safetensors "
+    "or .npz file, or a folder of timm or Hugging Face"
 )
 
 
@@ -42,10 +42,10 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Args:
       prefix: A work directory (its newest checkpoint; the average of the parameters, if it
-        kept one), also of V-MoE's program; the prefix of a checkpoint in V-MoE's format, a
-        `.safetensors` file, an
-        `.npz` file as ViT was released in, or a folder of a vision transformer of timm or
-        Hugging Face. Local, or `gs://`.
+        kept one), also of V-MoE's program; a folder that `checkpoints.export` wrote; the prefix
+        of a checkpoint in V-MoE's format, a `.safetensors` file, an `.npz` file as ViT was
+        released in, or a folder of a vision transformer of timm or Hugging Face. Local, or
+        `gs://`.
 
     Returns:
       Arrays by their names, such as `params/head/kernel`.
@@ -62,6 +62,8 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         params = safetensors.load(path)
     elif _is_vmoe_format(path):
         params = vmoe_format.restore(path)
+    elif (path / PREPROCESSING_FILE).exists():
+        params = safetensors.load(path / PARAMS_FILE)
     elif (path / CHECKPOINT_FOLDER).exists():
         params = {"params": restore_params(path / CHECKPOINT_FOLDER)}
     elif vmoe_orbax.is_vmoe_workdir(path):

@@ -140,3 +140,5 @@ EVALUATORS = Registry(
 )
 OPS = Registry("preprocessing op", ["vmoe_prc.data.ops"])
 DATASETS = Registry("data set", ["vmoe_prc.data.datasets"])
+_EXPORTS = ("folder", "onnx", "saved_model", "stablehlo")
+EXPORTS = Registry("export format", [f"vmoe_prc.export.{name}" for name in _EXPORTS])

@@ -28,6 +28,7 @@ EXTRAS = {
         "tensorflow_datasets",
     ),
     "analysis": ("PIL", "jinja2", "matplotlib", "pandas", "pyarrow", "skimage"),
+    "export": ("onnx",),
 }
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
