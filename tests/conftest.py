@@ -1,7 +1,8 @@
-"""Eight virtual CPU devices, and the golden arrays."""
+"""Eight virtual CPU devices, the golden arrays, and a headless browser."""
 
 import gc
 import os
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -33,6 +34,17 @@ from hypothesis import settings
 settings.register_profile("vmoe_prc", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("vmoe_prc")
 
+SWITCHES = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
@@ -122,3 +134,22 @@ def assert_close(actual, expected, tolerance=1e-5):
 @pytest.fixture(scope="session")
 def close():
     return assert_close
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium by its driver, with logs of the console and of the network."""
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        assert not os.environ.get("CI"), "chromium and chromium-driver must be installed in CI"
+        pytest.skip("needs Debian's packages chromium and chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for switch in (*SWITCHES, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(switch)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()

@@ -35,6 +35,8 @@ ORDER = [
     "analysis",
     "analyze",
     "predict",
+    "export",
+    "serve",
     "report",
     "study",
     "main",

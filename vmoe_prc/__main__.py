@@ -18,7 +18,8 @@ COMMANDS = {
     "report": ("vmoe_prc.report", "gather finished runs in tables or in one HTML page"),
     "convert-config": ("vmoe_prc.convert_config", "convert a config file of V-MoE or PRC"),
     "config": ("vmoe_prc.config", "print the reference of all fields of a configuration"),
-    "export": ("vmoe_prc.checkpoints.export", "write the parameters of a run to a file"),
+    "export": ("vmoe_prc.checkpoints.export", "write a trained model for other programs"),
+    "serve": ("vmoe_prc.serve", "serve a page to play with the routing of trained models"),
 }
 
 
