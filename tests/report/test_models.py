@@ -64,6 +64,8 @@ def test_pictures_of_all_models(browser, runs, capsys):
         show(browser, page, width)
         assert_whole(browser, page)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    check_explorer(browser)
+    assert browser.get_log("browser") == []
     assert captions(browser, "Two views, side by side") == [
         "V-MoE and PRC, seed 0",
         "V-MoE and PRC, seed 1",
@@ -79,6 +81,46 @@ def test_pictures_of_all_models(browser, runs, capsys):
     assert "Robustness of V-MoE and PRC to noise and small shifts." in alts
     shown = browser.execute_script("return document.querySelector('.warnings').textContent")
     assert "vmoe-2" in shown and "broken.png" in shown
+
+
+def explore(browser, selector, event, value):
+    script = """
+        const control = document.querySelector(arguments[0]);
+        control.value = arguments[2];
+        control.dispatchEvent(new Event(arguments[1]));
+    """
+    browser.execute_script(script, selector, event, value)
+
+
+def check_explorer(browser):
+    """Steps through the maps as a reader does."""
+    data = browser.execute_script(
+        "return JSON.parse(document.querySelector('.explorer script').textContent)"
+    )
+    assert [model["name"] for model in data["models"]] == ["V-MoE", "PRC"]
+    titles = [image["title"] for image in data["images"]]
+    assert len(set(titles)) == 10
+    assert data["steps"][0] == "no change" and "shift, 4" in data["steps"]
+    # The last step moves the picture, and crosses mark what follows from the data.
+    explore(browser, ".explorer input", "input", len(data["steps"]) - 1)
+    for number in (0, 1):
+        steps = data["images"][0]["choices"][number]["encoderblock_1"]
+        pairs = zip(steps[0]["experts"], steps[-1]["experts"], strict=True)
+        changed = sum(a[0] != b[0] for a, b in pairs)
+        article = f"document.querySelector('.explorer [data-model=\"{number}\"]')"
+        crosses = f"return {article}.querySelectorAll('path:not(.under)').length"
+        assert browser.execute_script(crosses) == changed
+    # Classes filter the images.
+    explore(browser, ".explorer select", "change", titles[3])
+    shown = browser.execute_script("return document.querySelector('.explorer img').src")
+    assert shown == data["images"][titles.index(titles[3])]["pictures"][-1]
+    # A patch is marked in both maps.
+    rect = "document.querySelector('.explorer [data-patch=\"5\"]')"
+    browser.execute_script(f"{rect}.dispatchEvent(new MouseEvent('click'))")
+    marked = "return document.querySelectorAll('.explorer rect.marked').length"
+    assert browser.execute_script(marked) == 2
+    says = browser.execute_script("return document.querySelector('.map-says').textContent")
+    assert says.startswith("Row 2, column 2: expert ")
 
 
 def arms(directory, *arguments):

@@ -1,15 +1,20 @@
 """One self-contained HTML page about several runs."""
 
+import base64
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
 
 import jinja2
 
 from vmoe_prc.figures.agreement_bars import agreement_figure
+from vmoe_prc.figures.interactive import SCRIPT, STYLE, read_asset
 from vmoe_prc.figures.palette import LineStyle, line_styles
 from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.embedding import Picture, drawing
@@ -62,6 +67,7 @@ class Section:
       tables: Its tables.
       legend: Styles of the lines in its pictures, and their labels.
       pictures: Its pictures.
+      explorers: Data of `explorer.js`, see `explorer.explorer_data`.
     """
 
     anchor: str
@@ -70,6 +76,7 @@ class Section:
     tables: Sequence[PageTable] = ()
     legend: Sequence[tuple[LineStyle, str]] = ()
     pictures: Sequence[Picture] = ()
+    explorers: Sequence[Mapping[str, Any]] = ()
 
 
 def make_page(
@@ -89,6 +96,8 @@ def make_page(
     """
     runs = [run for experiment in experiments for run in experiment.runs]
     names = run_names(runs)
+    explorer = resources.files("vmoe_prc.report") / "explorer.js"
+    script = read_asset(SCRIPT) + explorer.read_text()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vmoe_prc.report", "."),
         autoescape=True,
@@ -104,7 +113,11 @@ def make_page(
         title=_title(runs),
         summary=_summary(experiments),
         warnings=warnings,
-        sections=[part for part in parts if part.tables or part.pictures],
+        sections=[part for part in parts if part.tables or part.pictures or part.explorers],
+        style=read_asset(STYLE),
+        script=script,
+        # Only this script runs, whatever a name holds.
+        script_hash=_hash(script),
         differences={
             field: [value_text(value) for value in values]
             for field, values in differing_fields([run.config for run in runs]).items()
@@ -114,6 +127,12 @@ def make_page(
             for name, run in zip(names, runs, strict=True)
         ],
     )
+
+
+def _hash(script: str) -> str:
+    """Returns the source expression that allows an inline script (Content Security Policy)."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

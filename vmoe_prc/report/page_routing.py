@@ -14,6 +14,7 @@ from vmoe_prc.analysis.robustness import UNITS, default_levels, robustness_table
 from vmoe_prc.config import ConfigError
 from vmoe_prc.report.embedding import Picture, drawing, photograph
 from vmoe_prc.report.experiments import Experiment
+from vmoe_prc.report.explorer import explorer_data
 from vmoe_prc.report.models import group_by_input, named_styles, open_models, runs_by_seed
 from vmoe_prc.report.page import Section
 
@@ -21,6 +22,12 @@ NUM_IMAGES = 3
 # Perturbations that a page measures, and the most images of a split that it measures.
 PERTURBATIONS = ("gaussian_noise", "shift")
 MAX_IMAGES = 2000
+_EXPLORE = (
+    "Routing, patch by patch",
+    "The colour of a patch is its first expert. Point at a patch for its choices, choose an expert "
+    "to see its patches, and step through perturbations: a cross marks a patch whose first expert "
+    "is another one than without change. No token is dropped here.",
+)
 _ROBUSTNESS = (
     "Robustness",
     "How many tokens go to other experts, how many images are still classified correctly, and "
@@ -83,6 +90,13 @@ def routing_sections(experiments: Sequence[Experiment]) -> tuple[list[Section], 
         Section(kind, title, text, pictures=pictures[kind])
         for kind, (title, text) in _PICTURES.items()
     ]
+    explorers = []
+    for group in group_by_input(first or []):
+        try:
+            explorers.append(explorer_data(group, _whole_split(group[0])))
+        except ConfigError as error:
+            warnings.append(f"the interactive map is missing: {error}")
+    sections.insert(0, Section("explore", *_EXPLORE, explorers=explorers))
     small = [run for run in first or [] if run.num_images(_whole_split(run)) <= MAX_IMAGES]
     robustness = _robustness(small, experiments)
     return [*sections, robustness, _specialisation(small)], warnings

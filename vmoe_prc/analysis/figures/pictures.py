@@ -69,8 +69,15 @@ class _RoutedRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Examples:
-    """A batch on the host, the rows of it to draw with their titles, and its value range."""
+class Examples:
+    """Images to draw.
+
+    Attributes:
+      batch: A batch on the host.
+      rows: Rows of it.
+      titles: The classes of these rows.
+      value_range: Range of the pixel values.
+    """
 
     batch: Mapping[str, np.ndarray]
     rows: np.ndarray
@@ -121,12 +128,12 @@ def draw_pictures(
     models = [_RoutedRun(run, run.choose_blocks(blocks), make_patch_router(run)) for run in runs]
     one_view, two_views = (_find_split(runs[0], split, views) for views in (False, True))
     if one_view:
-        examples = _first_examples(runs, one_view, num_images)
+        examples = first_examples(runs, one_view, num_images)
         yield from (_map(model, examples, named=len(runs) > 1) for model in models)
         for kind, levels in sequences.items():
             yield _sequence(models, one_view, examples, kind, levels)
     if two_views:
-        yield from _two_views(models, _first_examples(runs, two_views, num_images))
+        yield from _two_views(models, first_examples(runs, two_views, num_images))
 
 
 def make_patch_router(run: OpenedRun) -> PatchRouter:
@@ -149,7 +156,7 @@ def make_patch_router(run: OpenedRun) -> PatchRouter:
     return route
 
 
-def _map(model: _RoutedRun, examples: _Examples, *, named: bool) -> RoutingPicture:
+def _map(model: _RoutedRun, examples: Examples, *, named: bool) -> RoutingPicture:
     images = examples.batch["image"]
     routed = model.route(images)
     figure = routing_map_figure(
@@ -164,7 +171,7 @@ def _map(model: _RoutedRun, examples: _Examples, *, named: bool) -> RoutingPictu
 def _sequence(
     models: Sequence[_RoutedRun],
     split: str,
-    examples: _Examples,
+    examples: Examples,
     kind: str,
     levels: Sequence[float],
 ) -> RoutingPicture:
@@ -191,7 +198,7 @@ def _sequence(
     return RoutingPicture("sequence", kind, figure)
 
 
-def _two_views(models: Sequence[_RoutedRun], examples: _Examples) -> Iterator[RoutingPicture]:
+def _two_views(models: Sequence[_RoutedRun], examples: Examples) -> Iterator[RoutingPicture]:
     views = examples.batch["image"]  # (B, 2, H, W, C)
     shown = examples.display(views[examples.rows])
     routings, pairs = {}, {}
@@ -238,8 +245,17 @@ def _find_split(run: OpenedRun, split: str | None, two_views: bool) -> str | Non
     return run.choose_split(split, two_views=two_views)
 
 
-def _first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> _Examples:
-    """Reads the first batch of the first run's split; other runs must take its images."""
+def first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> Examples:
+    """Reads the first batch of the first run's split and chooses images of different classes.
+
+    Args:
+      runs: Opened runs.
+      split: Name of a split of the first.
+      num_images: Images to choose.
+
+    Raises:
+      ConfigError: If another run cannot take the images of the first.
+    """
     with jax.set_mesh(runs[0].mesh):
         batch: dict[str, Any] = jax.device_get(next(runs[0].batches(split)))
     shape = batch["image"].shape
@@ -251,7 +267,7 @@ def _first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> _
         check_batch(run.config, f"dataset.{split}", shape, run.mesh.size)
     rows, classes = _choose_rows(batch, num_images)
     titles = class_titles(classes, runs[0].split(split).class_names)
-    return _Examples(batch, rows, titles, runs[0].value_range(split))
+    return Examples(batch, rows, titles, runs[0].value_range(split))
 
 
 def _choose_rows(batch: Mapping[str, np.ndarray], num_images: int) -> tuple[np.ndarray, np.ndarray]:
