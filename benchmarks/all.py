@@ -21,6 +21,7 @@ NAMES = (
     "train_step",
     "prc_cost",
     "inference",
+    "exports",
     "evaluation",
     "input_pipeline",
 )

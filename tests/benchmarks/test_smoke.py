@@ -12,6 +12,7 @@ import tensorflow as tf
 from benchmarks import all as all_benchmarks
 from benchmarks import (
     evaluation,
+    exports,
     grouped_product,
     inference,
     input_pipeline,
@@ -55,6 +56,15 @@ def test_train_step(run):
     assert dense["to_dense"] == dense["flops"] == 1
     assert [row["arm"] for row in sparse] == ["V-MoE k=2 gather", "PRC k=2 gather"]
     assert all(row["flops"] > 1 and row["to_padded"] < row["to_ideal"] for row in sparse)
+
+
+def test_exports(run):
+    jax, *others = run(exports.main, f"--model={TINY}", "--image-size=64", "--batch-sizes=2")
+    assert jax["arm"] == "jax" and jax["to_jax"] == 1
+    assert [row["arm"] for row in others] == ["stablehlo", "saved_model", "onnx", "dense"]
+    assert all(row["megabytes"] > 0 for row in others)
+    # As many active parameters, up to the rounding of a width.
+    assert others[-1]["active"] == pytest.approx(jax["active"], abs=2 * (2 * 16 + 1))
 
 
 def test_moe_layer(run):
