@@ -100,7 +100,7 @@ def test_saved_model_in_tensorflow(finished, model, pixels, expected, tmp_path):
     rng = np.random.default_rng(3)
     encoded = [png(rng.integers(0, 256, (40 + i, 61, 3), np.uint8)) for i in range(3)]
     served = loaded.signatures["serving_default"](images=tf.constant(encoded))
-    own = np.stack([model.preprocessing(image) for image in encoded])
+    own = build_preprocessing(model.preprocessing, (*model.image_size, 3))(encoded).numpy()
     assert_equal(served, jax.device_get(jax.jit(model.forward)(own)))
     assert [name.decode() for name in loaded.classes.numpy()] == list(model.classes)
 
