@@ -5,10 +5,12 @@
 `tests/test_docs.py` compares the page with the commands.
 """
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "CLI.md"
@@ -34,27 +36,43 @@ PARTS = {
 }
 
 
-def shown(module: str, *arguments: str) -> str:
-    """Returns the help of a command as it is printed 100 columns wide."""
+# Prints the help of a command and its parts as JSON: one process imports the command once.
+SHOW = """
+import contextlib, io, json, runpy, sys
+module, parts = json.loads(sys.argv[1])
+texts = []
+for part in parts:
+    sys.argv = [module, *part, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    texts.append(text.getvalue())
+print(json.dumps(texts))
+"""
+
+
+def shown(module: str, parts: Sequence[str]) -> list[str]:
+    """Returns the help of a command and of its parts as they are printed 100 columns wide."""
     result = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--help"],
-        capture_output=True,
+        [sys.executable, "-c", SHOW, json.dumps([module, [[], *([part] for part in parts)]])],
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
+        check=True,
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "100"},
     )
-    return result.stdout.replace(f"{ROOT}/", "").strip()
+    texts = json.loads(result.stdout.splitlines()[-1])
+    return [text.replace(f"{ROOT}/", "").strip() for text in texts]
 
 
 def page() -> str:
     """Returns the text of the page."""
-    parts = [HEAD]
+    sections = [HEAD]
     for name, (module, sentence) in COMMANDS.items():
-        parts.append(f"\n## `{name}`: {sentence}\n\n```text\n{shown(module)}\n```\n")
-        for part in PARTS.get(name, []):
-            parts.append(f"\n### `{name} {part}`\n\n```text\n{shown(module, part)}\n```\n")
-    return "".join(parts)
+        parts = PARTS.get(name, [])
+        titles = [f"## `{name}`: {sentence}", *(f"### `{name} {part}`" for part in parts)]
+        for title, text in zip(titles, shown(module, parts), strict=True):
+            sections.append(f"\n{title}\n\n```text\n{text}\n```\n")
+    return "".join(sections)
 
 
 if __name__ == "__main__":
