@@ -49,9 +49,10 @@ def preemption_notice() -> Iterator[Callable[[int], bool]]:
 def interrupt_as_preemption() -> Iterator[None]:
     """Makes the first Ctrl-C within the block a SIGTERM; a second one interrupts as usual.
 
-    It begins where there is something to save, so that what comes before ends at once.
+    It begins where there is something to save, so that what comes before ends at once. A program
+    that a shell runs in the background ignores Ctrl-C, and still does.
     """
-    if not _signals_arrive_here():
+    if not _signals_arrive_here() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
 

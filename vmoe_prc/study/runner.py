@@ -131,7 +131,10 @@ def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[su
 
     # Set before the process exists, so that no signal can come between.
     handler = notice_handler(end, end)
-    previous = {n: signal.signal(n, handler) for n in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    # In the background of a shell Ctrl-C is ignored.
+    heard = [n for n in numbers if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {n: signal.signal(n, handler) for n in heard}
     process = None
     try:
         process = subprocess.Popen(

@@ -180,6 +180,9 @@ def test_labels():
     np.testing.assert_array_equal(run("onehot(4)", COLOR, label=-1)["labels"], np.zeros(4))
     with pytest.raises(registry.PreprocessError, match="'label' may be 4, and num_classes = 4"):
         run("onehot(4)", COLOR, label=4)
+    for label in ("cat", 1.0):
+        with pytest.raises(registry.PreprocessError, match="'label' must be an integer class"):
+            run("onehot(4)", COLOR, label=label)
     copied = run('copy("label", "target")', COLOR, label=2)
     assert copied["target"] == copied["label"]
 
