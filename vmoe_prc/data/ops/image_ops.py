@@ -14,7 +14,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Float64, Int, Shaped
+from jaxtyping import Float32, Float64, Int, Shaped
 
 from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops import affine
@@ -213,13 +213,18 @@ def resize(size: int | tuple[int, int], method: str = "bilinear", antialias: boo
 
 @OPS.register()
 def resize_small(size: int) -> Op:
-    """Resizes so that the shorter side has `size` pixels, keeping the aspect ratio."""
+    """Resizes so that the shorter side has `size` pixels, keeping the aspect ratio.
+
+    A new pixel is the mean of the area that it covers, as in TensorFlow's `resize_area`: float32,
+    not rounded.
+    """
     check_size(size)
 
     def function(image, rng):
         old = image.shape[:2]
-        new = tuple(round(side * (size / min(old))) for side in old)
-        return _resize(image, new), affine.crop_and_resize_matrix((0, 0, *old), new)
+        ratio = np.float32(size) / np.float32(min(old))
+        new = tuple(int(np.round(np.float32(side) * ratio)) for side in old)
+        return resize_area(image, new), affine.crop_and_resize_matrix((0, 0, *old), new)
 
     return each_view(function)
 
@@ -398,6 +403,34 @@ def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     # In floats, as TensorFlow does: fixed-point weights would change every tenth value by one.
     resized = cv2.resize(image.astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
     return np.rint(resized, out=resized).astype(image.dtype).reshape(*size, image.shape[-1])
+
+
+def resize_area(image: Shaped[np.ndarray, "H W C"], size: tuple[int, int]) -> np.ndarray:
+    """Resamples by area: each new pixel is the mean of the part of the image that it covers.
+
+    Args:
+      image: (H, W, C) pixels.
+      size: (height, width) of the result.
+
+    Returns:
+      (*size, C) float32.
+    """
+    image = image.astype(np.float32)
+    if size[0] <= image.shape[0] and size[1] <= image.shape[1]:
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        return resized.reshape(*size, image.shape[-1])
+    # OpenCV has no such mean where pixels multiply.
+    rows, cols = (_covered(old, new) for old, new in zip(image.shape, size, strict=False))
+    return np.einsum("rh,hwc,dw->rdc", rows, image, cols, optimize=True)
+
+
+def _covered(old: int, new: int) -> Float32[np.ndarray, "new old"]:
+    """Returns the share that each old pixel has in each new one, along one axis."""
+    edges = np.arange(new + 1) * (old / new)
+    first, last = edges[:-1, None], edges[1:, None]
+    pixel = np.arange(old)
+    overlap = np.minimum(last, pixel + 1) - np.maximum(first, pixel)
+    return (np.maximum(overlap, 0) * (new / old)).astype(np.float32)
 
 
 def _room(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:

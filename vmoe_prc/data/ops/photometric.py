@@ -2,6 +2,14 @@
 
 A level of 1 is a magnitude of 10. The ops of `GLOBAL` depend on all pixels of `whole`, which has
 the shape of the view; the others depend on single pixels, or on neighbours.
+
+`PHOTOMETRIC` computes what the released programs compute (`autoaugment.py` of tensorflow/tpu, and
+its copy in PRC), value for value: float32, truncated to bytes. Three of its ops are not what they
+were meant to be; `CORRECTED` has these ops without the errors:
+
+* `contrast` blends with a gray of number of pixels / 256, whatever the image, not with its mean;
+* the threshold of `solarize` is a byte and wraps: at magnitudes 10 and 20 all pixels are inverted;
+* `posterize` keeps the highest bit at magnitude 0, where no bit was meant to stay.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +18,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-LUMA = np.array([0.2989, 0.5870, 0.1140])
-VALUES = np.arange(256)
+LUMA = np.array([0.2989, 0.5870, 0.1140], np.float32)
+VALUES_INT = np.arange(256)
+VALUES = VALUES_INT.astype(np.float32)
 
 View = UInt8[np.ndarray, "h w 3"]
 
@@ -21,8 +30,9 @@ def autocontrast(view: View, level: float, whole: View) -> View:
     tables = []
     for histogram in _histograms(whole):
         used = np.flatnonzero(histogram)
-        low, high = used[0], used[-1]
-        tables.append((VALUES - low) * 255 / (high - low) if high > low else VALUES)
+        low, high = np.float32(used[0]), np.float32(used[-1])
+        scale = np.float32(255) / (high - low) if high > low else np.float32(1)
+        tables.append(VALUES * scale - low * scale if high > low else VALUES)
     return cv2.LUT(view, _table(np.stack(tables, axis=-1)[None]))
 
 
@@ -43,14 +53,25 @@ def invert(view: View, level: float, whole: View | None = None) -> View:
 
 
 def posterize(view: View, level: float, whole: View | None = None) -> View:
-    """Keeps the highest bits, 4 at level 1."""
-    dropped = 8 - min(max(int(level * 4), 0), 8)
-    return cv2.LUT(view, _table(VALUES >> dropped << dropped))
+    """Keeps the highest bits, 4 at level 1 and at least one; more than 8 are one, too."""
+    dropped = min((8 - int(level * 4)) % 256, 7)
+    return cv2.LUT(view, _table(VALUES_INT >> dropped << dropped))
+
+
+def posterize_to_black(view: View, level: float, whole: View | None = None) -> View:
+    """Keeps the highest bits, 4 at level 1, and none at level 0."""
+    dropped = 8 - min(int(level * 4), 8)
+    return cv2.LUT(view, _table(VALUES_INT >> dropped << dropped))
 
 
 def solarize(view: View, level: float, whole: View | None = None) -> View:
-    """Inverts pixels from a threshold on, 256 at level 1."""
-    return cv2.LUT(view, _table(np.where(int(level * 256) > VALUES, VALUES, 255 - VALUES)))
+    """Inverts pixels from a threshold on: 256 * level modulo 256, which is 0 at level 1."""
+    return _solarize(view, int(level * 256) % 256)
+
+
+def solarize_above(view: View, level: float, whole: View | None = None) -> View:
+    """Inverts pixels from a threshold on, 256 * level: none from level 1 on."""
+    return _solarize(view, int(level * 256))
 
 
 def solarize_add(view: View, level: float, whole: View | None = None) -> View:
@@ -60,30 +81,36 @@ def solarize_add(view: View, level: float, whole: View | None = None) -> View:
 
 def color(view: View, level: float, whole: View | None = None) -> View:
     """Blends with the gray image; a factor above 1 saturates."""
-    factor = _factor(level)
-    return cv2.transform(view, factor * np.eye(3) + (1 - factor) * np.tile(LUMA, (3, 1)))
+    unit = view.astype(np.float32) * np.float32(1 / 255)
+    gray = np.trunc(cv2.transform(unit, LUMA[None]) * np.float32(255.5))[..., None]
+    return _blend(gray, view, level)
 
 
-def contrast(view: View, level: float, whole: View) -> View:
+def contrast(view: View, level: float, whole: View | None = None) -> View:
+    """Blends with a gray that is the number of pixels / 256, at most 255."""
+    gray = min(view.shape[0] * view.shape[1] // 256, 255)
+    return cv2.LUT(view, _blend(np.float32(gray), VALUES, level))
+
+
+def contrast_around_mean(view: View, level: float, whole: View) -> View:
     """Blends with the mean gray of `whole`."""
-    mean = np.dot(cv2.mean(whole)[:3], LUMA)
-    return cv2.LUT(view, _table(mean + _factor(level) * (VALUES - mean)))
+    gray = np.trunc(np.dot(cv2.mean(whole)[:3], LUMA))
+    return cv2.LUT(view, _blend(np.float32(gray), VALUES, level))
 
 
 def brightness(view: View, level: float, whole: View | None = None) -> View:
     """Multiplies by the factor."""
-    return cv2.LUT(view, _table(_factor(level) * VALUES))
+    return cv2.LUT(view, _blend(np.float32(0), VALUES, level))
 
 
 def sharpness(view: View, level: float, whole: View | None = None) -> View:
     """Blends with the view smoothed by a 3x3 kernel; the outermost pixels stay."""
-    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    identity = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]])
-    factor = _factor(level)
-    sharp = cv2.filter2D(view, -1, (1 - factor) * smooth + factor * identity)
-    for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
-        sharp[border] = view[border]
-    return sharp
+    smooth = view.copy()
+    if min(view.shape[:2]) > 2:
+        kernel = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / np.float32(13)
+        inner = cv2.filter2D(view.astype(np.float32), -1, kernel)[1:-1, 1:-1]
+        smooth[1:-1, 1:-1] = np.clip(inner, 0, 255).astype(np.uint8)
+    return _blend(smooth, view, level)
 
 
 PHOTOMETRIC: Mapping[str, Callable[..., View]] = {
@@ -101,12 +128,29 @@ PHOTOMETRIC: Mapping[str, Callable[..., View]] = {
         sharpness,
     )
 }
-GLOBAL = ("autocontrast", "equalize", "contrast")
+CORRECTED: Mapping[str, Callable[..., View]] = {
+    **PHOTOMETRIC,
+    "posterize": posterize_to_black,
+    "solarize": solarize_above,
+    "contrast": contrast_around_mean,
+}
+GLOBAL = (autocontrast, equalize, contrast_around_mean)
 
 
-def _factor(level: float) -> float:
-    """Returns the weight of the view in a blend: 1 is the view, above 1 extrapolates."""
-    return level * 1.8 + 0.1
+def _solarize(view: View, threshold: int) -> View:
+    return cv2.LUT(view, _table(np.where(threshold > VALUES, VALUES, 255 - VALUES)))
+
+
+def _blend(
+    other: np.ndarray | np.float32, values: np.ndarray, level: float
+) -> UInt8[np.ndarray, "..."]:
+    """Returns other + factor * (values - other) in bytes: a factor above 1 extrapolates."""
+    factor = level * 1.8 + 0.1
+    if factor == 1:
+        return values.astype(np.uint8)
+    other = np.float32(other)
+    blended = other + np.float32(factor) * (values.astype(np.float32) - other)
+    return np.clip(blended, 0, 255).astype(np.uint8)
 
 
 def _table(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """RandAugment (arXiv 1909.13719) that keeps track of where each pixel goes.
 
-Ops and strengths are those of V-MoE's `randaug(num_layers, magnitude)`: every layer picks one of
-16 ops at random and applies it at the same magnitude, in units of 10.
+Ops, strengths and values are those of V-MoE's `randaug(num_layers, magnitude)`: every layer picks
+one of 16 ops at random and applies it at the same magnitude, in units of 10. PRC's program picks
+the identity as often as any op; both have three ops with errors, see `photometric`.
 
 Geometric ops are not applied one by one: those of all layers are multiplied into one map, by which
 the view is resampled once. Then follow, in the order of the layers, the photometric ops, and gray
@@ -22,10 +23,10 @@ from jaxtyping import Float64, Int, UInt8
 
 from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops import affine
-from vmoe_prc.data.ops.photometric import GLOBAL, PHOTOMETRIC
+from vmoe_prc.data.ops.photometric import CORRECTED, GLOBAL, PHOTOMETRIC, View
 from vmoe_prc.data.ops.registry import Example, Op
 from vmoe_prc.data.ops.resample import square, uncovered
-from vmoe_prc.data.ops.views import Resampled, views_of
+from vmoe_prc.data.ops.views import Resampled, Views, views_of
 
 GRAY = 128
 MAX_ROTATION = math.radians(30)
@@ -43,6 +44,11 @@ GEOMETRIC: Mapping[str, Callable[..., affine.Matrix]] = {
 }
 CUTOUT = "cutout"
 OP_NAMES = (*GEOMETRIC, *PHOTOMETRIC, CUTOUT)
+VARIANTS: Mapping[str, Mapping[str, Callable[..., View]]] = {
+    "vmoe": PHOTOMETRIC,
+    "prc": PHOTOMETRIC,
+    "corrected": CORRECTED,
+}
 
 
 @OPS.register()
@@ -51,6 +57,7 @@ def randaug(
     magnitude: float = 10,
     translate_const: float = 100,
     cutout_const: float = 40,
+    variant: str = "vmoe",
 ) -> Op:
     """Applies RandAugment to each view.
 
@@ -59,7 +66,11 @@ def randaug(
       magnitude: Strength of all ops, usually from 0 to 30.
       translate_const: Pixels that a translation of magnitude 10 moves by.
       cutout_const: Half the side, in pixels, of the square of a cutout of magnitude 10.
+      variant: 'vmoe', the ops of V-MoE's program; 'prc', these and the identity; 'corrected', those
+        of V-MoE without the errors of contrast, solarize and posterize.
     """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant = {variant!r} must be one of {', '.join(VARIANTS)}")
     if num_layers < 0 or magnitude < 0:
         raise ValueError(f"num_layers = {num_layers} and magnitude = {magnitude} must be >= 0")
     if num_layers > MAX_LAYERS:
@@ -67,17 +78,24 @@ def randaug(
     if max(magnitude, abs(translate_const), abs(cutout_const)) > MAX_STRENGTH:
         raise ValueError(f"numbers must be at most {MAX_STRENGTH:,}")
     level = magnitude / 10
-    paint = functools.partial(paint_layers, level=level, cutout_half=int(level * cutout_const))
+    paint = functools.partial(
+        paint_layers,
+        level=level,
+        cutout_half=int(level * cutout_const),
+        photometric=VARIANTS[variant],
+    )
+    # The identity is a choice beyond the names.
+    num_choices = len(OP_NAMES) + (variant == "prc")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         if not num_layers:
             return example
-        views = views_of(example)
+        views = _of_bytes(views_of(example))
         # Three uniform draws per layer: the op, and two that mean what the op needs. The position
         # of a cutout takes draws 1 and 2; the sign of a geometric op takes draw 1. No op needs
         # both, and the number of draws does not depend on the ops chosen.
         draws = rng.random((*views.axes, num_layers, 3))
-        choices = (draws[..., 0] * len(OP_NAMES)).astype(int)
+        choices = (draws[..., 0] * num_choices).astype(int)
         positive, positions = (draws[..., 1] < 0.5).astype(int), draws[..., 1:]
         moves = _moves(OP_NAMES, views.size, level, translate_const)[positive, choices]
         view_from_canvas = _products(moves)
@@ -106,37 +124,53 @@ def paint_layers(
     *,
     level: float,
     cutout_half: int,
+    photometric: Mapping[str, Callable[..., View]] = PHOTOMETRIC,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Makes the pixels of a view.
 
     Args:
-      choices: Index in `OP_NAMES` of the op of each layer.
+      choices: Index in `OP_NAMES` of the op of each layer; a larger one is the identity.
       view_from_canvas: Per layer, the map of its geometric op and all later ones: from the canvas,
         the area of the view before that layer, to the final view.
       positions: (row, col) of the centre of a cutout, as fractions of the canvas.
       resampled: Function that moves the view by a matrix and resamples it.
       level: Strength of the ops, 1 at magnitude 10.
       cutout_half: Half the side, in pixels, of a cutout.
+      photometric: The ops on pixel values.
     """
     view = resampled(view_from_canvas[0] if len(choices) else np.eye(3))
     size = view.shape[:2]
-    names = [OP_NAMES[choice] for choice in choices]
+    names = [(*OP_NAMES, "identity")[choice] for choice in choices]
     for layer, name in enumerate(names):
-        if name in PHOTOMETRIC:
+        if name in photometric:
             whole = view
-            if name in GLOBAL and not GEOMETRIC.keys().isdisjoint(names[layer:]):
+            if photometric[name] in GLOBAL and not GEOMETRIC.keys().isdisjoint(names[layer:]):
                 # Later geometric ops move parts of the view out of sight. Render the earlier
                 # layers again, in the frame of this one: its canvas from theirs.
                 moves = np.linalg.inv(view_from_canvas[layer]) @ view_from_canvas[:layer]
-                earlier = choices[:layer], moves, positions[:layer]
-                whole = paint_layers(*earlier, resampled, level=level, cutout_half=cutout_half)
-            view = PHOTOMETRIC[name](view, level, whole)
+                whole = paint_layers(
+                    choices[:layer],
+                    moves,
+                    positions[:layer],
+                    resampled,
+                    level=level,
+                    cutout_half=cutout_half,
+                    photometric=photometric,
+                )
+            view = photometric[name](view, level, whole)
         elif name == CUTOUT:
             centre = (positions[layer] * size).astype(int).tolist()
             _gray_out(view, square(view_from_canvas[layer], size, centre, cutout_half))
-        else:
+        elif name in GEOMETRIC:
             _gray_out(view, uncovered(view_from_canvas[layer], size))
     return view
+
+
+def _of_bytes(views: Views) -> Views:
+    """Truncates the pixels of earlier ops to bytes, such as those of `resize_small`."""
+    if views.dtype == np.uint8:
+        return views
+    return dataclasses.replace(views, source=np.clip(views.source, 0, 255).astype(np.uint8))
 
 
 def _gray_out(view: np.ndarray, marked: np.ndarray):
@@ -152,12 +186,12 @@ def _constant(shape: tuple[int, ...], value: int) -> np.ndarray:
 def _moves(
     ops: tuple[str, ...], size: tuple[int, int], level: float, translate_const: float
 ) -> np.ndarray:
-    """Returns the matrix of each op at -level and at level, (2, ops, 3, 3)."""
+    """Returns the matrix of each op and of the identity at -level and level, (2, ops + 1, 3, 3)."""
     return np.array(
         [
             [
                 GEOMETRIC[name](signed, *size, translate_const) if name in GEOMETRIC else np.eye(3)
-                for name in ops
+                for name in (*ops, "identity")
             ]
             for signed in (-level, level)
         ]
