@@ -48,9 +48,7 @@ def test_golden(golden, close, recipe):
         updates, state = jax.jit(optimizer.update)(grads, state, params)
         params = optax.apply_updates(params, updates)
         for name in params:
-            # adam_wd/bias holds the bias repeated over the rows of the kernel.
-            expected = data[f"{recipe}/{name}"][step]
-            close(jnp.broadcast_to(params[name], expected.shape), expected)
+            close(params[name], data[f"{recipe}/{name}"][step])
 
 
 PARAMS = {
@@ -80,6 +78,23 @@ def test_frozen_parameters_do_not_move():
     frozen = update(frozen_pattern=["bias$", "^cls"], weight_decay=0.5)
     assert frozen == {"head": {"kernel": -3.0, "bias": 0.0}, "cls": 0.0}
     assert update(frozen_pattern="head")["cls"] == -1.0
+
+
+def test_only_parameters_that_are_named_move():
+    moved = update(trainable_pattern=["bias$", "^cls"], weight_decay=0.5)
+    assert moved == {"head": {"kernel": 0.0, "bias": -3.0}, "cls": -1.5}
+    with pytest.raises(ValueError, match="frozen_pattern = 'a' or trainable_pattern = 'b', not"):
+        update(frozen_pattern="a", trainable_pattern="b")
+
+
+def test_gradients_are_scaled_before_they_are_clipped():
+    scaled = update(gradient_scale=[("head/kernel", 3.0), ("head", 0.5)])
+    assert scaled == {"head": {"kernel": -6.0, "bias": -1.0}, "cls": -1.0}
+    norm = np.sqrt(3 * 36 + 3 + 1)
+    clipped = update(
+        gradient_scale=[("head/kernel", 3.0), ("head", 0.5)], gradient_clip={"global_norm": 1.0}
+    )
+    np.testing.assert_allclose(clipped["head"]["kernel"], -6 / norm, rtol=1e-6)
 
 
 def test_clipping():

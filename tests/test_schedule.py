@@ -77,3 +77,17 @@ def test_a_decay_may_end_before_the_training():
         schedule="warmup_linear_decay", total_steps=100, peak_value=1.0, decay_steps=50
     )
     np.testing.assert_allclose([schedule(25), schedule(50), schedule(80)], [0.5, 0, 0])
+
+
+def test_exponential_decay_after_the_warm_up():
+    schedule = create_learning_rate_schedule(
+        schedule="warmup_exponential_decay",
+        total_steps=7,
+        peak_value=0.8,
+        warmup_steps=10,
+        transition_steps=100,
+        decay_rate=0.25,
+        end_value=0.01,
+    )
+    np.testing.assert_allclose([schedule(step) for step in (5, 10, 60, 110)], [0.4, 0.8, 0.4, 0.2])
+    np.testing.assert_allclose(schedule(10_000), 0.01)

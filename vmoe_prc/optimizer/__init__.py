@@ -1,4 +1,4 @@
-"""The optimiser of a config: clipping, a direction, weight decay, learning rate, freezing.
+"""The optimiser of a config: scaling, clipping, a direction, decay, learning rate, freezing.
 
 The direction is a function of its options that registers itself in
 `config.registry.OPTIMIZERS` and returns an `optax.GradientTransformation`; its options are a
@@ -52,17 +52,35 @@ def create_optimizer(
         rate = {"schedule": "constant", "value": rate}
     schedule = create_learning_rate_schedule(total_steps=total_steps, **rate)
     return optax.chain(
-        _clip(chosen.gradient_clip),
+        *_scale(chosen.gradient_scale, chosen.gradient_clip),
         direction(chosen),
         _decay(chosen.weight_decay),
         optax.scale_by_learning_rate(schedule),
-        _freeze(chosen.frozen_pattern),
+        _freeze(chosen.frozen_pattern, chosen.trainable_pattern),
     )
 
 
 def parameter_names(params: Any) -> list[str]:
     """Returns names such as `Encoder/encoderblock_0/Mlp/Dense_0/kernel`, in tree order."""
     return list(named_leaves(params))
+
+
+def _scale(rules: DecayRules | None, clip: ClipOptions) -> tuple[optax.GradientTransformation, ...]:
+    """Scales gradients by the first rule that is found in their names, and clips them."""
+    if not rules:
+        return (_clip(clip),)
+    compiled = [(re.compile(regex), factor) for regex, factor in rules]
+
+    def scaled(name, gradient):
+        return next((gradient * f for regex, f in compiled if regex.search(name)), gradient)
+
+    def update(updates, state, params=None):
+        del params
+        return map_named(scaled, updates), state
+
+    # The norm of the gradients that is known is that before scaling.
+    clipped = optax.clip_by_global_norm(clip.global_norm) if clip.global_norm else _clip(clip)
+    return optax.GradientTransformation(optax.init_empty_state, update), clipped
 
 
 def _clip(options: ClipOptions) -> optax.GradientTransformation:
@@ -100,12 +118,14 @@ def _decay(weight_decay: float | DecayRules | None) -> optax.GradientTransformat
     )
 
 
-def _freeze(patterns: Patterns | None) -> optax.GradientTransformation:
-    if not patterns:
+def _freeze(frozen: Patterns | None, trainable: Patterns | None) -> optax.GradientTransformation:
+    if not frozen and not trainable:
         return optax.identity()
+    patterns = frozen or trainable or ()
     patterns = [patterns] if isinstance(patterns, str) else patterns
     regex = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
-    return optax.masked(
-        optax.set_to_zero(),
-        lambda params: map_named(lambda name, _: bool(regex.search(name)), params),
-    )
+
+    def is_frozen(name, _):
+        return bool(regex.search(name)) == bool(frozen)
+
+    return optax.masked(optax.set_to_zero(), lambda params: map_named(is_frozen, params))

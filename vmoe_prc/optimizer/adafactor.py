@@ -26,6 +26,12 @@ class AdafactorOptions(OptimizerOptions):
     decay_exponent: float = option(
         0.8, "The decay at step t is 1 - t ** -decay_exponent, up to `b2`.", above=0.0
     )
+    min_dim_size_to_factor: int = option(
+        128,
+        "Length that both of two axes need for their mean squares to be factored. It must exceed "
+        "the number of experts; V-MoE's default is 32.",
+        minimum=1,
+    )
     mu_dtype: str = option(
         "bfloat16", "Dtype in which the momentum is kept.", choices=("float32", "bfloat16")
     )
@@ -40,6 +46,10 @@ def adafactor(options: AdafactorOptions) -> optax.GradientTransformation:
 
     return optax.chain(
         # Of an expert's kernel (E, D, F) the factors are (E, D) and (E, F): E is below the limit.
-        optax.scale_by_factored_rms(decay_rate=options.decay_exponent, decay_rate_fn=decay),
+        optax.scale_by_factored_rms(
+            decay_rate=options.decay_exponent,
+            decay_rate_fn=decay,
+            min_dim_size_to_factor=options.min_dim_size_to_factor,
+        ),
         optax.ema(options.b1, debias=False, accumulator_dtype=options.mu_dtype),
     )

@@ -47,3 +47,22 @@ class OptimizerOptions:
     frozen_pattern: Patterns | None = option(
         None, "Regex, or several, of the names of parameters that do not change; None for none."
     )
+    trainable_pattern: Patterns | None = option(
+        None,
+        "Regex, or several, of the names of the only parameters that change; None for all. Not "
+        "together with `frozen_pattern`.",
+    )
+    gradient_scale: Sequence[tuple[str, float]] | None = option(
+        None,
+        "Pairs (regex, factor) by which gradients are scaled before they are clipped; the first "
+        "regex found in a parameter's name counts. It is no learning rate of a parameter: Adam "
+        "does not feel it, and momentum remembers it.",
+    )
+
+    def __post_init__(self):
+        """Raises ValueError if patterns of both kinds are given."""
+        if self.frozen_pattern and self.trainable_pattern:
+            raise ValueError(
+                f"takes frozen_pattern = {self.frozen_pattern!r} or trainable_pattern = "
+                f"{self.trainable_pattern!r}, not both"
+            )

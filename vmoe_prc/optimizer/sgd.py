@@ -17,6 +17,9 @@ class SgdOptions(OptimizerOptions):
         0.0, "Decay of the sum of earlier gradients; 0 for none.", minimum=0.0, maximum=1.0
     )
     nesterov: bool = option(False, "Whether the momentum is Nesterov's.")
+    accumulator_dtype: str = option(
+        "float32", "Dtype in which the momentum is kept.", choices=("float32", "bfloat16")
+    )
 
 
 @OPTIMIZERS.register(options=SgdOptions)
@@ -24,4 +27,4 @@ def sgd(options: SgdOptions) -> optax.GradientTransformation:
     """Adds up gradients with momentum."""
     if not options.momentum:
         return optax.identity()
-    return optax.trace(options.momentum, options.nesterov)
+    return optax.trace(options.momentum, options.nesterov, options.accumulator_dtype)
