@@ -26,10 +26,8 @@ def test_weights(granularity, size):
     np.testing.assert_allclose(images.mean(-1).reshape(8, 8), labels, rtol=1e-6)
     np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-6)
     assert (np.argmax(labels, -1) == np.arange(8)).all()  # the image itself weighs most
-    successors = {0: [0, 1, 2], 3: [3, 0, 1], 7: [7, 4, 5]}
-    if granularity != "device":
-        successors = {0: [0, 1, 2], 3: [3, 4, 5], 7: [7, 0, 1]}
-    for row, mixed in successors.items():
+    # Partners are on the same device, as in V-MoE.
+    for row, mixed in {0: [0, 1, 2], 3: [3, 0, 1], 7: [7, 4, 5]}.items():
         assert set(np.flatnonzero(labels[row])) == set(mixed[:size])
     distinct = len(np.unique(np.round(np.asarray(labels).max(-1), 5)))
     assert distinct == {"batch": 1, "device": 2, "example": 8}[granularity]

@@ -1,4 +1,4 @@
-"""Mixup as in V-MoE: each image is mixed with its successors in its group."""
+"""Mixup as in V-MoE: each image is mixed with its successors on its device."""
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,9 @@ def mixup(
       concentration: Parameter of the Dirichlet distribution; with `size` 2 that of the
         Beta distribution.
       size: Number of images in each mixture.
-      granularity: What shares its weights: 'batch', 'device' (the images of a device,
-        which are mixed among themselves) or 'example' (each image has its own).
-      num_devices: Devices that the batch is split over.
+      granularity: What shares its weights: 'batch', 'device' (the images of a device) or 'example'
+        (each image has its own).
+      num_devices: Devices that the batch is split over; no image is sent from one to another.
 
     Raises:
       ValueError: If an option is out of range, or the devices do not divide the batch.
@@ -42,18 +42,18 @@ def mixup(
             f"mixup needs concentration > 0 and a granularity of {', '.join(GRANULARITIES)}; "
             f"got {concentration} and {granularity!r}"
         )
-    num_groups = num_devices if granularity == "device" else 1
-    if num_images % num_groups or num_images // num_groups < size:
+    if num_images % num_devices or num_images // num_devices < size:
         raise ValueError(
-            f"cannot mix {size} images each in {num_groups} groups of {num_images} images"
+            f"cannot mix {size} images each on {num_devices} devices with {num_images} images"
         )
-    num_weights = num_images if granularity == "example" else num_groups
+    num_weights = {"batch": 1, "device": num_devices, "example": num_images}[granularity]
     weights = jax.random.dirichlet(key, jnp.full(size, concentration), (num_weights,))
     weights = jnp.sort(weights, axis=-1, descending=True)
-    weights = weights.reshape(num_groups, -1, size)  # (groups, 1 or N, size)
+    # (1 or devices, 1 or images of a device, size)
+    weights = weights.reshape(1 if granularity == "batch" else num_devices, -1, size)
 
     def mix(x):
-        groups = x.reshape(num_groups, -1, *x.shape[1:])
+        groups = x.reshape(num_devices, -1, *x.shape[1:])
         mixed = sum(
             weights[..., i].reshape(*weights.shape[:2], *[1] * (x.ndim - 1))
             * jnp.roll(groups, -i, axis=1)
