@@ -12,7 +12,7 @@ import optax
 from vmoe_prc.config import Config
 from vmoe_prc.config.registry import DISPATCHERS
 from vmoe_prc.models import create_model
-from vmoe_prc.models.dispatch import buffer_capacity
+from vmoe_prc.models.dispatch import DispatcherOptions, buffer_capacity
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import IMAGES_PER_GROUP, adam, router_losses, vmoe_model
@@ -93,9 +93,8 @@ def padded_flops_ratio(model: Config, dense: Config, image_size: int) -> float:
     k, ratio = router["num_selected_experts"], flops_ratio(model, dense, image_size)
     if not DISPATCHERS[router["dispatcher"]["name"]].has_capacity:
         return ratio
-    capacity = buffer_capacity(
-        group_size, k, moe["num_experts"], router["dispatcher"]["capacity_factor"]
-    )
+    options = {key: value for key, value in router["dispatcher"].items() if key != "name"}
+    capacity = buffer_capacity(group_size, k, moe["num_experts"], DispatcherOptions(**options))
     one_more = {"router": router | {"num_selected_experts": k + 1}}
     more = model | {"encoder": model["encoder"] | {"moe": moe | one_more}}
     of_one_choice = flops_ratio(more, dense, image_size) - ratio

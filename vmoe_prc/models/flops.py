@@ -47,12 +47,18 @@ def _multiply_adds(model: Config, image_size: tuple[int, int]) -> tuple[int, int
     chosen = router.get("num_selected_experts", 1)
     chosen += getattr(ROUTERS[router.get("name", DEFAULT_ROUTER)], "mean_extra_choices", 0)
     num_used = chosen + moe.get("num_shared_experts", 0)
-    experts = round(num_used * tokens * 2 * size * moe.get("mlp_dim", mlp_dim))
+    experts = round(num_used * tokens * 2 * size * (moe.get("mlp_dim") or mlp_dim))
     routing = tokens * size * moe.get("num_experts", 0)
     num_layers, num_moe = encoder["num_layers"], len(moe_layers)
+    # The members of an ensemble each compute the blocks from the first with experts on.
+    members = moe.get("ensemble_size", 1)
+    shared = min(moe_layers, default=num_layers)
+    blocks = shared + members * (num_layers - shared)
+    num_moe *= members
 
     representation = model.get("representation_size")
     head = (representation or size) * (model["num_classes"] or 0)
     head += size * (representation or 0)
-    others = embedding + num_layers * attention + (num_layers - num_moe) * dense_mlp + head
+    head *= members
+    others = embedding + blocks * attention + (blocks - num_moe) * dense_mlp + head
     return num_moe * experts, others + num_moe * routing

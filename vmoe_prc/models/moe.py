@@ -10,7 +10,9 @@ from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import Config
 from vmoe_prc.config.registry import ROUTERS
 from vmoe_prc.models.dispatch import Experts
+from vmoe_prc.models.options import SPLIT_RNGS
 from vmoe_prc.models.routing import DEFAULT_ROUTER, DotGeneral, Routing
+from vmoe_prc.models.routing.ensemble import EnsembleRouter, from_groups, to_groups
 
 
 class MlpBlock(nn.Module):
@@ -63,9 +65,11 @@ class MlpMoeBlock(nn.Module):
       dropout_rate: Dropout inside the experts.
       deterministic: Whether dropout and routing noise are off.
       router: Options of the router, and its class as `name`.
-      dtype: Dtype of the experts' computation; the router stays in float32.
-      split_rngs: Whether each expert has its own initial values and dropout; otherwise all
-        experts start equal, as in V-MoE.
+      dtype: Dtype of the experts' computation; that of the router is one of its options.
+      split_rngs: Whether each expert has its own initial values and dropout, or which of
+        ('params', 'dropout') are its own; otherwise all experts start equal, as in V-MoE.
+      ensemble_size: M, the members of an ensemble (E³, arXiv 2110.03360). The images come M times,
+        and each member has the tokens of one copy and 1 / M of the experts.
       num_shared_experts: Experts that every token uses, with weight 1, as one MLP that is as
         many times as wide (DeepSeekMoE, arXiv 2401.06066).
       dot_general: Product with the kernels of the router and the shared experts; that of JAX
@@ -80,7 +84,8 @@ class MlpMoeBlock(nn.Module):
     deterministic: bool = False
     router: Config | None = None
     dtype: Any = None
-    split_rngs: bool = False
+    split_rngs: bool | tuple[str, ...] = False
+    ensemble_size: int = 1
     num_shared_experts: int = 0
     dot_general: DotGeneral = None
     gelu: str = "tanh"
@@ -115,19 +120,14 @@ class MlpMoeBlock(nn.Module):
                 f"group_size = {self.group_size} does not divide the number of tokens, "
                 f"{num_images} images x {num_tokens} tokens = {num_images * num_tokens}"
             )
-        options = dict(self.router or {})
-        router = ROUTERS[options.pop("name", DEFAULT_ROUTER)](
-            num_experts=self.num_experts,
-            deterministic=self.deterministic,
-            dot_general=self.dot_general,
-            tokens_per_image=num_tokens,
-            name="Router",
-            **options,
-        )
+        router = self._router(num_tokens)
+        split = self.split_rngs
         experts = nn.vmap(
             MlpBlock,
             variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": self.split_rngs, "dropout": self.split_rngs},
+            split_rngs={
+                name: split if isinstance(split, bool) else name in split for name in SPLIT_RNGS
+            },
             axis_size=self.num_experts,
         )(
             self.mlp_dim,
@@ -138,13 +138,14 @@ class MlpMoeBlock(nn.Module):
             name="Mlp",
         )
 
-        x = inputs.reshape(-1, self.group_size, size)  # (G, S, D)
-        if mask is not None:
+        members = self.ensemble_size
+        x = to_groups(inputs, members, self.group_size)  # (G, S, D)
+        if mask is not None:  # The copies of an image are adjacent.
             mask = jnp.repeat(mask, num_tokens).reshape(-1, self.group_size)  # (G, S)
         with jax.named_scope("route"):
             routing, plan = router(x, mask)
         described = self._experts(experts, size)
-        outputs = plan.apply(x, described).reshape(inputs.shape)
+        outputs = from_groups(plan.apply(x, described), members, num_tokens)
         if self.num_shared_experts:
             outputs += MlpBlock(
                 self.num_shared_experts * self.mlp_dim,
@@ -164,6 +165,23 @@ class MlpMoeBlock(nn.Module):
             registers = mlp.apply({"params": mean}, registers).astype(outputs.dtype)
             outputs = jnp.concatenate([outputs, registers], axis=1)
         return outputs, routing
+
+    @nn.nowrap
+    def _router(self, num_tokens: int) -> nn.Module:
+        options = dict(self.router or {})
+        router_class = ROUTERS[options.pop("name", DEFAULT_ROUTER)]
+        if self.ensemble_size > 1:
+            router_class = EnsembleRouter
+            options |= {"ensemble_size": self.ensemble_size, "by_image": self.deterministic}
+        deterministic = options.pop("deterministic", None)
+        return router_class(
+            num_experts=self.num_experts,
+            deterministic=self.deterministic if deterministic is None else deterministic,
+            dot_general=self.dot_general,
+            tokens_per_image=num_tokens,
+            name="Router",
+            **options,
+        )
 
     @nn.nowrap
     def _experts(self, module: nn.Module, size: int) -> Experts:

@@ -5,6 +5,9 @@ gradients are gathers as well, where differentiating a gather would scatter. No 
 (N, K, D) is ever formed.
 """
 
+import functools
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -53,23 +56,38 @@ def _permute_backward(rows, gradient):
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-@jax.custom_vjp
 def unpermute(
-    y: Float[Array, "R D"], weights: Float[Array, "N K"], rows: Permutation
+    y: Float[Array, "R D"],
+    weights: Float[Array, "N K"],
+    rows: Permutation,
+    dtype: Any = None,
 ) -> Float[Array, "N D"]:
-    """Sums the rows of each token's choices with their weights; a dropped one gives zero."""
+    """Sums the rows of each token's choices with their weights; a dropped one gives zero.
+
+    Args:
+      y: (R, D).
+      weights: (N, K) float32; products and sums are float32.
+      rows: The rows of the choices.
+      dtype: Dtype of the result; that of `y` if None.
+    """
+    return _unpermute(jnp.dtype(dtype or y.dtype), y, weights, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unpermute(dtype, y, weights, rows):
     parts = [
         weight[:, None] * _take(y, index)
         for weight, index in zip(weights.T, rows.of_choice.T, strict=True)
     ]
-    return sum(parts[1:], parts[0]).astype(y.dtype)
+    return sum(parts[1:], parts[0]).astype(dtype)
 
 
-def _unpermute_forward(y, weights, rows):
-    return unpermute(y, weights, rows), (y, weights, rows)
+def _unpermute_forward(dtype, y, weights, rows):
+    return _unpermute(dtype, y, weights, rows), (y, weights, rows)
 
 
-def _unpermute_backward(saved, gradient):
+def _unpermute_backward(dtype, saved, gradient):
+    del dtype
     y, weights, rows = saved
     of_row = jnp.zeros(rows.token.shape, weights.dtype)
     of_row = of_row.at[rows.of_choice].set(weights, mode="drop")
@@ -85,7 +103,7 @@ def _unpermute_backward(saved, gradient):
     )
 
 
-unpermute.defvjp(_unpermute_forward, _unpermute_backward)
+_unpermute.defvjp(_unpermute_forward, _unpermute_backward)
 
 
 def _take(rows: jax.Array, index: jax.Array) -> jax.Array:

@@ -119,6 +119,7 @@ def _between_experts(
     num_images, *image_size, _ = image_shape
     patches = math.prod(side // p for side, p in zip(image_size, model.patch_size, strict=True))
     num_tokens = num_images * (patches + (model.classifier == "token"))
+    num_tokens *= moe.get("ensemble_size", 1)
     num_groups = num_tokens // moe["group_size"] // mesh.size
     router = moe.get("router") or {}
     dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
@@ -140,7 +141,12 @@ def _between_experts(
         moe["group_size"],
         1 if kind.experts_choose else mean_choices,
         moe["num_experts"],
-        dispatcher.get("capacity_factor", DispatcherOptions.capacity_factor),
+        DispatcherOptions(
+            **{
+                field.name: dispatcher.get(field.name, field.default)
+                for field in dataclasses.fields(DispatcherOptions)
+            }
+        ),
     )
     buffers = num_groups * moe["num_experts"] * capacity * token
     return [("tokens", "all-to-all", ("expert",), [buffers] * 4 * num_blocks)]

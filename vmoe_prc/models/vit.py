@@ -32,10 +32,14 @@ class VisionTransformerMoe(nn.Module):
       classifier: 'token' (class token), 'gap' (mean of the tokens) or 'map' (attention
         pooling).
       representation_size: Width of the tanh layer before the head; None for none.
-      head_bias_init: Initial bias of the head; its kernel starts at zero.
-      deterministic: Whether dropout and routing noise are off.
-      dtype: Dtype of the computation, such as 'bfloat16'. Parameters, routers and the
-        logits are float32.
+      head_bias_init: Initial bias of the head.
+      head_kernel_zero_init: Whether the kernel of the head starts at zero.
+      ensemble_average: Which probabilities of an ensemble's members are averaged: 'softmax' or
+        'sigmoid'.
+      deterministic: Whether dropout and routing noise are off, and the members of an ensemble
+        are averaged.
+      dtype: Dtype of the computation, such as 'bfloat16'; `encoder['dtype']` is that of the
+        blocks, if it is given. Parameters and the logits are float32.
       shard_kernels: Whether the kernels of all layers but the experts are split over the
         devices of the mesh, see `models.sharded`.
     """
@@ -47,6 +51,8 @@ class VisionTransformerMoe(nn.Module):
     classifier: str = "token"
     representation_size: int | None = None
     head_bias_init: float = 0.0
+    head_kernel_zero_init: bool = True
+    ensemble_average: str = "softmax"
     deterministic: bool = False
     dtype: Any = None
     shard_kernels: bool = False
@@ -64,7 +70,8 @@ class VisionTransformerMoe(nn.Module):
 
         Returns:
           (N, num_classes) float32 logits, and the routing record of each MoE block by
-          its name, such as `encoderblock_3`.
+          its name, such as `encoderblock_3`. In training the M members of an ensemble have a row
+          each, (N * M, num_classes), those of an image adjacent.
 
         Raises:
           ValueError: If the patches do not tile the image, or the classifier is unknown.
@@ -94,10 +101,10 @@ class VisionTransformerMoe(nn.Module):
             cls = jnp.broadcast_to(cls.astype(x.dtype), (num_images, 1, self.hidden_size))
             x = jnp.concatenate([cls, x], axis=1)  # (N, T, D)
         x, routings = Encoder(
-            **self.encoder,
+            **{**self.encoder, "dtype": self.encoder.get("dtype") or self.dtype},
             grid=(rows, cols),
             deterministic=self.deterministic,
-            dtype=self.dtype,
+            output_dtype=self.dtype,
             dot_general=self._dot_general,
             name="Encoder",
         )(x, mask)
@@ -111,16 +118,26 @@ class VisionTransformerMoe(nn.Module):
             )(x)
             x = nn.tanh(x)
         x = x.astype(jnp.float32)
+        averaged = members_of(self.encoder) > 1 and self.deterministic
         if self.num_classes is None:
-            return x, routings
+            return jnp.mean(self._by_member(x), axis=1) if averaged else x, routings
         logits = nn.Dense(
             self.num_classes,
-            kernel_init=nn.initializers.zeros,
+            kernel_init=(
+                nn.initializers.zeros
+                if self.head_kernel_zero_init
+                else nn.initializers.lecun_normal()
+            ),
             bias_init=nn.initializers.constant(self.head_bias_init),
             dot_general=self._dot_general,
             name="head",
         )(x)
+        if averaged:
+            logits = ensemble_logits(self._by_member(logits), self.ensemble_average)
         return logits, routings
+
+    def _by_member(self, x: Float[Array, "NM F"]) -> Float[Array, "N M F"]:
+        return x.reshape(-1, members_of(self.encoder), x.shape[-1])
 
     @property
     def _dot_general(self) -> DotGeneral:
@@ -136,6 +153,7 @@ class VisionTransformerMoe(nn.Module):
             num_heads=self.encoder["num_heads"],
             gelu=self.encoder.get("gelu", "tanh"),
             layer_norm_epsilon=self.encoder.get("layer_norm_epsilon", LAYER_NORM_EPSILON),
+            qk_norm=self.encoder.get("attention_qk_norm", False),
             dtype=self.dtype,
             dot_general=self._dot_general,
             name="MapHead",
@@ -159,8 +177,9 @@ class Encoder(nn.Module):
       grid: (rows, columns) of patches.
       dropout_rate: Dropout after the embedding, the attention and inside the MLPs.
       attention_dropout_rate: Dropout of the attention weights.
+      attention_qk_norm: Whether queries and keys are normalised.
       moe: Options of the `MlpMoeBlock`s, and the block numbers as `layers`; a `mlp_dim`
-        or `dropout_rate` here is that of the experts.
+        or `dropout_rate` here, if it is not None, is that of the experts.
       position_emb: `name` of the position embedding: 'learned' (default), 'sincos2d'
         (with a `temperature`), 'rope2d' (with a `base`) or 'none'.
       num_registers: Learned tokens in addition, which have no place (arXiv 2309.16588). In
@@ -172,7 +191,8 @@ class Encoder(nn.Module):
       deterministic: Whether dropout and routing noise are off.
       remat: What the backward pass computes again: 'none', 'blocks' (all of a block but its
         input) or 'all_but_products' (all but the results of products with kernels).
-      dtype: Dtype of the computation.
+      dtype: Dtype of the computation of the blocks.
+      output_dtype: Dtype of the last norm.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
 
@@ -182,6 +202,7 @@ class Encoder(nn.Module):
     grid: tuple[int, int]
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    attention_qk_norm: bool = False
     moe: Config | None = None
     position_emb: Config | None = None
     num_registers: int = 0
@@ -191,6 +212,7 @@ class Encoder(nn.Module):
     deterministic: bool = False
     remat: str = "none"
     dtype: Any = None
+    output_dtype: Any = None
     dot_general: DotGeneral = None
 
     @nn.compact
@@ -207,7 +229,12 @@ class Encoder(nn.Module):
             "dropout_rate": self.dropout_rate,
             "gelu": self.gelu,
         }
-        moe = {**shared, **(self.moe or {})}
+        own = {
+            key: value
+            for key, value in (self.moe or {}).items()
+            if key not in shared or value is not None
+        }
+        moe = {**shared, **own}
         moe_layers = tuple(moe.pop("layers", ()))
         block_class = EncoderBlock
         if self.remat != "none":
@@ -216,6 +243,10 @@ class Encoder(nn.Module):
         for block in range(self.num_layers):
             name = f"encoderblock_{block}"
             is_moe = block in moe_layers
+            if is_moe and not routings:  # From here on the members of an ensemble differ.
+                members = moe.get("ensemble_size", 1)
+                x = jnp.repeat(x, members, axis=0)
+                mask = None if mask is None else jnp.repeat(mask, members, axis=0)
             x, routing = block_class(
                 mlp=moe if is_moe else shared,
                 is_moe=is_moe,
@@ -226,6 +257,7 @@ class Encoder(nn.Module):
                 num_registers=self.num_registers,
                 layer_scale=self.layer_scale,
                 layer_norm_epsilon=self.layer_norm_epsilon,
+                attention_qk_norm=self.attention_qk_norm,
                 deterministic=self.deterministic,
                 dtype=self.dtype,
                 dot_general=self.dot_general,
@@ -235,7 +267,7 @@ class Encoder(nn.Module):
                 routings[name] = routing
         if self.num_registers:
             x = x[:, : -self.num_registers]
-        norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.dtype, name="encoder_norm")
+        norm = nn.LayerNorm(self.layer_norm_epsilon, dtype=self.output_dtype, name="encoder_norm")
         return norm(x), routings
 
     def _rotations(self) -> Rotations | None:
@@ -351,6 +383,7 @@ class EncoderBlock(nn.Module):
       num_registers: Tokens at the end that are not routed.
       layer_scale: See `Encoder`.
       layer_norm_epsilon: Added to variances.
+      attention_qk_norm: Whether queries and keys are normalised.
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
@@ -365,6 +398,7 @@ class EncoderBlock(nn.Module):
     num_registers: int = 0
     layer_scale: float | None = None
     layer_norm_epsilon: float = LAYER_NORM_EPSILON
+    attention_qk_norm: bool = False
     deterministic: bool = False
     dtype: Any = None
     dot_general: DotGeneral = None
@@ -382,6 +416,7 @@ class EncoderBlock(nn.Module):
             broadcast_dropout=False,
             deterministic=self.deterministic,
             dropout_rate=self.attention_dropout_rate,
+            normalize_qk=self.attention_qk_norm,
             attention_fn=attention if self.rotations is None else self.rotations.attention,
             qkv_dot_general=self.dot_general,
             out_dot_general=self.dot_general,
@@ -416,6 +451,7 @@ class MapHead(nn.Module):
       num_heads: Number of attention heads.
       gelu: Form of the GELU, see `Encoder`.
       layer_norm_epsilon: Added to variances.
+      qk_norm: Whether queries and keys are normalised.
       dtype: Dtype of the computation.
       dot_general: Product with the kernels of the dense layers; that of JAX if None.
     """
@@ -424,6 +460,7 @@ class MapHead(nn.Module):
     num_heads: int
     gelu: str = "tanh"
     layer_norm_epsilon: float = LAYER_NORM_EPSILON
+    qk_norm: bool = False
     dtype: Any = None
     dot_general: DotGeneral = None
 
@@ -438,6 +475,7 @@ class MapHead(nn.Module):
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             deterministic=True,
+            normalize_qk=self.qk_norm,
             attention_fn=attention,
             qkv_dot_general=self.dot_general,
             out_dot_general=self.dot_general,
@@ -453,6 +491,29 @@ class MapHead(nn.Module):
             name="Mlp",
         )(y)
         return (x + y)[:, 0]
+
+
+def members_of(encoder: Config) -> int:
+    """Returns M, the members of the ensemble that an encoder is; 1 for none."""
+    return (encoder.get("moe") or {}).get("ensemble_size", 1)
+
+
+def ensemble_logits(logits: Float[Array, "N M classes"], average: str) -> Float[Array, "N classes"]:
+    """Returns the logits of the mean of the members' probabilities.
+
+    Their softmax, or for the average 'sigmoid' their sigmoid, is that mean.
+
+    Args:
+      logits: (N, M, classes) float32.
+      average: 'softmax' or 'sigmoid'.
+    """
+
+    def log_mean(log_probabilities):
+        return jax.nn.logsumexp(log_probabilities, axis=1) - jnp.log(logits.shape[1])
+
+    if average == "softmax":
+        return log_mean(jax.nn.log_softmax(logits))
+    return log_mean(jax.nn.log_sigmoid(logits)) - log_mean(jax.nn.log_sigmoid(-logits))
 
 
 def sincos2d_embedding(

@@ -51,11 +51,11 @@ def fit_to_devices(
     if moe.group_size == AUTO:
         images, tokens = _group(config, image_shapes, len(devices))
         with config.ignore_type():
-            moe.group_size = images * tokens
+            moe.group_size = images * tokens * moe.ensemble_size
         logging.info(
             "%d devices: model.encoder.moe.group_size = %d, %d images",
             len(devices),
-            images * tokens,
+            moe.group_size,
             images,
         )
     return config

@@ -1,5 +1,7 @@
 """Dispatch by products with one-hot masks, as in the V-MoE paper."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,16 +16,21 @@ class Einsum(BufferMethod):
     """Multiplies by masks (G, S, E, C), whose cost grows with S * E * C."""
 
     @staticmethod
-    def to_buffers(plan: Dispatcher, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+    def to_buffers(
+        plan: Dispatcher, x: Float[Array, "G S D"], dtype: Any
+    ) -> Float[Array, "E G C D"]:
         """Copies the tokens of this device into their slots; free slots hold zeros."""
+        del dtype
         mask, _ = _one_hot_masks(plan)
         return jnp.einsum("GSEC,GSD->EGCD", mask.astype(x.dtype), x)
 
     @staticmethod
-    def from_buffers(plan: Dispatcher, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+    def from_buffers(
+        plan: Dispatcher, y: Float[Array, "E G C D"], dtype: Any
+    ) -> Float[Array, "G S D"]:
         """Sums the slots of each token of this device with its weights."""
         mask, gates = _one_hot_masks(plan)
-        weights = jnp.where(mask, gates[..., None], 0).astype(y.dtype)
+        weights = jnp.where(mask, gates[..., None], 0).astype(dtype)
         return jnp.einsum("GSEC,EGCD->GSD", weights, y)
 
 

@@ -1,5 +1,7 @@
 """Dispatch by copying rows."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
@@ -14,18 +16,23 @@ class Gather(BufferMethod):
     """Gathers rows by their indices, forward and backward."""
 
     @staticmethod
-    def to_buffers(plan: Dispatcher, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+    def to_buffers(
+        plan: Dispatcher, x: Float[Array, "G S D"], dtype: Any
+    ) -> Float[Array, "E G C D"]:
         """Copies the tokens of this device into their slots; free slots hold zeros."""
+        del dtype
         size = x.shape[-1]
         rows = permute(x.reshape(-1, size), _buffer_rows(plan))
         return rows.reshape(plan.num_experts, -1, plan.capacity, size)
 
     @staticmethod
-    def from_buffers(plan: Dispatcher, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+    def from_buffers(
+        plan: Dispatcher, y: Float[Array, "E G C D"], dtype: Any
+    ) -> Float[Array, "G S D"]:
         """Sums the slots of each token of this device with its weights."""
         size = y.shape[-1]
         weights = plan.weights.reshape(-1, plan.weights.shape[-1])
-        tokens = unpermute(y.reshape(-1, size), weights, _buffer_rows(plan))
+        tokens = unpermute(y.reshape(-1, size), weights, _buffer_rows(plan), dtype)
         return tokens.reshape(*plan.experts.shape[:2], size)
 
 

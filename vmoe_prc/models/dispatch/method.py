@@ -50,16 +50,17 @@ class DispatchMethod:
 class BufferMethod(DispatchMethod):
     """A method that fills buffers of C slots for each expert and group.
 
-    A subclass moves the data of one device: `to_buffers` and `from_buffers`.
+    A subclass moves the data of one device: `to_buffers` and `from_buffers`. With the option
+    `bfloat16` the data that they get are rounded; weights and sums have the dtype of the model.
     """
 
     @staticmethod
-    def to_buffers(plan: Any, x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+    def to_buffers(plan: Any, x: Float[Array, "G S D"], dtype: Any) -> Float[Array, "E G C D"]:
         """Copies the tokens of this device into their slots; free slots hold zeros."""
         raise NotImplementedError
 
     @staticmethod
-    def from_buffers(plan: Any, y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+    def from_buffers(plan: Any, y: Float[Array, "E G C D"], dtype: Any) -> Float[Array, "G S D"]:
         """Sums the slots of each token of this device with its weights."""
         raise NotImplementedError
 
@@ -76,7 +77,7 @@ class BufferMethod(DispatchMethod):
         """Sends the tokens of all devices to where their experts are."""
 
         def send(plan, x):
-            buffers = cls.to_buffers(plan, _sent(plan, x))
+            buffers = cls.to_buffers(plan, _sent(plan, x), x.dtype)
             buffers = all_to_all(buffers, split_axis=0, concat_axis=1)  # (E, G, C, D)
             return buffers.reshape(buffers.shape[0], -1, buffers.shape[-1]).astype(x.dtype)
 
@@ -91,7 +92,7 @@ class BufferMethod(DispatchMethod):
             buffers = _sent(plan, y)
             buffers = buffers.reshape(buffers.shape[0], -1, plan.capacity, buffers.shape[-1])
             buffers = all_to_all(buffers, split_axis=1, concat_axis=0)  # (E, G, C, D)
-            return cls.from_buffers(plan, buffers).astype(y.dtype)
+            return cls.from_buffers(plan, buffers, y.dtype)
 
         with jax.named_scope("combine"):
             return on_each_device(receive, (BATCH, EXPERT_BUFFERS), BATCH)(plan, y)

@@ -20,6 +20,16 @@ class DispatcherOptions:
     capacity_factor: float = option(
         1.05, "Slots of an expert relative to perfectly balanced choices.", above=0.0
     )
+    capacity_ceil_or_round: str = option(
+        "ceil",
+        "Whether the number of slots is rounded up or to the nearest integer.",
+        choices=("ceil", "round"),
+    )
+    capacity_multiple_of: int | None = option(
+        4,
+        "Number of which the slots are made a multiple, by adding some; None for any number.",
+        minimum=1,
+    )
     batch_priority: bool = option(
         False,
         "Whether tokens with a larger first gate take their slots first (Batch Prioritized "
@@ -119,9 +129,8 @@ def top_experts_per_item(
         used = jax.lax.stop_gradient(weights) > 0
         chosen &= used[..., None]
     if DISPATCHERS[method].has_capacity:
-        capacity = buffer_capacity(
-            group_size, mean_selected or num_selected_experts, num_experts, options.capacity_factor
-        )
+        selected = mean_selected or num_selected_experts
+        capacity = buffer_capacity(group_size, selected, num_experts, options)
         slots = _number_choices(chosen, priority, mask, capacity)
     else:
         capacity = group_size  # A token chooses an expert once at most.
@@ -143,6 +152,7 @@ def top_items_per_expert(
     method: str = "gather",
     options: DispatcherOptions = DEFAULTS,
     mask: Bool[Array, "G S"] | None = None,
+    scores: Float[Array, "G S E"] | None = None,
 ) -> Dispatcher:
     """Sends each expert the C tokens of its largest gates (Expert Choice routing).
 
@@ -155,6 +165,7 @@ def top_items_per_expert(
       options: Options of the method; its capacity factor is relative to S / E, and at most
         all S tokens are taken.
       mask: (G, S) bool, False for tokens that no expert takes; None if there are none.
+      scores: (G, S, E), by the largest of which experts choose; the gates if None.
 
     Raises:
       ValueError: If the method is unknown or has no capacity, or tokens are to have priority.
@@ -170,8 +181,8 @@ def top_items_per_expert(
             "dispatcher.batch_priority = True orders tokens that choose experts; here experts "
             "choose tokens"
         )
-    capacity = buffer_capacity(group_size, 1, num_experts, options.capacity_factor)
-    fixed = jax.lax.stop_gradient(gates)
+    capacity = buffer_capacity(group_size, 1, num_experts, options)
+    fixed = jax.lax.stop_gradient(gates if scores is None else scores)
     scores = fixed if mask is None else jnp.where(mask[..., None], fixed, -jnp.inf)
     _, tokens = jax.lax.top_k(jnp.swapaxes(scores, 1, 2), capacity)  # (G, E, C)
     group = jnp.arange(num_groups)[:, None, None]
@@ -194,24 +205,39 @@ def top_items_per_expert(
     )
 
 
-def compute_capacity(num_choices: float, num_experts: int, capacity_factor: float) -> int:
-    """Returns ceil(num_choices * capacity_factor / E), up to a multiple of 4.
+def compute_capacity(
+    num_choices: float,
+    num_experts: int,
+    capacity_factor: float,
+    ceil_or_round: str = "ceil",
+    multiple_of: int | None = 4,
+) -> int:
+    """Returns num_choices * capacity_factor / E as an integer, up to a multiple.
 
     Args:
       num_choices: Choices to place in a group: S * K, or S for Expert Choice.
       num_experts: E.
       capacity_factor: Slots relative to perfectly balanced choices.
+      ceil_or_round: 'ceil' or 'round', what makes it an integer.
+      multiple_of: What it is made a multiple of; None for nothing.
 
     Raises:
-      ValueError: If the capacity factor is not positive.
+      ValueError: If the capacity factor is not positive, or no slot is left.
     """
     if capacity_factor <= 0:
         raise ValueError(f"capacity_factor = {capacity_factor} must be positive")
-    return 4 * math.ceil(math.ceil(num_choices * capacity_factor / num_experts) / 4)
+    slots = num_choices * capacity_factor / num_experts
+    capacity = math.ceil(slots) if ceil_or_round == "ceil" else round(slots)
+    if capacity < 1:
+        raise ValueError(
+            f"capacity_factor = {capacity_factor} gives an expert {slots:.2g} slots for "
+            f"{num_choices} choices of {num_experts} experts, which rounds to none"
+        )
+    return capacity + -capacity % (multiple_of or 1)
 
 
 def buffer_capacity(
-    group_size: int, num_selected_experts: float, num_experts: int, capacity_factor: float
+    group_size: int, num_selected_experts: float, num_experts: int, options: DispatcherOptions
 ) -> int:
     """Returns C, the slots of an expert for a group: never more than it can use.
 
@@ -219,13 +245,19 @@ def buffer_capacity(
       group_size: S; a token chooses an expert once at most, so that C <= S.
       num_selected_experts: K, or the mean number that tokens use; 1 for Expert Choice.
       num_experts: E.
-      capacity_factor: Slots relative to perfectly balanced choices.
+      options: Options of the dispatch method.
 
     Raises:
-      ValueError: If the capacity factor is not positive.
+      ValueError: If the capacity factor is not positive, or no slot is left.
     """
-    num_choices = group_size * num_selected_experts
-    return min(compute_capacity(num_choices, num_experts, capacity_factor), group_size)
+    capacity = compute_capacity(
+        group_size * num_selected_experts,
+        num_experts,
+        options.capacity_factor,
+        options.capacity_ceil_or_round,
+        options.capacity_multiple_of,
+    )
+    return min(capacity, group_size)
 
 
 def _number_choices(

@@ -38,14 +38,18 @@ class SoftDispatch(BufferMethod):
     """Fills each slot with a convex combination of the tokens of its group."""
 
     @staticmethod
-    def to_buffers(plan: "SoftPlan", x: Float[Array, "G S D"]) -> Float[Array, "E G C D"]:
+    def to_buffers(
+        plan: "SoftPlan", x: Float[Array, "G S D"], dtype: Any
+    ) -> Float[Array, "E G C D"]:
         """Mixes the tokens of this device into slots."""
-        return jnp.einsum("GSEC,GSD->EGCD", plan.dispatch_weights.astype(x.dtype), x)
+        return jnp.einsum("GSEC,GSD->EGCD", plan.dispatch_weights.astype(dtype), x)
 
     @staticmethod
-    def from_buffers(plan: "SoftPlan", y: Float[Array, "E G C D"]) -> Float[Array, "G S D"]:
+    def from_buffers(
+        plan: "SoftPlan", y: Float[Array, "E G C D"], dtype: Any
+    ) -> Float[Array, "G S D"]:
         """Mixes the slots into the tokens of this device."""
-        return jnp.einsum("GSEC,EGCD->GSD", plan.combine_weights.astype(y.dtype), y)
+        return jnp.einsum("GSEC,EGCD->GSD", plan.combine_weights.astype(dtype), y)
 
 
 @flax.struct.dataclass
@@ -81,6 +85,7 @@ class SoftRouter(nn.Module):
       num_experts: E.
       num_slots: p; None for T * capacity_factor / E, rounded.
       capacity_factor: Slots relative to tokens.
+      dtype: Dtype in which the similarities are computed.
       noise_std: Noise of the logits in training; drawn from the rng collection 'gating'.
       deterministic: Whether to route without noise.
       dispatcher: `name` and options of a dispatch method, of which only `bfloat16` is used.
@@ -92,6 +97,7 @@ class SoftRouter(nn.Module):
 
     num_experts: int
     num_slots: int | None = SoftRouterOptions.num_slots
+    dtype: str = SoftRouterOptions.dtype
     capacity_factor: float = SoftRouterOptions.capacity_factor
     noise_std: float = SoftRouterOptions.noise_std
     deterministic: bool = False
@@ -116,14 +122,17 @@ class SoftRouter(nn.Module):
             slots = max(1, round(tokens * self.capacity_factor / self.num_experts))
         mu = self.param("mu", nn.initializers.lecun_normal(), (size, self.num_experts, slots))
         scale = self.param("scale", nn.initializers.ones, ())
-        images = _unit(inputs.reshape(-1, tokens, size).astype(jnp.float32), axis=-1)
+        images = _unit(inputs.reshape(-1, tokens, size).astype(self.dtype), axis=-1)
+        directions = scale.astype(self.dtype) * _unit(mu.astype(self.dtype), axis=0)
         logits = jnp.einsum(
-            "NTD,DEp->NTEp", images, scale * _unit(mu, axis=0), precision=jax.lax.Precision.HIGHEST
+            "NTD,DEp->NTEp", images, directions, precision=jax.lax.Precision.HIGHEST
         )
         noisy = logits
         noise_scale = 0.0 if self.deterministic else self.noise_std
         if noise_scale:
-            noisy += noise_scale * jax.random.normal(self.make_rng("gating"), logits.shape)
+            noisy += noise_scale * jax.random.normal(
+                self.make_rng("gating"), logits.shape, logits.dtype
+            )
         plan = SoftPlan(
             dispatch_weights=jax.nn.softmax(noisy, axis=1),
             combine_weights=jax.nn.softmax(noisy, axis=(2, 3)),
@@ -132,7 +141,10 @@ class SoftRouter(nn.Module):
         )
         groups = (*inputs.shape[:2], self.num_experts)
         # The softmax of these sums over the slots of an expert is the sum of its weights.
-        of_experts = [jax.nn.logsumexp(x, axis=-1).reshape(groups) for x in (logits, noisy)]
+        of_experts = [
+            jax.nn.logsumexp(x.astype(jnp.float32), axis=-1).reshape(groups)
+            for x in (logits, noisy)
+        ]
         return self._record(
             of_experts[0], of_experts[1] if noise_scale else None, noise_scale
         ), plan
