@@ -3,9 +3,9 @@
     python -m vmoe_prc.main --config=configs/imagenet_prc.py
 
 Arguments: `k=1` one expert per token; `prc=off` the baseline of PRC, which differs in the views
-and the router losses only (V-MoE's own recipe is `imagenet_vmoe.py`); `diagonal=per_position` the
-diagonal of PRC's released program; `seed=N`. An epoch counts views: with two of each image, 300
-epochs pass over the images 150 times.
+and the router losses only, or with `baseline=vmoe` V-MoE's own recipe (`imagenet_vmoe.py`);
+`diagonal=per_position` the diagonal of PRC's released program; `seed=N`. An epoch counts views:
+with two of each image, 300 epochs pass over the images 150 times.
 
 The paper (doi 10.1109/OJSP.2025.3536853) gives top-1 of 75.92 (k=1) and 76.27 (k=2) with PRC,
 75.23 and 75.84 without, very probably after fine-tuning at 384 px by `imagenet_finetune_prc.py`:
@@ -16,18 +16,28 @@ ImageNet must have been prepared with TFDS.
 import functools
 
 from vmoe_prc.config import complete, parse_arguments
-from vmoe_prc.recipes import EVALUATION_CAPACITY, adam, finish, router_losses, vmoe_model
+from vmoe_prc.recipes import (
+    EVALUATION_CAPACITY,
+    adam,
+    finish,
+    is_vmoes,
+    router_losses,
+    vmoe_model,
+)
+from vmoe_prc.recipes.vmoe import imagenet_from_scratch
 
 IMAGES_PER_STEP = 1024
 NUM_CLASSES = 1000
-AUGMENT = "flip_lr|randaug(2, 10)"
+AUGMENT = 'flip_lr|randaug(2, 10, variant="prc")'
 ONE_VIEW = f"decode_jpeg_and_inception_crop(224, 5, 100)|{AUGMENT}|{finish(NUM_CLASSES)}"
 TWO_VIEWS = f"decode|two_views(224, (5, 100), (5, 100))|{AUGMENT}|{finish(NUM_CLASSES, True)}"
 CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 
 def get_config(arguments: str = ""):
-    args = parse_arguments(arguments, k=2, prc=True, diagonal="matrix", seed=0)
+    args = parse_arguments(arguments, k=2, prc=True, baseline="matched", diagonal="matrix", seed=0)
+    if is_vmoes(args):
+        return complete(imagenet_from_scratch(args.k, others=False, seed=args.seed))
     description = f"ViT-S/32, E=8, K={args.k}, Last 2, 300 Epochs"
     model = vmoe_model(description, image_size=224, num_classes=NUM_CLASSES)
     model["encoder"]["moe"]["dropout_rate"] = 0.2

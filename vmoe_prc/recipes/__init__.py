@@ -97,7 +97,8 @@ def vmoe_model(description: str, image_size: int, num_classes: int) -> dict[str,
                 "router": {
                     "num_selected_experts": parts["k"],
                     "noise_std": 1.0,
-                    "dispatcher": {"name": "gather", "capacity_factor": 1.05},
+                    # Tokens travel as bfloat16 in all configurations of V-MoE and PRC.
+                    "dispatcher": {"name": "gather", "capacity_factor": 1.05, "bfloat16": True},
                 },
             },
         },
@@ -185,10 +186,30 @@ def router_losses(
     }
 
 
-def finish(num_classes: int, two_views: bool = False) -> str:
-    """Returns the end of a preprocessing string: values in [-1, 1] and one-hot labels."""
+def is_vmoes(arguments: ml_collections.ConfigDict) -> bool:
+    """Whether the arguments `prc` and `baseline` ask for V-MoE's own recipe.
+
+    Raises:
+      ConfigError: If the baseline is neither 'matched' nor 'vmoe', or 'vmoe' with PRC.
+    """
+    field, baseline = "config argument 'baseline'", arguments.baseline
+    if baseline not in ("matched", "vmoe"):
+        raise ConfigError(field, baseline, "expected one of matched, vmoe")
+    if baseline == "vmoe" and arguments.prc:
+        raise ConfigError(field, baseline, "needs prc=off")
+    return baseline == "vmoe"
+
+
+def finish(num_classes: int, two_views: bool = False, label: str = "label") -> str:
+    """Returns the end of a preprocessing string: values in [-1, 1] and one-hot labels.
+
+    Args:
+      num_classes: Number of classes.
+      two_views: Whether to keep the maps of two views.
+      label: Field of the class, or of several.
+    """
     keep = '"image", "labels"' + (', "view_from_image"' if two_views else "")
-    labels = f'onehot({num_classes}, inkey="label", outkey="labels")'
+    labels = f'onehot({num_classes}, inkey="{label}", outkey="labels")'
     return f"value_range(-1, 1)|{labels}|keep({keep})"
 
 
