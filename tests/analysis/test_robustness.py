@@ -105,6 +105,12 @@ def test_attacks_stay_within_their_bounds_and_raise_the_loss(run):
         assert float(jnp.abs(attacked - x).max()) <= 2 * 8 / 255 + 1e-6
         losses.append(loss(attacked))
     assert losses[0] < losses[1] < losses[2] * 1.001
+    model, options = run.model, {"name": "softmax_xent"}
+    straight = make_attack(model, options, 4, projected=False)(run.params, x, labels, 8.0)
+    # No step is cut off: the farthest pixels went all of them, also beyond white.
+    assert float(jnp.abs(straight - x).max()) == pytest.approx(2 * 8 / 255, rel=1e-4)
+    assert float(straight.max()) > 1
+    assert loss(straight) > losses[0]
 
 
 @pytest.mark.parametrize("kind", ["gaussian_noise", "shift", "fgsm"])

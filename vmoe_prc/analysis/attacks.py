@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.arrays import Array, Float, Scalar
 from vmoe_prc.losses import classification_loss
+from vmoe_prc.steps import adversarial
 from vmoe_prc.steps.views import by_image
 
 Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], jax.Array]
 Target = Literal["model", "router", "experts"]
 PGD_STEPS = 10
+# Those of V-MoE's study.
+VMOE_STEPS = 40
 # In 1/255 of the pixel range.
 EPSILONS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -25,6 +28,7 @@ def make_attack(
     num_steps: int,
     value_range: tuple[float, float] = (-1.0, 1.0),
     target: Target = "model",
+    projected: bool = True,
 ) -> Attack:
     """Builds the function (params, images, labels, epsilon) -> images to be jitted.
 
@@ -49,11 +53,22 @@ def make_attack(
       num_steps: Steps of the ascent.
       value_range: Pixel values of black and white.
       target: The part of the model to attack.
+      projected: Whether images stay within `epsilon` and the range of pixels. If not, the steps
+        are those of V-MoE's study, epsilon / `num_steps`, see `steps.adversarial`.
     """
     low, high = value_range
 
     def attack(params, images, labels, epsilon):
         radius = (high - low) * epsilon / 255
+        if not projected:
+            objective = make_objective(params, images, labels)
+            return adversarial.attack(
+                lambda images, keys: objective(images),
+                images,
+                {},
+                max_epsilon=radius,
+                num_updates=num_steps,
+            )
         size = radius if num_steps == 1 else 2.5 * radius / num_steps
         objective = make_objective(params, images, labels)
 

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from vmoe_prc.analysis.attacks import EPSILONS, PGD_STEPS, Target, make_attack
+from vmoe_prc.analysis.attacks import (
+    EPSILONS,
+    PGD_STEPS,
+    VMOE_STEPS,
+    Target,
+    make_attack,
+)
 from vmoe_prc.analysis.choices import Choices, make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.perturbations import PERTURBATIONS, SMALLEST_CORRUPTED
@@ -24,6 +30,7 @@ from vmoe_prc.steps.accuracy import is_correct, is_labelled
 ATTACKS: dict[str, tuple[int, Target]] = {
     "fgsm": (1, "model"),
     "pgd": (PGD_STEPS, "model"),
+    "pgd_vmoe": (VMOE_STEPS, "model"),
     "pgd_router": (PGD_STEPS, "router"),
     "pgd_experts": (PGD_STEPS, "experts"),
 }
@@ -134,7 +141,9 @@ def make_perturbation(run: OpenedRun, split: str, kind: str, seed: int) -> Calla
     if kind in ATTACKS:
         steps, target = ATTACKS[kind]
         loss = run.config.loss.to_dict()
-        attack = jax.jit(make_attack(run.model, loss, steps, value_range, target))
+        attack = jax.jit(
+            make_attack(run.model, loss, steps, value_range, target, projected=kind != "pgd_vmoe")
+        )
         return lambda batch, level, _: attack(run.params, batch["image"], batch["labels"], level)
     perturbation = PERTURBATIONS[kind]
 

@@ -38,6 +38,7 @@ class Checkpointer:
       directory: Directory of the checkpoints, made if missing. Each is a directory named by
         its step, which appears only once it is complete.
       keep_last: How many of the newest to keep.
+      keep_steps_multiple_of: Number of steps whose multiples are kept as well; None for none.
       keep_best: How many of the best to keep as well.
       best_metric: Name of the metric by which checkpoints are compared, see `lower_is_better`;
         NaN is worst.
@@ -51,11 +52,14 @@ class Checkpointer:
         self,
         directory: str | os.PathLike[str],
         keep_last: int = 1,
+        keep_steps_multiple_of: int | None = None,
         keep_best: int = 0,
         best_metric: str | None = None,
     ):
         self._directory, self._best_metric = epath.Path(directory).absolute(), best_metric
         policies = [checkpoint_managers.LatestN(keep_last)]
+        if keep_steps_multiple_of:
+            policies.append(checkpoint_managers.EveryNSteps(keep_steps_multiple_of))
         if keep_best:
             policies.append(
                 checkpoint_managers.BestN(

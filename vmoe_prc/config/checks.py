@@ -27,6 +27,7 @@ def check_across(config: Mapping[str, Any]) -> None:
     _check_datasets(config)
     _check_model(config["model"], "config.model")
     _check_model(evaluation_model(config), EVALUATION_MODEL)
+    _check_ensemble(config)
     _check_partitions(config)
     _check_optimizer(config["optimizer"])
     _check_two_views(config)
@@ -92,7 +93,7 @@ def check_batch(
     if moe["layers"]:
         patches = (height // patch_height) * (width // patch_width)
         tokens = patches + (model["classifier"] == "token")
-        images = batch_size * (2 if views else 1) // microsteps
+        images = batch_size * (2 if views else 1) // microsteps * moe["ensemble_size"]
         if images * tokens * moe["num_experts"] > _INT32:
             raise ConfigError(
                 field, batch_size, f"{images:,} images of {tokens} tokens are more than fit a step"
@@ -108,12 +109,11 @@ def check_batch(
 
 
 def _check_mixup(mixup: Config, num_images: int, num_devices: int) -> None:
-    groups = num_devices if mixup["granularity"] == "device" else 1
-    if num_images // groups < mixup["size"]:
+    if num_images // num_devices < mixup["size"]:
         raise ConfigError(
             "config.mixup.size",
             mixup["size"],
-            f"expected at most {num_images // groups}, the images that are mixed with each other",
+            f"expected at most {num_images // num_devices}, the images of a device",
         )
 
 
@@ -181,6 +181,8 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
                 moe["layers"],
                 f"expected block numbers from 0 to {num_layers - 1}",
             )
+    if not moe["layers"]:
+        return
     selected = moe["router"].get("num_selected_experts", 1)
     if selected > moe["num_experts"]:
         raise ConfigError(
@@ -206,6 +208,31 @@ def _check_model(model: Mapping[str, Any], field: str) -> None:
         )
 
 
+def _check_ensemble(config: Mapping[str, Any]) -> None:
+    """Checks that an ensemble is trained and evaluated as one."""
+    model, loss = config["model"], config["loss"]
+    members = model["encoder"]["moe"]["ensemble_size"]
+    if loss.get("ensemble_size", members) != members:
+        raise ConfigError(
+            "config.loss.ensemble_size",
+            loss["ensemble_size"],
+            f"expected that of config.model.encoder.moe.ensemble_size, {members}",
+        )
+    if members == 1:
+        return
+    if config["consistency"]:
+        raise ConfigError(
+            "config.consistency",
+            config["consistency"]["name"],
+            "cannot be computed for an ensemble, whose members route by themselves",
+        )
+    average = model["ensemble_average"]
+    if ("sigmoid" in loss["name"]) != (average == "sigmoid"):
+        raise ConfigError(
+            "config.model.ensemble_average", average, f"does not fit config.loss {loss['name']!r}"
+        )
+
+
 def _check_partitions(config: Mapping[str, Any]) -> None:
     moe, partitions = config["model"]["encoder"]["moe"], config["num_expert_partitions"]
     if partitions == "auto":
@@ -220,12 +247,14 @@ def _check_partitions(config: Mapping[str, Any]) -> None:
 
 
 def _check_optimizer(optimizer: Mapping[str, Any]) -> None:
-    decay, frozen = optimizer["weight_decay"], optimizer["frozen_pattern"]
-    if isinstance(decay, tuple):
-        for rule in decay:
-            check_regex("config.optimizer.weight_decay", rule[0])
-    for pattern in (frozen,) if isinstance(frozen, str) else frozen or ():
-        check_regex("config.optimizer.frozen_pattern", pattern)
+    for field in ("weight_decay", "gradient_scale"):
+        rules = optimizer[field]
+        for rule in rules if isinstance(rules, tuple) else ():
+            check_regex(f"config.optimizer.{field}", rule[0])
+    for field in ("frozen_pattern", "trainable_pattern"):
+        patterns = optimizer[field]
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns or ():
+            check_regex(f"config.optimizer.{field}", pattern)
 
 
 def _check_two_views(config: Mapping[str, Any]) -> None:

@@ -40,9 +40,9 @@ class Dataset:
         maximum=2**31 - 1,
     )
     shuffle_buffer: int = option(
-        0,
-        "Any number but 0 shuffles the whole split in each epoch (the name is V-MoE's); 0 keeps "
-        "the order of the files.",
+        50_000,
+        "Any number but 0 shuffles the whole training split in each epoch (name and default are "
+        "V-MoE's); 0 keeps the order of the files.",
         minimum=0,
     )
     shuffle_block: int = option(
@@ -168,6 +168,12 @@ class SaveCheckpoint:
     keep_last: int = option(
         2, "Newest checkpoints kept; the older ones serve if the last is damaged.", minimum=1
     )
+    keep_steps_multiple_of: int | None = option(
+        None,
+        "The checkpoints of multiples of this many steps are kept, too; None for none.",
+        minimum=1,
+        maximum=MAX_STEPS,
+    )
     keep_best: int = option(0, "Best checkpoints kept in addition, by `best_metric`.", minimum=0)
     best_metric: str | None = option(
         None,
@@ -210,6 +216,37 @@ class ReportProgress:
 
     every_steps: int = option(
         100, "Steps between lines of training metrics.", minimum=1, maximum=MAX_STEPS
+    )
+
+
+@section
+class Adversarial:
+    """Training on attacked images, as in V-MoE's study (arXiv 2210.10253).
+
+    Before each step the images take `num_updates` steps of max_epsilon / num_updates along the
+    sign of the gradient of the loss, without being cut to the range of pixel values.
+    """
+
+    max_epsilon: float = option(
+        help="Largest change of a pixel, in units of the values that the model sees.", minimum=0.0
+    )
+    num_updates: int = option(1, "Steps of the attack.", minimum=1, maximum=1_000)
+    attack_auxiliary_loss: bool = option(
+        False, "Whether the balance losses are attacked, too, not only the classification."
+    )
+
+
+@section
+class SummarizeArrays:
+    """Numbers of single arrays of the training state among the metrics of training."""
+
+    rules: tuple[Any, ...] = option(
+        help="Regexes of names such as `params/head/bias`; or (regex, operation, …), each "
+        "operation a name or (name, axes): norm, mean, std, sum, min or max.",
+        form="regexes, or (regex, operation, ...)",
+    )
+    max_summary_values: int = option(
+        1, "Numbers that one rule may give for one array; more are an error.", minimum=1
     )
 
 
@@ -280,6 +317,7 @@ class Config:
         minimum=1,
     )
     mixup: Mixup | None = option(None, "Mixup; None for none.")
+    adversarial: Adversarial | None = option(None, "Adversarial training; None for none.")
     num_expert_partitions: Literal["auto"] | int = option(
         1,
         "Devices that the experts of a block are split over; others hold copies. 'auto': as many "
@@ -303,4 +341,7 @@ class Config:
         choices=EVALUATORS,
     )
     report_progress: ReportProgress = option(ReportProgress, "Training metrics.")
+    summarize_arrays: SummarizeArrays | None = option(
+        None, "Numbers of single arrays; None for none."
+    )
     profile: Profile | None = option(None, "Profiling; None for none.")

@@ -22,6 +22,7 @@ from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.routing.bias import BIAS
 from vmoe_prc.runtime.trees import map_named, named_leaves
 from vmoe_prc.steps.accuracy import accuracy
+from vmoe_prc.steps.adversarial import attack
 from vmoe_prc.steps.mixup import mixup
 from vmoe_prc.steps.state import TrainState, step_keys
 from vmoe_prc.steps.views import Batch, Metrics, match_views, merge_views
@@ -38,6 +39,7 @@ def make_gradients(
     balance: Mapping[str, Any] | None = None,
     consistency: Mapping[str, Any] | ConsistencyLoss | None = None,
     mixup_options: Mapping[str, Any] | None = None,
+    adversarial: Mapping[str, Any] | None = None,
     microsteps: int = 1,
     seed: int = 0,
     total_steps: int | None = None,
@@ -56,6 +58,8 @@ def make_gradients(
       consistency: `name` and options of the consistency loss, see `losses.consistency`; None
         for no such loss.
       mixup_options: Options of `mixup.mixup`; None for no mixup.
+      adversarial: Options of `adversarial.attack`, and `attack_auxiliary_loss`, whether balance
+        losses are attacked, too; None for images as they are.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then that of each part.
       seed: Seed of dropout, routing noise and mixup.
@@ -65,15 +69,32 @@ def make_gradients(
     balance_losses = BalanceLosses.create(balance)
     consistency_loss = ConsistencyLoss.create(consistency)
 
+    def attacked(params, images, labels, keys, progress):
+        options = dict(adversarial or {})
+        both = options.pop("attack_auxiliary_loss", False)
+        params = jax.lax.stop_gradient(params)
+
+        def increased(images, keys):
+            logits, routings = model.apply({"params": params}, images, rngs=keys)
+            total = _mean_loss(logits, labels, loss)
+            if not both:
+                return total
+            balance = {"balance": balance_losses, "progress": progress}
+            return total + auxiliary_loss(routings, **balance)[0]
+
+        return attack(increased, images, keys, **options)
+
     def objective(params, batch, keys, progress):
         images, labels = merge_views(batch["image"], batch["labels"])
         if mixup_options:
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
+        if adversarial:
+            images = attacked(params, images, labels, keys, progress)
         logits, routings = model.apply({"params": params}, images, rngs=keys)
         pairs = None
         if consistency_loss is not None:
             pairs = _pairs(model, batch, consistency_loss.options, keys["pairs"])
-        main = jnp.mean(classification_loss(logits, labels, **loss))
+        main = _mean_loss(logits, labels, loss)
         auxiliary, metrics = auxiliary_loss(
             routings,
             balance=balance_losses,
@@ -84,7 +105,7 @@ def make_gradients(
         metrics |= {
             "main_loss": main,
             "total_loss": main + auxiliary,
-            "accuracy": accuracy(logits, labels),
+            "accuracy": accuracy(logits, _of_rows(labels, logits)),
             **_dropped_choices(routings),
         }
         return main + auxiliary, metrics
@@ -96,6 +117,15 @@ def make_gradients(
         return gradients(params, batch, step_keys(seed, step), progress)
 
     return of_step
+
+
+def _mean_loss(logits: jax.Array, labels: jax.Array, loss: Mapping[str, Any]) -> jax.Array:
+    return jnp.mean(classification_loss(logits, _of_rows(labels, logits), **loss))
+
+
+def _of_rows(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """Repeats labels for the members of an ensemble, which have a row of logits each."""
+    return jnp.repeat(labels, len(logits) // len(labels), axis=0)
 
 
 def make_train_step(

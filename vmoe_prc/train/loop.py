@@ -89,6 +89,7 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
     with Checkpointer(
         workdir / CHECKPOINT_FOLDER,
         keep_last=options.keep_last,
+        keep_steps_multiple_of=options.keep_steps_multiple_of,
         keep_best=options.keep_best,
         best_metric=options.best_metric,
     ) as checkpointer:
@@ -165,7 +166,7 @@ def _train(
                 rates = timer.report(metrics)
                 shown = {"loss": metrics["total_loss"], "accuracy": metrics["accuracy"]}
                 bar.report(step, shown, rates)
-                recorder.training(step, metrics, rates)
+                recorder.training(step, {**metrics, **program.summaries(state)}, rates)
 
             latest: dict[str, float] = {}
             if evaluators:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
 from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.steps.state import TrainState
+from vmoe_prc.steps.summaries import summarize
 from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
@@ -47,6 +49,7 @@ class Program:
       gradients: Function of the gradients of a step; the caller jits it.
       train_step: The jitted update; its first argument is donated.
       evaluators: The evaluators of the run.
+      summaries: Function of the numbers of single arrays, see `steps.summaries`.
     """
 
     config: ml_collections.ConfigDict
@@ -60,6 +63,7 @@ class Program:
     gradients: Gradients
     train_step: TrainStep
     evaluators: Sequence[ScheduledEvaluator]
+    summaries: Callable[[TrainState], Mapping[str, jax.Array]]
 
     @property
     def batch_spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
@@ -89,7 +93,8 @@ class Program:
     def peak_flops(self) -> float | None:
         """Peak FLOP/s of all devices together, None if it is not known."""
         device = self.mesh.devices.flat[0]
-        peak = peak_flops(device.device_kind, self.config.model.dtype)
+        dtype = self.config.model.encoder.dtype or self.config.model.dtype
+        peak = peak_flops(device.device_kind, dtype)
         return peak and peak * self.mesh.size
 
     def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
@@ -142,7 +147,29 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
         gradients=step.gradients,
         train_step=step.train_step,
         evaluators=create_evaluators(context),
+        summaries=_summaries(config, step.abstract_state),
     )
+
+
+def _summaries(
+    config: ml_collections.ConfigDict, state: TrainState
+) -> Callable[[TrainState], Mapping[str, jax.Array]]:
+    """Returns the function of the state that `config.summarize_arrays` asks for.
+
+    Raises:
+      ConfigError: If a rule cannot be used.
+    """
+    if config.summarize_arrays is None:
+        return lambda state: {}
+    options = config.summarize_arrays.to_dict()
+    run = jax.jit(
+        lambda state: summarize({"params": state.params, "opt_state": state.opt_state}, **options)
+    )
+    try:
+        jax.eval_shape(run, state)
+    except (ValueError, re.error) as error:
+        raise ConfigError("config.summarize_arrays.rules", options["rules"], str(error)) from None
+    return run
 
 
 def _with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

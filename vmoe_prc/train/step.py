@@ -89,6 +89,7 @@ def build_step(
         "balance": plain["auxiliary_loss"],
         "consistency": plain["consistency"],
         "mixup_options": plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size},
+        "adversarial": plain["adversarial"],
         "microsteps": config.microsteps,
         "seed": config.seed,
         "total_steps": total_steps,
