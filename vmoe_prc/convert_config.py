@@ -33,7 +33,6 @@ _DROPPED = {
     r"compute_similarity_metrics": "",
     r"num_parallel_calls": "",
     r"model\.image_size": "",
-    r"accumulator_dtype": "momentum has the type of the parameters",
     r"every_secs": "intervals are counted in steps",
     r"raise_if_dtype_mismatched": "arrays get the type of the model",
     r"seeds_per_step": "few-shot evaluations draw once",
@@ -44,15 +43,12 @@ _DROPPED = {
 }
 # What to write in place of fields that have no counterpart, by their ends.
 _INSTEAD = {
-    r"\.adversarial": "leave it out: there is no adversarial training",
     r"config\.(retrieval|zeroshot)": "leave it out: there is no contrastive training",
     r"restore": "run python -m vmoe_prc.analyze robustness WORKDIR --perturbation=pgd",
     r"mixup_process": "'' (mixup is config.mixup)",
     r"pre_filter_fn": "a data set of yours that yields only what you want (docs/extending.md)",
     r"teacher_student": "False; config.consistency.stop_gradient is one view's",
     r"stop_grad": "False",
-    r"summarize_arrays": "leave it out: the learning rate is in metrics.csv",
-    r"keep_steps_multiple_of": "leave it out, or keep_last = N",
 }
 _TEXT = '''"""Converted from {source}."""
 
@@ -238,7 +234,8 @@ def _two_views(name: str, args: tuple, kwargs: dict[str, Any], field: str, log: 
     size = given["resize_size"]
     calls = ["decode", f"two_views({size}, {tuple(areas[:2])}, {tuple(areas[2:])})", "flip_lr"]
     if "randaug" in name:
-        calls.append(f"randaug({given.get('num_layers', 2)}, {given.get('magnitude', 10)})")
+        layers, magnitude = given.get("num_layers", 2), given.get("magnitude", 10)
+        calls.append(f"randaug({layers}, {magnitude}, variant='prc')")
     log.note(field, f"{name} -> {'|'.join(calls)}")
     return calls
 
@@ -257,6 +254,9 @@ def _model(model: Mapping[str, Any], field: str, log: Log) -> tuple[dict[str, An
         ours |= {"name": "VisionTransformerMoe", "patch_size": model["patches"]["size"]}
         encoder = {**model["transformer"], "moe": {"layers": ()}}
         log.note(f"{field}.name", "VisionTransformer -> VisionTransformerMoe without experts")
+    if model.get("name") == "VisionTransformerMoeEnsemble":
+        ours["name"] = "VisionTransformerMoe"
+        log.note(f"{field}.name", "-> VisionTransformerMoe, whose moe.ensemble_size says the rest")
     if "TwoTower" in str(model.get("name")):
         log.refuse(f"{field}.name", model["name"], "a classifier: there is no contrastive training")
         return {}, {}
@@ -291,6 +291,9 @@ def _router(
         if ours["dispatcher"].get("name") == "indices":
             ours["dispatcher"]["name"] = "gather"
             log.note(f"{field}.dispatcher.name", "'indices' -> 'gather', the same by another name")
+    if ours.get("name") == "SoftRouter":
+        # Theirs always rounds what it sends.
+        ours.setdefault("dispatcher", {"name": "gather", "bfloat16": True})
     layers = ours.pop("similarity_loss_layer", None)
     for name in ("teacher_student", "stop_grad"):
         if ours.pop(name, False):

@@ -26,7 +26,7 @@ class SoftRouterOptions(RouterOptions):
     num_slots: int | None = option(
         None, "Slots of each expert, p; None for tokens * capacity_factor / experts.", minimum=1
     )
-    capacity_factor: float = option(
+    capacity_factor: float | None = option(
         1.0, "Slots relative to tokens, where their number is not given.", above=0.0
     )
     noise_std: float = option(
@@ -98,7 +98,7 @@ class SoftRouter(nn.Module):
     num_experts: int
     num_slots: int | None = SoftRouterOptions.num_slots
     dtype: str = SoftRouterOptions.dtype
-    capacity_factor: float = SoftRouterOptions.capacity_factor
+    capacity_factor: float | None = SoftRouterOptions.capacity_factor
     noise_std: float = SoftRouterOptions.noise_std
     deterministic: bool = False
     dispatcher: Config | None = None
@@ -119,7 +119,8 @@ class SoftRouter(nn.Module):
         size, tokens = inputs.shape[-1], self.tokens_per_image or inputs.shape[1]
         slots = self.num_slots
         if slots is None:
-            slots = max(1, round(tokens * self.capacity_factor / self.num_experts))
+            factor = 1.0 if self.capacity_factor is None else self.capacity_factor
+            slots = max(1, round(tokens * factor / self.num_experts))
         mu = self.param("mu", nn.initializers.lecun_normal(), (size, self.num_experts, slots))
         scale = self.param("scale", nn.initializers.ones, ())
         images = _unit(inputs.reshape(-1, tokens, size).astype(self.dtype), axis=-1)
