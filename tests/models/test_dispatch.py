@@ -134,6 +134,24 @@ def test_bfloat16_moves_data_in_bfloat16_and_restores_the_dtype(method):
     assert sent.dispatch(x).dtype == jnp.float32
     rounded = exact.dispatch(x.astype(jnp.bfloat16)).astype(jnp.float32)
     np.testing.assert_array_equal(sent.dispatch(x), rounded)
+    # Weights and sums stay float32: only what is sent back is rounded, too.
+    outputs = jax.random.normal(jax.random.key(2), rounded.shape)
+    expected = exact.combine(outputs.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(sent.combine(outputs), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_capacity_is_rounded_as_the_options_say():
+    compute = dispatch.compute_capacity
+    # Soft MoE's S/16: 196 tokens, 128 experts.
+    assert [compute(196, 128, 1.0, *rule) for rule in (("round", 1), ("ceil", 1), ("ceil", 4))] == [
+        2,
+        2,
+        4,
+    ]
+    assert compute(196, 128, 0.9, "round", None) == 1
+    assert compute(10, 4, 1.0, "ceil", 5) == 5
+    with pytest.raises(ValueError, match=r"capacity_factor = 0.2 gives an expert 0.31 slots"):
+        compute(196, 128, 0.2, "round", 1)
 
 
 def test_no_expert_has_more_slots_than_its_group_has_tokens():

@@ -209,6 +209,37 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_router_and_logits
     np.testing.assert_allclose(logits, exact, atol=0.05)
 
 
+def test_bfloat16_of_the_encoder_only_leaves_residuals_and_head_alone():
+    model = make_model()
+    blocks_only = {**model.encoder, "dtype": "bfloat16", "attention_qk_norm": True}
+    model = model.clone(encoder=blocks_only, classifier="map", head_kernel_zero_init=False)
+    images = jax.random.normal(jax.random.key(0), (34, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    (logits, _), state = jax.jit(lambda v, x: model.apply(v, x, capture_intermediates=True))(
+        variables, images
+    )
+    assert (logits != 0).all()
+    inside = state["intermediates"]
+    block = inside["Encoder"]["encoderblock_1"]
+    assert block["SelfAttention"]["__call__"][0].dtype == jnp.bfloat16
+    assert block["__call__"][0][0].dtype == jnp.float32
+    for name in ("embedding", "MapHead", "pre_logits"):
+        assert inside[name]["__call__"][0].dtype == jnp.float32
+    attention = variables["params"]["Encoder"]["encoderblock_1"]["SelfAttention"]
+    assert attention["query_ln"]["scale"].shape == (8,)
+    head = variables["params"]["MapHead"]["MultiHeadDotProductAttention"]
+    assert {"query_ln", "key_ln"} <= head.keys()
+
+
+def test_a_dense_transformer_names_no_experts():
+    model = make_model()
+    encoder = {**model.encoder, "moe": {}}
+    variables = jax.eval_shape(
+        model.clone(encoder=encoder).init, jax.random.key(1), jnp.zeros((1, 32, 32, 3))
+    )
+    assert not [name for name in variables["params"]["Encoder"]["encoderblock_1"] if name == "Moe"]
+
+
 def test_images_of_another_group_do_not_matter():
     model = make_model()
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
