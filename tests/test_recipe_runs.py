@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
+from configs import digits_models
 from vmoe_prc.data.builders import builder_factory
 
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
@@ -92,3 +93,19 @@ def run(path, arguments, tmp_path):
         check=False,
         env=env,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", digits_models.MOE)
+def test_a_small_model_of_every_kind_takes_three_steps(tmp_path, model):
+    command = [
+        *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
+        f"--config=configs/digits_models.py:model={model}",
+        *("--config.train_steps=3", "--config.optimizer.learning_rate.warmup_steps=1"),
+    ]
+    flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": flags}
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "calibration/ece" in (tmp_path / "run" / "summary.txt").read_text()

@@ -1,22 +1,30 @@
 """The recipes of the papers, as configurations."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import (
+    cifar10_vmoe,
+    cifar100_eee,
     cifar_prc,
+    digits_models,
     digits_prc,
     fashion_mnist_prc,
     flowers_prc,
     folder_prc,
     imagenet21k_vmoe,
     imagenet_finetune_prc,
+    imagenet_finetune_vmoe,
     imagenet_prc,
     imagenet_vmoe,
     pets_prc,
     photos_prc,
     places_prc,
+    soft_moe,
 )
 from vmoe_prc.config import ConfigError, evaluation_model
+from vmoe_prc.models import create_model
 
 FINE_TUNES = [
     (cifar_prc, "dataset=cifar10", 10, 128),
@@ -112,3 +120,71 @@ def test_vmoes_own_recipe_mixes_images_and_prcs_baseline_does_not():
     assert own.model == baseline.model
     assert (own.mixup.concentration, baseline.mixup) == (0.2, None)
     assert (own.dataset.train.batch_size, baseline.dataset.train.batch_size) == (8192, 1024)
+
+
+def test_the_baseline_of_prc_or_that_of_vmoe():
+    assert imagenet_prc.get_config("prc=off,baseline=vmoe,k=1") == imagenet_vmoe.get_config("k=1")
+    own = imagenet_finetune_prc.get_config("prc=off,baseline=vmoe,others=on")
+    assert own == imagenet_finetune_vmoe.get_config("others=on")
+    assert own.train_steps == 10_000
+    for arguments, message in (
+        ("baseline=vmoe", "needs prc=off"),
+        ("baseline=prc", "expected one of"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            imagenet_prc.get_config(arguments)
+
+
+def test_other_tests_of_imagenet_are_optional():
+    for recipe in (imagenet_vmoe, imagenet_finetune_vmoe, imagenet_finetune_prc):
+        assert "imagenet_real" not in recipe.get_config().dataset
+        config = recipe.get_config("others=on")
+        assert config.dataset.imagenet_a.name == "imagenet_a"
+        assert 'inkey="real_label"' in config.dataset.imagenet_real.process
+
+
+def test_prc_chooses_the_identity_and_vmoe_does_not():
+    assert 'randaug(2, 10, variant="prc")' in imagenet_prc.get_config().dataset.train.process
+    assert "randaug(2, 10)|" in imagenet_vmoe.get_config().dataset.train.process
+
+
+def test_fine_tunings_of_vmoe():
+    config = imagenet_finetune_vmoe.get_config("model=b16")
+    assert config.model.encoder.moe.layers == (1, 3, 5, 7, 9, 11)
+    assert config.model.encoder.moe.group_size == 8 * (24**2 + 1)
+    small = cifar10_vmoe.get_config()
+    assert (small.train_steps, small.optimizer.learning_rate.peak_value) == (1_000, 1.5e-3)
+    for recipe in (config, small):
+        dispatcher = recipe.model.encoder.moe.router.dispatcher
+        assert (dispatcher.capacity_factor, dispatcher.bfloat16) == (1.5, True)
+
+
+def test_the_ensemble_of_experts():
+    config = cifar100_eee.get_config("seed=4")
+    moe = config.model.encoder.moe
+    assert (moe.ensemble_size, moe.num_experts, moe.group_size) == (2, 8, 2 * 128 * 17)
+    assert config.loss.to_dict()["ensemble_size"] == 2
+    assert config.model.representation_size == 512
+    assert [rule[-1] for rule in config.initialization.rules[1:3]] == ["vit_zoom", "reshape"]
+
+
+def test_soft_moe_by_name():
+    soft, expert_choice, dense = (
+        soft_moe.get_config(f"model={name}-h14").model.encoder.moe for name in ("soft", "ec", "vit")
+    )
+    assert (soft.num_experts, soft.group_size, soft.router.num_slots) == (256, 256, 1)
+    assert soft.layers == expert_choice.layers == tuple(range(16, 32))
+    assert expert_choice.router.dispatcher.capacity_multiple_of == 1
+    assert dense.layers == ()
+    assert soft_moe.get_config("model=soft-s16").optimizer.weight_decay[-1][1] == 0.03
+    with pytest.raises(ConfigError, match="expected 'soft-s16'"):
+        soft_moe.get_config("model=soft-x16")
+
+
+@pytest.mark.parametrize("name", digits_models.MOE)
+def test_small_models_of_every_kind(name):
+    model = create_model(digits_models.get_config(f"model={name}").model, deterministic=False)
+    keys = {key: jax.random.key(0) for key in ("params", "gating", "dropout")}
+    images = jnp.zeros((8, 32, 32, 3))
+    params = jax.eval_shape(model.init, keys, images)["params"]
+    assert ("Moe" in params["Encoder"]["encoderblock_3"]) == (name != "dense")
