@@ -320,8 +320,10 @@ def _consistency(given: Mapping[str, float], field: str, log: Log) -> dict[str, 
         }
     if given.keys() in ({"l2"}, {"jsd"}):
         [(name, weight)] = given.items()
-        log.note(field, f"-> config.consistency; {name} is a mean over pairs here")
-        return {"name": name, "weight": weight}
+        log.note(field, "-> config.consistency")
+        # Theirs sums the divergences of an image twice.
+        reduction = {"reduction": "times_pairs"} if name == "jsd" else {}
+        return {"name": name, "weight": weight, **reduction}
     for name in given.keys() - prc:
         log.refuse(field, (name, given[name]), "matrix_top1_diagonal and matrix_top1_offdiagonal")
     return None

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
+from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import CONSISTENCY_LOSSES
 from vmoe_prc.losses.consistency.options import LossAndTerms, WeightedOptions
 from vmoe_prc.losses.consistency.pairs import matched_gates
+
+REDUCTIONS = ("mean", "times_pairs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,13 @@ class JsdOptions(WeightedOptions):
 
     label: ClassVar[str] = "JSD"
 
+    reduction: str = option(
+        "mean",
+        "Mean over the pairs; or `times_pairs`, in which a pair counts as often as its image has "
+        "pairs, as PRC's released program sums them.",
+        choices=REDUCTIONS,
+    )
+
 
 def l2_consistency(gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]) -> Float[Array, ""]:
     """Mean over matched pairs of sqrt(sum_e (a_e - b_e)^2 + 1e-9)."""
@@ -32,15 +42,24 @@ def l2_consistency(gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]) -
     return _mean(jnp.sqrt(jnp.sum((a - b) ** 2, axis=-1) + 1e-9), matched)
 
 
-def jsd_consistency(gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"]) -> Float[Array, ""]:
+def jsd_consistency(
+    gates: Float[Array, "B 2 T E"], pairs: Int[Array, "B X 2"], reduction: str = "mean"
+) -> Float[Array, ""]:
     """Mean over matched pairs of the Jensen-Shannon divergence, in nats: [0, ln 2].
 
-    The released PRC program multiplies it by the number of matched patches of the image.
+    Args:
+      gates: (B, 2, T, E) of the two views.
+      pairs: (B, X, 2) matched tokens.
+      reduction: 'mean', or 'times_pairs' as in PRC's released program, which sums a second time
+        over the pairs of an image: each pair counts as often as its image has pairs.
     """
     a, b, matched = matched_gates(gates, pairs)
     middle = (a + b) / 2
     negentropy = [jnp.sum(_xlogx(p), axis=-1) for p in (a, b, middle)]
-    return _mean((negentropy[0] + negentropy[1]) / 2 - negentropy[2], matched)
+    divergence = (negentropy[0] + negentropy[1]) / 2 - negentropy[2]
+    if reduction == "times_pairs":
+        divergence *= jnp.sum(matched, axis=1, keepdims=True)
+    return _mean(divergence, matched)
 
 
 def _mean(values: Float[Array, "B X"], matched: Bool[Array, "B X"]) -> Float[Array, ""]:
@@ -60,4 +79,4 @@ def _l2(gates: jax.Array, pairs: jax.Array, options: L2Options) -> LossAndTerms:
 
 @CONSISTENCY_LOSSES.register("jsd", options=JsdOptions)
 def _jsd(gates: jax.Array, pairs: jax.Array, options: JsdOptions) -> LossAndTerms:
-    return options.weight * jsd_consistency(gates, pairs), {}
+    return options.weight * jsd_consistency(gates, pairs, options.reduction), {}
