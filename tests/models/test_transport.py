@@ -7,6 +7,7 @@ import pytest
 
 from vmoe_prc.models.moe import MlpMoeBlock
 from vmoe_prc.models.routing.transport import project_on_simplex, sinkhorn_plan, squares_plan
+from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
 TOKENS, EXPERTS = 12, 4
 LOGITS = np.random.default_rng(0).normal(size=(TOKENS, EXPERTS)).astype(np.float32)
@@ -118,3 +119,31 @@ def test_routers_choose_by_the_plan_and_weigh_by_the_gates(name):
     top = np.take_along_axis(np.asarray(routing.dispatch_gates), best[..., :k], -1)
     chosen = np.take_along_axis(np.asarray(routing.dispatch_gates), np.asarray(routing.experts), -1)
     np.testing.assert_allclose(chosen, top, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"router": {"name": "KLProjectionNoisyTopExpertsPerItemRouter"}},
+        {"router": {"name": "KSparseProjectionTransportTopItemsPerExpertRouter"}},
+        {"ensemble_size": 2},
+    ],
+    ids=["sinkhorn", "squares", "ensemble"],
+)
+def test_eight_devices_equal_one(options):
+    module = MlpMoeBlock(
+        mlp_dim=6,
+        num_experts=EXPERTS,
+        group_size=TOKENS,
+        split_rngs=True,
+        deterministic=True,
+        **options,
+    )
+    x = jax.random.normal(jax.random.key(0), (16, TOKENS, 8))
+    params = jax.jit(module.init)({"params": jax.random.key(1)}, x)
+    outputs, _ = jax.jit(module.apply)(params, x)
+    mesh = create_mesh(2)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(x, batch_sharding(mesh))
+        on_devices, _ = jax.jit(module.apply)(params, spread)
+    np.testing.assert_allclose(on_devices, outputs, rtol=1e-5, atol=1e-6)

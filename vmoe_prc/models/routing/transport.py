@@ -26,7 +26,7 @@ from vmoe_prc.models.dispatch import (
 )
 from vmoe_prc.models.routing.record import Routing
 from vmoe_prc.models.routing.router import NoisyRouter, RouterOptions
-from vmoe_prc.runtime.mesh import BATCH, on_each_device
+from vmoe_prc.runtime.mesh import BATCH, on_each_device, vary
 
 # Norm of the gradient at which the ascent of a plan by squares ends.
 TOLERANCE = 1e-3
@@ -80,7 +80,7 @@ def sinkhorn_plan(similarities: Float[Array, "S E"], maxiter: int) -> Float[Arra
         of_tokens = -jax.nn.logsumexp(similarities + of_experts, axis=1)
         return (of_tokens, of_experts), None
 
-    start = jnp.zeros(tokens), jnp.zeros(experts)
+    start = vary(jnp.zeros(tokens)), vary(jnp.zeros(experts))
     (of_tokens, of_experts), _ = jax.lax.scan(iterate, start, length=maxiter)
     return jnp.exp(similarities + of_tokens[:, None] + of_experts)
 
@@ -128,7 +128,7 @@ def squares_plan(
         return (potentials, state, error), None
 
     zeros = jnp.zeros(rows)
-    start = zeros, optimizer.init(zeros), jnp.inf
+    start = jax.tree.map(vary, (zeros, optimizer.init(zeros), jnp.full((), jnp.inf)))
     (potentials, _, _), _ = jax.lax.scan(iterate, start, length=maxiter)
     return plan(potentials)
 
