@@ -75,7 +75,7 @@ def adam_by_hand(similarities, column_sum, largest, maxiter, rate):
 
 @pytest.mark.parametrize(
     ("similarities", "column_sum", "largest"),
-    [(GATES, TOKENS / EXPERTS, TOKENS), (GATES, TOKENS / EXPERTS, 4), (GATES.T, 1.0, 2)],
+    [(LOGITS, TOKENS / EXPERTS, TOKENS), (GATES, TOKENS / EXPERTS, 4), (GATES.T, 1.0, 2)],
 )
 def test_plans_by_squares(similarities, column_sum, largest):
     run = jax.jit(squares_plan, static_argnums=(1, 2, 3, 4))

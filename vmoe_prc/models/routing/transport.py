@@ -115,20 +115,20 @@ def squares_plan(
     optimizer = optax.adam(learning_rate)
 
     def iterate(carry, _):
-        potentials, state, error = carry
+        potentials, state, running = carry
         gradient = jnp.sum(plan(potentials), axis=1) - row_sum
         update, new_state = optimizer.update(gradient, state)
-        running = error > TOLERANCE
+        # Adam would blow up the rounding of a gradient that is 0.
+        running &= jnp.linalg.norm(gradient) > TOLERANCE
         potentials, state = jax.tree.map(
             lambda new, old: jnp.where(running, new, old),
             (potentials + update, new_state),
             (potentials, state),
         )
-        error = jnp.where(running, jnp.linalg.norm(gradient), error)
-        return (potentials, state, error), None
+        return (potentials, state, running), None
 
     zeros = jnp.zeros(rows)
-    start = jax.tree.map(vary, (zeros, optimizer.init(zeros), jnp.full((), jnp.inf)))
+    start = jax.tree.map(vary, (zeros, optimizer.init(zeros), jnp.ones((), bool)))
     (potentials, _, _), _ = jax.lax.scan(iterate, start, length=maxiter)
     return plan(potentials)
 
