@@ -60,7 +60,7 @@ class VisionTransformerMoe(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "N H W 3"], mask: Bool[Array, " N"] | None = None
-    ) -> tuple[Float[Array, "N classes"], dict[str, Routing]]:
+    ) -> tuple[Float[Array, "rows classes"], dict[str, Routing]]:
         """Classifies images.
 
         Args:
