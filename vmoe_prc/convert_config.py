@@ -44,7 +44,7 @@ _DROPPED = {
 # What to write in place of fields that have no counterpart, by their ends.
 _INSTEAD = {
     r"config\.(retrieval|zeroshot)": "leave it out: there is no contrastive training",
-    r"restore": "run python -m vmoe_prc.analyze robustness WORKDIR --perturbation=pgd",
+    r"restore": "run python -m vmoe_prc.analyze robustness WORKDIR --perturbation=pgd_vmoe",
     r"mixup_process": "'' (mixup is config.mixup)",
     r"pre_filter_fn": "a data set of yours that yields only what you want (docs/extending.md)",
     r"teacher_student": "False; config.consistency.stop_gradient is one view's",
