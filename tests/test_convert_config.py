@@ -164,7 +164,7 @@ def test_a_file_of_v_moe_runs_as_it_is(checkout, capsys):
         ("decode_jpeg_and_ssl_augment(32, area_max=50)", "two_views(32, (5, 50), (60, 100))"),
         (
             "decode_jpeg_and_randaug_ssl(32, 2, 15,area_min=5,area_max=100,area2_min=5)",
-            "two_views(32, (5, 100), (5, 100))|flip_lr|randaug(2, 15)",
+            "two_views(32, (5, 100), (5, 100))|flip_lr|randaug(2, 15, variant='prc')",
         ),
     ],
 )

@@ -173,7 +173,7 @@ def _dataset(section: Mapping[str, Any], split: str, log: Log) -> dict[str, Any]
         # The default of their pipeline.
         ours.setdefault("shuffle_buffer", 50_000)
     else:
-        ours.pop("shuffle_buffer", None)
+        ours["shuffle_buffer"] = 0
     if not ours.get("prefetch", True):
         del ours["prefetch"]
     ours["process"] = convert_process(section.get("process", ""), f"{field}.process", log)
