@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging as standard_logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,30 @@ def setup_logging(quiet: bool = False) -> None:
         handler.addFilter(_first_line_of_others)
 
 
+class _LogFile(standard_logging.FileHandler):
+    """Writes to a file as long as it can be written; a run does not end for its log."""
+
+    _failed = False
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # It opens the file with the first line.
+            self.handleError(record)
+
+    def handleError(self, record: standard_logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            logging.warning("%s cannot be written: %s", self.baseFilename, error)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # Of what could not be written.
+            super().close()
+
+
 @contextlib.contextmanager
 def log_file(path: epath.Path) -> Iterator[None]:
     """Appends log lines to a file, and the traceback of an exception that leaves the block.
@@ -40,7 +65,7 @@ def log_file(path: epath.Path) -> Iterator[None]:
     handler = (
         standard_logging.StreamHandler(pending)
         if remote
-        else standard_logging.FileHandler(path, encoding="utf-8", delay=True)
+        else _LogFile(path, encoding="utf-8", delay=True)
     )
     handler.setFormatter(standard_logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(_ours_or_warning)
@@ -59,8 +84,7 @@ def log_file(path: epath.Path) -> Iterator[None]:
                 "exc_info": (type(error), error, error.__traceback__),
             }
         )
-        with contextlib.suppress(OSError):  # Such as a full disk, which may be the error.
-            handler.emit(record)
+        handler.emit(record)
         raise
     finally:
         root.removeHandler(handler)

@@ -1,0 +1,31 @@
+"""The log file of a run."""
+
+import logging
+
+import pytest
+from etils import epath
+
+from vmoe_prc.runtime.logs import log_file
+
+
+@pytest.mark.parametrize("full", ["/dev/full", "/dev/null/train-0.log"])
+def test_a_full_disk_costs_the_lines_and_neither_the_run_nor_its_error(full, caplog, capfd):
+    full = epath.Path(full)
+    with pytest.raises(KeyError, match="the error"), log_file(full):
+        for line in ("one", "two"):
+            logging.getLogger("absl").warning(line)
+        raise KeyError("the error")
+    told = [message for message in caplog.messages if f"{full} cannot be written" in message]
+    assert len(told) == 1
+    assert {"one", "two"} <= set(caplog.messages)
+    # What Python's handlers print of their own errors.
+    assert "Logging error" not in capfd.readouterr().err
+
+
+def test_lines_and_the_traceback_are_in_the_file(tmp_path):
+    path = epath.Path(tmp_path / "train-0.log")
+    with pytest.raises(KeyError), log_file(path):
+        logging.getLogger("absl").warning("a line")
+        raise KeyError("the error")
+    text = path.read_text()
+    assert "WARNING a line" in text and "Traceback" in text and "KeyError: 'the error'" in text
