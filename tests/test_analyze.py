@@ -143,7 +143,7 @@ def test_a_model_without_moe_blocks(finished, tmp_path, capsys):
         f"    return ml_collections.ConfigDict(json.loads({json.dumps(config)!r}))\n"
     )
     dense = create_model(complete(ml_collections.ConfigDict(config)).model, deterministic=True)
-    params = dense.init(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
+    params = jax.jit(dense.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))["params"]
     flat = flax.traverse_util.flatten_dict({"params": jax.device_get(params)}, sep="/")
     write_params(tmp_path / "dense.safetensors", flat)
     for command in COMMANDS:

@@ -93,15 +93,15 @@ def test_attacks_stay_within_their_bounds_and_raise_the_loss(run):
     batch = next(iter(run.batches("test")))
     x, labels = batch["image"], batch["labels"]
 
+    @jax.jit
     def loss(x):
         logits, _ = run.model.apply({"params": run.params}, x)
-        return float(classification_loss(logits, labels, name="softmax_xent").sum())
+        return classification_loss(logits, labels, name="softmax_xent").sum()
 
     losses = [loss(x)]
     for steps in (1, 10):
-        attacked = make_attack(run.model, {"name": "softmax_xent"}, steps)(
-            run.params, x, labels, 8.0
-        )
+        attack = jax.jit(make_attack(run.model, {"name": "softmax_xent"}, steps))
+        attacked = attack(run.params, x, labels, 8.0)
         assert float(jnp.abs(attacked - x).max()) <= 2 * 8 / 255 + 1e-6
         losses.append(loss(attacked))
     assert losses[0] < losses[1] < losses[2] * 1.001

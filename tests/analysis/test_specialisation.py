@@ -1,5 +1,7 @@
 """What is counted of the experts, against loops over tokens; how alike they are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,12 +136,12 @@ def test_outputs_are_those_that_the_block_adds_up(run):
     images = batch["image"]
     tokens = 17 * len(images)
     outputs = expert_outputs(run, run.params, images, [BLOCK], np.arange(tokens))[BLOCK]
-    (_, routings), captured = run.model.apply(
-        {"params": run.params},
-        images,
+    apply = functools.partial(
+        run.model.apply,
         capture_intermediates=lambda module, _: module.name == "Moe",
         mutable="intermediates",
     )
+    (_, routings), captured = jax.jit(apply)({"params": run.params}, images)
     (block_output,) = captured["intermediates"]["Encoder"][BLOCK]["Moe"]["__call__"]
     routing = routings[BLOCK]
     chosen = jax.nn.one_hot(routing.experts, 4) * routing.kept[..., None]

@@ -67,7 +67,7 @@ def test_a_model_without_experts_has_none(run):
     encoder = {**run.model.encoder, "moe": {**run.model.encoder["moe"], "layers": ()}}
     dense = dataclasses.replace(run.model, encoder=encoder)
     batch = next(run.batches("test"))
-    params = dense.init(jax.random.key(0), batch["image"])["params"]
+    params = jax.jit(dense.init)(jax.random.key(0), batch["image"])["params"]
     with jax.set_mesh(run.mesh):
         assert make_training_picture(dense)(params, batch) is None
 
