@@ -48,7 +48,7 @@ def confidence(context, *, split, percentile):
 
 
 def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
-    config = small_config(digits_dir)
+    config = small_config(digits_dir, **{"evaluate.every_steps": 6})
     config.evaluators = {
         "sure": {"name": "percentile", "every_steps": 2, "percentile": 5, "split": "test"}
     }
@@ -94,7 +94,7 @@ def interrupter(context):
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
-    config = small_config(digits_dir)
+    config = small_config(digits_dir, **{"evaluate.every_steps": 6})
     config.evaluators = {"key": {"name": "interrupter", "every_steps": 1}}
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(PreemptedError, match="preempted: checkpoint saved at step 1; run the same"):
