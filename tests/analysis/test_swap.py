@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.analysis.opened_run import open_run
@@ -55,6 +56,20 @@ def test_a_models_own_logits_from_outside_change_nothing(run):
     (wrong,) = logits.values()
     with pytest.raises(ValueError, match="no router to replace in encoderblock_0"):
         apply_with_logits(run.model, run.params, batch["image"], {"encoderblock_0": wrong})
+
+
+@pytest.mark.parametrize("router", ["SimilarityRouter", "WholeImageRouter"])
+def test_logits_from_outside_are_final_where_a_router_mixes_tokens(router):
+    """They are neither averaged again nor of another shape, also in blocks computed again."""
+    model = tiny.tiny_model(deterministic=True, router={"name": router})
+    model = model.clone(encoder={**model.encoder, "remat": "blocks"})
+    images = tiny.one_view_batch(4)["image"]
+    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    shape = (4, 17, 4)
+    logits = {"encoderblock_1": jax.random.normal(jax.random.key(1), shape)}
+    _, routings = jax.jit(lambda p: apply_with_logits(model, p, images, logits))(params)
+    found = routings["encoderblock_1"].logits.reshape(shape)
+    np.testing.assert_array_equal(found, logits["encoderblock_1"])
 
 
 def test_routing_among_equal_experts_is_worth_nothing(run):

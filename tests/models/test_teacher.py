@@ -21,6 +21,7 @@ IMAGES = tiny.one_view_batch(4)["image"]
 
 def student(**changes):
     plain = tiny.tiny_model(router={"num_selected_experts": 1, "noise_std": 0.0}, **changes)
+    plain = plain.clone(encoder={**plain.encoder, "remat": "blocks"})
     names = [
         field.name for field in dataclasses.fields(plain) if field.name not in ("parent", "name")
     ]

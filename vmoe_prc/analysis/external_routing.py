@@ -33,6 +33,8 @@ def apply_with_logits(
     Raises:
       ValueError: If a block of `logits` has no such router.
     """
+    # In blocks that are computed again modules have no path, by which they are found here.
+    model = model.clone(encoder={**model.encoder, "remat": "none"})
     replaced = set()
 
     def replace(next_function, args, kwargs, context):

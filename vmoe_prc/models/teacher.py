@@ -87,6 +87,8 @@ class TeacherGuidedMoe(VisionTransformerMoe):
         changes = {name: value for name, value in (self.teacher or {}).items() if value is not None}
         size = changes.pop("hidden_size", self.hidden_size)
         encoder = {**self.encoder, "moe": {}, "dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+        # There is no backward pass, and in blocks that are computed again modules have no path.
+        encoder["remat"] = "none"
         model = VisionTransformerMoe(
             num_classes=None,
             patch_size=self.patch_size,
