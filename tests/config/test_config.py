@@ -82,7 +82,7 @@ def test_the_given_config_is_not_changed():
         ("optimizer.frozen_pattern", "[", "not a regular expression"),
         ("optimizer.gradient_clip.absolute_value", 1.0, "optimizer.gradient_clip = .*not both"),
         ("train_steps", None, "missing; give it, or config.train_epochs"),
-        ("loss.name", "softmax", "expected one of sigmoid_xent, softmax_xent"),
+        ("loss.name", "softmax", "did you mean 'softmax_xent'?"),
         ("consistency.name", "barlow", r"expected one of .*jsd, l2, .*prc"),
         ("consistency.diagonal", "trace", "expected one of matrix, per_position"),
         ("consistency.pairs", "shuffled", "expected one of matched, random"),
@@ -197,9 +197,8 @@ def test_batches_that_do_not_fit(path, value, shape, message):
 def test_mixup_needs_enough_images(granularity):
     config = make("mixup", {"concentration": 0.2, "size": 3, "granularity": granularity})
     config["consistency"] = None
-    images = 4 if granularity == "device" else 2
     with pytest.raises(ConfigError, match=r"config.mixup.size = 3: expected at most 2"):
-        check_batch(complete(config), "dataset.train", (images, 32, 32, 3), num_devices=2)
+        check_batch(complete(config), "dataset.train", (4, 32, 32, 3), num_devices=2)
 
 
 def test_position_embeddings_need_a_width():

@@ -40,7 +40,11 @@ def test_dicts_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("no.py", None, "no such file, and no recipe of this name; recipes: cifar_prc, digits_prc"),
+        (
+            "no.py",
+            None,
+            "no such file, and no recipe of this name; recipes: cifar100_eee, cifar10_vmoe",
+        ),
         ("digit_prc", None, r"did you mean 'digits_prc'\?"),
         ("c.txt", "", r"expected a Python file \(.py\)"),
         ("c.py", "x = 1", r"has no function get_config\(arguments\)"),

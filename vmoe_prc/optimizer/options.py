@@ -56,7 +56,7 @@ class OptimizerOptions:
         None,
         "Pairs (regex, factor) by which gradients are scaled before they are clipped; the first "
         "regex found in a parameter's name counts. It is no learning rate of a parameter: Adam "
-        "does not feel it, and momentum remembers it.",
+        "does not feel it, and sums of gradients keep it.",
     )
 
     def __post_init__(self):
