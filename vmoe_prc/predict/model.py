@@ -273,8 +273,9 @@ def open_model(
     """Opens a trained model; its data set is not needed.
 
     Args:
-      path: A work directory, or a checkpoint of any format that `read_params` reads: a
-        released V-MoE checkpoint, `.safetensors`, `.npz`.
+      path: A work directory, a folder that `checkpoints.export` wrote, or a checkpoint of any
+        other format that `read_params` reads: a released V-MoE checkpoint, `.safetensors`,
+        `.npz`.
       config: Configuration of a checkpoint that has none with it.
       classes: Names of the classes, if they are not with the checkpoint either.
 
