@@ -83,7 +83,9 @@ def test_an_up_cycled_model_gets_all_arrays_but_head_and_routers():
         jax.eval_shape(model.init, jax.random.key(0), shape), sep="/"
     )
     source = read_params(fields["initialization"]["prefix"])
-    options = {k: v for k, v in fields["initialization"].items() if k != "prefix"}
+    initialization = fields["initialization"]
+    assert initialization["clusters"] is None
+    options = {k: v for k, v in initialization.items() if k not in ("prefix", "clusters")}
     arrays, moved = transfer(source, target, field=FIELD, **options)
     new = {m.target for m in moved if m.action == "new"}
     block = "params/Encoder/encoderblock_1"
