@@ -1,18 +1,29 @@
 """One configuration on any number of devices: sizes that are 'auto'."""
 
-import types
+import dataclasses
 
 import pytest
 from small_run import small_config
 
 from vmoe_prc.config import ConfigError, complete
-from vmoe_prc.runtime.mesh import largest_expert_partitions
+from vmoe_prc.runtime.mesh import create_mesh, largest_expert_partitions
 from vmoe_prc.train.fit_to_devices import fit_to_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TPU(Device):
+    slice_index: int
 
 
 def devices(*hosts):
     """Devices of hosts: one for each host's number."""
-    return [types.SimpleNamespace(process_index=host) for host in hosts]
+    return [Device(i, host) for i, host in enumerate(hosts)]
 
 
 def config(**changes):
@@ -57,13 +68,20 @@ def test_experts_are_split_within_a_host(hosts, num_experts, partitions):
     assert largest_expert_partitions(num_experts, devices(*hosts)) == partitions
 
 
-def test_experts_are_split_within_a_slice_of_tpus():
-    slices = [
-        types.SimpleNamespace(process_index=host, slice_index=host // 4)
-        for host in range(8)
-        for _ in range(4)
+@pytest.mark.parametrize(
+    ("slices_of_hosts", "partitions"),
+    [([0, 0, 0, 0, 1, 1, 1, 1], 16), ([0, 0, 1, 1], 8), ([0, 1, 0, 1], 4), ([0] * 3 + [1] * 3, 4)],
+)
+def test_experts_are_split_within_a_slice_of_tpus(slices_of_hosts, partitions):
+    tpus = [
+        TPU(4 * host + i, host, index)
+        for host, index in enumerate(slices_of_hosts)
+        for i in range(4)
     ]
-    assert largest_expert_partitions(32, slices) == 16
+    # JAX lists them in another order.
+    assert largest_expert_partitions(32, tpus[::-1]) == partitions
+    rows = create_mesh(partitions, tpus[::-1]).devices
+    assert all(len({device.slice_index for device in row}) == 1 for row in rows)
 
 
 def test_numbers_stay():

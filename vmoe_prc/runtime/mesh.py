@@ -1,6 +1,6 @@
 """The (data, expert) device mesh and where every array lives on it."""
 
-import collections
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -37,24 +37,30 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
     Raises:
       ConfigError: If there are fewer devices than partitions, or they do not divide.
     """
-    devices = jax.devices() if devices is None else devices
-    # The rows of a batch that one process reads must be those of its devices.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    devices = _ordered(jax.devices() if devices is None else devices)
     shape = mesh_shape(len(devices), num_expert_partitions)
     return Mesh(np.asarray(devices, dtype=object).reshape(shape), AXES, axis_types=AXIS_TYPES)
+
+
+def _ordered(devices: Sequence[Any]) -> list[Any]:
+    """Sorts devices by host: the rows of a batch that a process reads are those of its devices."""
+    return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def largest_expert_partitions(num_experts: int, devices: Sequence[Any]) -> int:
     """Returns the most partitions of the experts that keep their traffic on fast links.
 
-    They divide the experts and the devices of each slice of TPUs, or else of each host.
+    They divide the experts and the devices of each slice of TPUs, or else of each host. So each
+    row of the mesh is within a slice, and only `data` crosses the network between slices.
 
     Args:
       num_experts: Experts of a MoE block.
       devices: All devices of the run.
     """
-    near = [getattr(device, "slice_index", device.process_index) for device in devices]
-    return math.gcd(num_experts, *collections.Counter(near).values())
+    near = [getattr(device, "slice_index", device.process_index) for device in _ordered(devices)]
+    # Slices whose hosts are not numbered one after the other count as smaller ones.
+    neighbours = [len(list(group)) for _, group in itertools.groupby(near)]
+    return math.gcd(num_experts, *neighbours)
 
 
 def abstract_mesh(num_devices: int, num_expert_partitions: int) -> AbstractMesh:
