@@ -1,5 +1,6 @@
 """An evaluator from outside the package: one registered function, switched on by a config."""
 
+import copy
 import dataclasses
 import os
 import re
@@ -107,6 +108,37 @@ def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
     assert "accuracy" in loop.train_and_evaluate(config, tmp_path)
     stretches = read_history(epath.Path(tmp_path))
     assert [len(stretch.config["evaluators"]) for stretch in stretches] == [1, 0]
+
+
+@EVALUATORS.register("interrupter_between_batches")
+def interrupter_between_batches(context):
+    def evaluate(params):
+        batches = context.splits["test"].batches()
+        next(batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+        next(batches)
+        raise AssertionError("the evaluation continues")
+
+    return evaluate
+
+
+def test_a_notice_ends_an_evaluation_which_is_made_again(digits_dir, tmp_path):
+    changes = {"train_steps": 3, "evaluate.every_steps": 2, "dataset.test.batch_size": 32}
+    config = small_config(digits_dir, **changes)
+    interrupted = copy.deepcopy(config)
+    for step in (2, 3):
+        # It comes after the evaluation of the splits, whose results are lost.
+        key = {"name": "interrupter_between_batches", "every_steps": step}
+        interrupted.evaluators = {"key": key}
+        with pytest.raises(PreemptedError, match=f"checkpoint saved at step {step};"):
+            loop.train_and_evaluate(interrupted, tmp_path / "run")
+        assert (tmp_path / "run" / "checkpoints" / str(step)).exists()
+    undisturbed, resumed = {}, {}
+    for name, results in {"run": resumed, "undisturbed": undisturbed}.items():
+        loop.train_and_evaluate(config, tmp_path / name)
+        for record in read_metrics(tmp_path / name / "metrics.jsonl"):
+            results[record["step"]] = {k: v for k, v in record.items() if k.startswith("test")}
+    assert resumed == undisturbed and "test/accuracy" in resumed[2]
 
 
 def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_dir, tmp_path):

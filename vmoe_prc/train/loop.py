@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import ml_collections
@@ -24,7 +25,7 @@ from vmoe_prc.runtime.processes import (
 )
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.train.cluster_upcycling import cluster_experts
-from vmoe_prc.train.evaluators import evaluate
+from vmoe_prc.train.evaluators import ScheduledEvaluator, evaluate
 from vmoe_prc.train.initialization import initialize
 from vmoe_prc.train.non_finite import check_finite, check_params, check_progress
 from vmoe_prc.train.profiling import profiler
@@ -67,9 +68,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
     workdir = user_path(workdir)
     log = workdir / LOG_FILE.format(process=jax.process_index())
     with preemption_notice() as preempted:
+        notice = _Notice(preempted)
         # All of the configuration is checked before anything is written.
         with raise_everywhere(), process_zero_first():
-            program = build_program(config)
+            program = build_program(config, between_batches=notice.end_evaluation)
         connect_devices(program.mesh)
         with (
             lock_workdir(workdir),
@@ -81,10 +83,30 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
-            return _run(program, workdir, preempted)
+            return _run(program, workdir, notice)
 
 
-def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]) -> str:
+class _EvaluationEndedError(Exception):
+    """Ends an evaluation when the run is to end."""
+
+
+class _Notice:
+    """Whether the run is to end. All processes ask equally often, and learn it together."""
+
+    def __init__(self, preempted: Callable[[int], bool]):
+        self._preempted, self._count = preempted, itertools.count(1)
+
+    def received(self) -> bool:
+        """Whether the run is to end now; asked after each step."""
+        return self._preempted(next(self._count))
+
+    def end_evaluation(self) -> None:
+        """Raises `_EvaluationEndedError` if the run is to end; called before each batch."""
+        if self.received():
+            raise _EvaluationEndedError
+
+
+def _run(program: Program, workdir: epath.Path, notice: _Notice) -> str:
     options = program.config.save_checkpoint
     with Checkpointer(
         workdir / CHECKPOINT_FOLDER,
@@ -95,7 +117,7 @@ def _run(program: Program, workdir: epath.Path, preempted: Callable[[int], bool]
     ) as checkpointer:
         state = _restore_or_create(program, workdir, checkpointer)
         with Recorder(program, workdir, int(state.step)) as recorder:
-            state, results = _train(program, state, workdir, checkpointer, recorder, preempted)
+            state, results = _train(program, state, workdir, checkpointer, recorder, notice)
             checkpointer.wait()
         checkpoint = workdir / CHECKPOINT_FOLDER / str(checkpointer.latest_step())
         paths = {"checkpoint": checkpoint, **recorder.paths}
@@ -135,13 +157,13 @@ def _train(
     workdir: epath.Path,
     checkpointer: Checkpointer,
     recorder: Recorder,
-    preempted: Callable[[int], bool],
+    notice: _Notice,
 ) -> tuple[TrainState, dict[str, float]]:
     """Takes the remaining steps; returns the last state and the metrics of its evaluation."""
     config, total_steps, start = program.config, program.total_steps, int(state.step)
     is_due = functools.partial(_is_due, total_steps)
     timer = _create_timer(program)
-    results: dict[str, float] = {}
+    results = {} if start == total_steps else _evaluate_start(program, state, recorder)
     with (
         interrupt_as_preemption(),
         contextlib.closing(program.train_batches(start)) as batches,
@@ -168,15 +190,15 @@ def _train(
                 bar.report(step, shown, rates)
                 recorder.training(step, {**metrics, **program.summaries(state)}, rates)
 
-            latest: dict[str, float] = {}
+            latest: dict[str, float] | None = {}
             if evaluators:
-                check_params(program, state)
                 with timer.paused(metrics), bar.doing("evaluating"):
-                    latest = recorder.evaluation(step, evaluate(evaluators, state.eval_params))
-                results |= latest
+                    latest = _evaluate(program, evaluators, state, recorder)
+                results |= latest or {}
 
-            # Asked here, so that a notice during the evaluation counts.
-            stop = preempted(step)
+            # A notice ends an evaluation, whose results the resumed run has then to make.
+            interrupted = latest is None
+            stop = interrupted or notice.received()
             if stop or is_due(step, config.save_checkpoint.every_steps):
                 check_finite(program, state, workdir)
                 check_params(program, state)
@@ -185,17 +207,52 @@ def _train(
                     recorder.flush()
                     checkpointer.save(step, state, latest or None)
 
-            if stop and step < total_steps:
+            if stop and (interrupted or step < total_steps):
                 checkpointer.wait()
                 raise PreemptedError(step)
 
     check_progress(state)
     if not results:
         # A run that had ended is only evaluated again.
-        check_params(program, state)
-        latest = evaluate(program.evaluators, state.eval_params)
-        results = recorder.evaluation(total_steps, latest)
+        results = _evaluate_saved(program, program.evaluators, state, recorder)
     return state, results
+
+
+def _evaluate(
+    program: Program,
+    evaluators: Sequence[ScheduledEvaluator],
+    state: TrainState,
+    recorder: Recorder,
+) -> dict[str, float] | None:
+    """Evaluates a state and records the results; None if a notice has ended the evaluation."""
+    check_params(program, state)
+    try:
+        results = evaluate(evaluators, state.eval_params)
+    except _EvaluationEndedError:
+        return None
+    return recorder.evaluation(int(state.step), results)
+
+
+def _evaluate_start(program: Program, state: TrainState, recorder: Recorder) -> dict[str, float]:
+    """Makes the evaluation after the step of the checkpoint if a notice has ended it."""
+    start = int(state.step)
+    due = [e for e in program.evaluators if start % e.every_steps == 0]
+    if start == 0 or not due or recorder.start_is_evaluated:
+        return {}
+    return _evaluate_saved(program, due, state, recorder)
+
+
+def _evaluate_saved(
+    program: Program,
+    evaluators: Sequence[ScheduledEvaluator],
+    state: TrainState,
+    recorder: Recorder,
+) -> dict[str, float]:
+    """Evaluates a state that is in a checkpoint already."""
+    results = _evaluate(program, evaluators, state, recorder)
+    if results is None:
+        raise PreemptedError(int(state.step))
+    return results
 
 
 def _is_due(total_steps: int, step: int, every_steps: int) -> bool:

@@ -1,5 +1,6 @@
 """Builds the mesh, the model, the jitted steps and the evaluators of a configuration."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -112,8 +113,15 @@ class Program:
         )
 
 
-def build_program(config: ml_collections.ConfigDict) -> Program:
+def build_program(
+    config: ml_collections.ConfigDict, between_batches: Callable[[], None] = lambda: None
+) -> Program:
     """Turns a configuration into jitted steps, having checked all of it.
+
+    Args:
+      config: The configuration.
+      between_batches: Called before each batch that an evaluator reads. It ends the evaluation
+        by an exception.
 
     Raises:
       ConfigError: If the configuration cannot be used.
@@ -133,7 +141,7 @@ def build_program(config: ml_collections.ConfigDict) -> Program:
     )
     step = build_step(config, mesh, batch_spec, total_steps)
     check_state_fits(step.abstract_state, mesh.local_devices)
-    context = _evaluation_context(config, mesh, splits)
+    context = _evaluation_context(config, mesh, splits, between_batches)
     _check_evaluated_params(context, step.abstract_state.params)
     return Program(
         config=config,
@@ -187,21 +195,27 @@ def _with_absolute_paths(config: ml_collections.ConfigDict) -> ml_collections.Co
 class _EvaluationSplit:
     """A split that is evaluated; see `evaluation.evaluator.EvaluationSplit`."""
 
-    def __init__(self, split: Split, mesh: Mesh):
+    def __init__(self, split: Split, mesh: Mesh, between_batches: Callable[[], None]):
         self.spec = split.batch_spec(train=False)
         self.value_range = split.value_range or (-1.0, 1.0)
         self.class_names = split.class_names
-        self._split, self._mesh = split, mesh
+        self._split, self._mesh, self._between_batches = split, mesh, between_batches
 
     def batches(self) -> Iterator[Batch]:
-        return feed.eval_batches(self._split, self._mesh)
+        with contextlib.closing(feed.eval_batches(self._split, self._mesh)) as batches:
+            for batch in batches:
+                self._between_batches()
+                yield batch
 
 
 def _evaluation_context(
-    config: ml_collections.ConfigDict, mesh: Mesh, splits: Mapping[str, Split]
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    splits: Mapping[str, Split],
+    between_batches: Callable[[], None],
 ) -> EvaluationContext:
     def checked(split: Split, num_classes: int | None) -> _EvaluationSplit:
-        result = _EvaluationSplit(split, mesh)
+        result = _EvaluationSplit(split, mesh, between_batches)
         field, shape = split.field.removeprefix("config."), result.spec["image"].shape
         check_batch(config, field, shape, mesh.size, num_classes)
         return result

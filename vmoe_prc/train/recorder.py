@@ -9,11 +9,15 @@ from etils import epath
 
 from vmoe_prc.evaluation.evaluator import Result
 from vmoe_prc.figures.panels import figure_pixels, save_figure
-from vmoe_prc.runtime.processes import is_main_process, raise_everywhere
+from vmoe_prc.runtime.processes import (
+    broadcast_from_process_zero,
+    is_main_process,
+    raise_everywhere,
+)
 from vmoe_prc.train.program import Program
 from vmoe_prc.workdir.history import record_config, record_data
 from vmoe_prc.workdir.layout import SUMMARY_FILE, TENSORBOARD_FOLDER, figure_file
-from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
+from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics, truncate_metrics
 from vmoe_prc.workdir.writers import create_writer
 
 
@@ -26,18 +30,24 @@ class Recorder:
       step: Step that the run starts from. Records of later steps are removed: the run that
         wrote them did not get to save a checkpoint.
 
+    Attributes:
+      start_is_evaluated: Whether there are results of an evaluation after that step.
+
     Raises:
       ConfigError: If files of an earlier start are damaged.
     """
 
     def __init__(self, program: Program, workdir: epath.Path, step: int):
         self._program, self._workdir = program, workdir
+        evaluated = False
         with raise_everywhere():
             if is_main_process():
                 record_config(program.config.to_dict(), workdir, step)
                 record_data(program.data, workdir)
                 truncate_metrics(workdir / METRICS_FILE, step)
                 (workdir / SUMMARY_FILE).unlink(missing_ok=True)
+                evaluated = _is_evaluated(workdir / METRICS_FILE, step)
+        self.start_is_evaluated = broadcast_from_process_zero(str(evaluated)) == str(True)
         self._writer = create_writer(workdir, process_index=jax.process_index())
         self._figures: dict[str, epath.Path] = {}
 
@@ -95,3 +105,11 @@ class Recorder:
         save_figure(figure, path)
         self._figures["picture" if name == "routing" else name] = path
         self._writer.write_images(step, {name: figure_pixels(figure)[None]})
+
+
+def _is_evaluated(path: epath.Path, step: int) -> bool:
+    """Whether the metrics of a step have results of evaluators."""
+    if not path.exists():
+        return False
+    names = [name for record in read_metrics(path) if record["step"] == step for name in record]
+    return any("/" in name and not name.startswith(("train/", "speed/")) for name in names)
