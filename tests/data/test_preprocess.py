@@ -109,7 +109,7 @@ def test_a_crop_that_does_not_fit_is_a_bad_example():
             r"'image' needs a fixed size, not \(8, 12, 3\) of one .* and \(12, 8, 3\) of another",
         ),
         ('keep("imag")', "the example has no 'imag'; it has file_name, image"),
-        ("resize(8)", "the example has no 'view_from_image'"),
+        ("resize(8)", "yet: decode the image first"),
         ("onehot(4)", "'label' may be 4, and num_classes = 4 is too small"),
         ('onehot(4, inkey="weights")', "'weights' must be an integer class, not float32"),
     ],
