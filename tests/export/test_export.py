@@ -100,7 +100,9 @@ def test_saved_model_in_tensorflow(finished, model, pixels, expected, tmp_path):
     rng = np.random.default_rng(3)
     encoded = [png(rng.integers(0, 256, (40 + i, 61, 3), np.uint8)) for i in range(3)]
     served = loaded.signatures["serving_default"](images=tf.constant(encoded))
-    own = build_preprocessing(model.preprocessing, (*model.image_size, 3))(encoded).numpy()
+    own = build_preprocessing(model.preprocessing, (*model.image_size, 3))(
+        tf.constant(encoded)
+    ).numpy()
     assert_equal(served, jax.device_get(jax.jit(model.forward)(own)))
     assert [name.decode() for name in loaded.classes.numpy()] == list(model.classes)
 
@@ -189,7 +191,7 @@ def test_preprocessing_in_tensorflow(orientation, endian):
     difference = np.abs(theirs - np.stack([ours(x) for x in encoded]))
     # Values halfway between two levels may be rounded to either.
     assert difference.max() < 1.01 / 255
-    assert np.mean(difference > 1e-6) < 0.01
+    assert np.mean(difference > 1e-5) < 0.01
 
 
 def test_what_cannot_be_written_is_one_line(digits_dir):

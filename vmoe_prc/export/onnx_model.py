@@ -13,10 +13,20 @@ import numpy as np
 from vmoe_prc.config import Config, ConfigError
 from vmoe_prc.export import onnx_routers
 from vmoe_prc.export.onnx_graph import Graph
-from vmoe_prc.export.onnx_layers import attention, dense, layer_norm, mlp
+from vmoe_prc.export.onnx_layers import LAYER_NORM_EPSILON, attention, dense, layer_norm, mlp
 from vmoe_prc.models.vit import sincos2d_embedding
 
 Params = Mapping[str, Any]
+# Options of the encoder, its experts and its router of which only one value is written.
+_WRITTEN = {
+    "gelu": "tanh",
+    "layer_norm_epsilon": LAYER_NORM_EPSILON,
+    "attention_qk_norm": False,
+    "num_registers": 0,
+    "layer_scale": None,
+    "ensemble_size": 1,
+    "dtype": "float32",
+}
 
 
 def add_model(
@@ -39,6 +49,7 @@ def add_model(
     """
     if options["name"] != "VisionTransformerMoe":
         raise _unknown("name", options["name"])
+    _check(options)
     x = _embed(graph, options, params, pixels, grid)
     encoder, inner = options["encoder"], params["Encoder"]
     x = _add_positions(graph, encoder["position_emb"], inner, x, grid, options)
@@ -59,6 +70,17 @@ def add_model(
     if options["representation_size"] is not None:
         x = graph.op("Tanh", dense(graph, params["pre_logits"], x))
     return dense(graph, params["head"], x), choices
+
+
+def _check(options: Config) -> None:
+    """Refuses options that change the model and are not written."""
+    encoder = options["encoder"]
+    moe = encoder["moe"]
+    sections = {"encoder.": encoder, "encoder.moe.": moe, "encoder.moe.router.": moe["router"]}
+    for prefix, section in sections.items():
+        for name, value in _WRITTEN.items():
+            if name in section and section[name] != value:
+                raise _unknown(prefix + name, section[name])
 
 
 def _embed(

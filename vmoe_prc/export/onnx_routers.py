@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe_prc.config import Config, ConfigError
+from vmoe_prc.config.registry import DISPATCHERS
 from vmoe_prc.export.onnx_graph import Graph
 from vmoe_prc.export.onnx_layers import dense, mlp
 from vmoe_prc.models.dispatch.plan import buffer_capacity
@@ -113,8 +114,9 @@ def _sparse(graph: Graph, block: Block, x: str, gates: str, scores: str) -> tupl
 
 def _expert_choice(graph: Graph, block: Block, x: str) -> tuple[str, Choices]:
     count = block.options["num_experts"]
-    factor = block.options["router"]["dispatcher"]["capacity_factor"]
-    capacity = buffer_capacity(block.tokens, 1, count, factor)
+    dispatcher = dict(block.options["router"]["dispatcher"])
+    method = DISPATCHERS.options(dispatcher.pop("name"))
+    capacity = buffer_capacity(block.tokens, 1, count, method(**dispatcher))
     gates = graph.op("Softmax", dense(graph, block.params["Router"]["dense"], x), axis=-1)
     by_expert = graph.op("Transpose", gates, perm=[0, 2, 1])  # (N, E, T)
     weights, tokens = graph.ops(

@@ -49,24 +49,28 @@ def _decode(orient: bool = False) -> TensorOp:
     return decode
 
 
-def _resize(size: int | tuple[int, int]) -> TensorOp:
+def _resize(
+    size: int | tuple[int, int], method: str = "bilinear", antialias: bool = False
+) -> TensorOp:
     target = (size, size) if isinstance(size, int) else tuple(size)
-    return lambda image: _resized(image, target)
+
+    def resize(image: tf.Tensor) -> tf.Tensor:
+        # Bilinear as OpenCV's, but for the rounding of values halfway between two levels.
+        resized = tf.image.resize(image, target, method, antialias=antialias)
+        if image.dtype != tf.uint8:
+            return resized
+        return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+
+    return resize
 
 
 def _resize_small(size: int) -> TensorOp:
     def resize_small(image: tf.Tensor) -> tf.Tensor:
-        sides = tf.cast(tf.shape(image)[:2], tf.float64)
-        scale = size / tf.reduce_min(sides)
-        return _resized(image, tf.cast(tf.round(sides * scale), tf.int32))
+        sides = tf.cast(tf.shape(image)[:2], tf.float32)
+        ratio = tf.constant(size, tf.float32) / tf.reduce_min(sides)
+        return tf.image.resize(image, tf.cast(tf.round(sides * ratio), tf.int32), "area")
 
     return resize_small
-
-
-def _resized(image: tf.Tensor, size: Any) -> tf.Tensor:
-    # As OpenCV does, but for the rounding of values halfway between two levels.
-    resized = tf.image.resize(tf.cast(image, tf.float32), size, "bilinear", antialias=False)
-    return tf.round(resized)
 
 
 def _central_crop(size: int | tuple[int, int]) -> TensorOp:
