@@ -25,7 +25,6 @@ _WRITTEN = {
     "num_registers": 0,
     "layer_scale": None,
     "ensemble_size": 1,
-    "dtype": "float32",
 }
 
 
@@ -76,6 +75,8 @@ def _check(options: Config) -> None:
     """Refuses options that change the model and are not written."""
     encoder = options["encoder"]
     moe = encoder["moe"]
+    if (dtype := moe["router"].get("dtype", "float32")) != "float32":
+        raise _unknown("encoder.moe.router.dtype", dtype)
     sections = {"encoder.": encoder, "encoder.moe.": moe, "encoder.moe.router.": moe["router"]}
     for prefix, section in sections.items():
         for name, value in _WRITTEN.items():

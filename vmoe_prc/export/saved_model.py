@@ -78,7 +78,7 @@ def build_module(model: TrainedModel):
         return dict(zip(names, values, strict=True))
 
     module = tf.Module(name="vmoe_prc")
-    module.classes = tf.constant(model.classes)
+    module.classes = tf.Variable(list(model.classes), trainable=False)
     module.pixels = tf.function(
         run, input_signature=[tf.TensorSpec([None, *size], tf.float32, "pixels")], autograph=False
     )
