@@ -30,6 +30,7 @@ ORDER = [
     "steps",
     "evaluation",
     "figures",
+    "look",
     "train",
     "compile",
     "analysis",

@@ -8,6 +8,7 @@ import vmoe_prc
 # Name -> module, which also runs as `python -m MODULE`, and what it does.
 COMMANDS = {
     "prepare": ("vmoe_prc.data.prepare", "prepare a data set"),
+    "look": ("vmoe_prc.look", "show the data of a configuration before training"),
     "train": ("vmoe_prc.main", "train and evaluate a model"),
     "predict": ("vmoe_prc.predict", "classify images with a trained model"),
     "compile": ("vmoe_prc.compile", "compile a train step for accelerators that are not there"),
