@@ -52,8 +52,11 @@ class Explanation(NamedTuple):
 def setup() -> None:
     """Sets this process up: log lines on stderr, and a cache of compiled functions.
 
-    Programs call it at their start, and nothing does by being imported.
+    Programs call it at their start, before they import TensorFlow, and nothing does by being
+    imported.
     """
+    # Lines of TensorFlow's C++ code that are no errors; read when TensorFlow is loaded.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from vmoe_prc.runtime.compilation_cache import use_compilation_cache
     from vmoe_prc.runtime.logs import setup_logging
 
