@@ -9,6 +9,7 @@ colour. `--check` reads every image and names those that cannot be decoded.
 
 import argparse
 import collections
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,9 @@ def describe(config: Config, splits: Mapping[str, "Split"]) -> list[str]:
     lines += _table({name: count_classes(split) for name, split in distinct.items()}, distinct)
     lines += summarize(getattr(train.builder, "left_out", []))
     size = train.config.batch_size
-    steps = config.train_steps or -(-int(config.train_epochs * train.num_examples) // size)
+    views = 2 if "view_from_image" in train.spec else 1
+    epoch = train.num_examples / (size * views)
+    steps = config.train_steps or math.ceil(config.train_epochs * epoch)
     lines.append(
         f"training: {steps:,} steps of {size:,} images, "
         f"{steps * size / train.num_examples:,.1f} times each image"

@@ -131,6 +131,7 @@ def test_every_optional_requirement_is_known():
     config.read(pathlib.Path(__file__).parents[2] / "setup.cfg")
     modules = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pillow": "PIL"}
     modules |= {"scikit-image": "skimage", "tensorflow-cpu": "tensorflow"}
+    modules |= {"mlflow-skinny": "mlflow"}
     for extra, names in EXTRAS.items():
         lines = config["options.extras_require"][extra].splitlines()
         listed = {line.partition(";")[0].strip() for line in lines if line and line[0] != "#"}

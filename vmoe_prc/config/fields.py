@@ -14,6 +14,7 @@ from vmoe_prc.config.registry import (
     CLASSIFICATION_LOSSES,
     CONSISTENCY_LOSSES,
     EVALUATORS,
+    LOGGERS,
     MODELS,
     OPTIMIZERS,
 )
@@ -339,6 +340,11 @@ class Config:
         dict,
         "Further evaluators, by a label that prefixes their results.",
         choices=EVALUATORS,
+    )
+    loggers: Mapping[str, Mapping[str, Any]] = option(
+        dict,
+        "Where metrics go in addition to TensorBoard and `metrics.jsonl`, by a label.",
+        choices=LOGGERS,
     )
     report_progress: ReportProgress = option(ReportProgress, "Training metrics.")
     summarize_arrays: SummarizeArrays | None = option(

@@ -138,6 +138,7 @@ OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer"])
 EVALUATORS = Registry(
     "evaluator", ["vmoe_prc.evaluation", "vmoe_prc.figures.training"], common=IntervalOptions
 )
+LOGGERS = Registry("metric logger", ["vmoe_prc.workdir.loggers"])
 OPS = Registry("preprocessing op", ["vmoe_prc.data.ops"])
 DATASETS = Registry("data set", ["vmoe_prc.data.datasets"])
 _EXPORTS = ("folder", "onnx", "saved_model", "stablehlo")

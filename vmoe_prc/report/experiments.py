@@ -124,9 +124,13 @@ def _ignored(flat: Iterable[str], data: Mapping[str, Mapping[str, Any]]) -> set[
     return IGNORED | {
         name
         for name in flat
-        if (parts := name.split("."))[0] == "dataset"
-        and (
-            parts[-1] in IGNORED_OF_DATASETS or (parts[-1] == "manual_dir" and parts[1] in digests)
+        if (parts := name.split("."))[0] == "loggers"
+        or (
+            parts[0] == "dataset"
+            and (
+                parts[-1] in IGNORED_OF_DATASETS
+                or (parts[-1] == "manual_dir" and parts[1] in digests)
+            )
         )
     }
 

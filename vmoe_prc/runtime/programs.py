@@ -29,6 +29,8 @@ EXTRAS = {
     ),
     "analysis": ("PIL", "jinja2", "matplotlib", "pandas", "pyarrow", "skimage"),
     "export": ("onnx",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
 }
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 from absl import logging
 from etils import epath
 
+from vmoe_prc.config.registry import LOGGERS
 from vmoe_prc.evaluation.evaluator import Result
 from vmoe_prc.figures.panels import figure_pixels, save_figure
 from vmoe_prc.runtime.processes import (
@@ -17,6 +19,7 @@ from vmoe_prc.runtime.processes import (
 from vmoe_prc.train.program import Program
 from vmoe_prc.workdir.history import record_config, record_data
 from vmoe_prc.workdir.layout import SUMMARY_FILE, TENSORBOARD_FOLDER, figure_file
+from vmoe_prc.workdir.loggers import MetricLogger, RunInfo
 from vmoe_prc.workdir.metrics import METRICS_FILE, read_metrics, truncate_metrics
 from vmoe_prc.workdir.writers import create_writer
 
@@ -34,7 +37,8 @@ class Recorder:
       start_is_evaluated: Whether there are results of an evaluation after that step.
 
     Raises:
-      ConfigError: If files of an earlier start are damaged.
+      ConfigError: If files of an earlier start are damaged, or the package of a logger is not
+        installed.
     """
 
     def __init__(self, program: Program, workdir: epath.Path, step: int):
@@ -48,7 +52,11 @@ class Recorder:
                 (workdir / SUMMARY_FILE).unlink(missing_ok=True)
                 evaluated = _is_evaluated(workdir / METRICS_FILE, step)
         self.start_is_evaluated = broadcast_from_process_zero(str(evaluated)) == str(True)
-        self._writer = create_writer(workdir, process_index=jax.process_index())
+        self._writer = create_writer(
+            workdir,
+            process_index=jax.process_index(),
+            loggers=_create_loggers(program.config, workdir),
+        )
         self._figures: dict[str, epath.Path] = {}
 
     def __enter__(self) -> "Recorder":
@@ -113,3 +121,15 @@ def _is_evaluated(path: epath.Path, step: int) -> bool:
         return False
     names = [name for record in read_metrics(path) if record["step"] == step for name in record]
     return any("/" in name and not name.startswith(("train/", "speed/")) for name in names)
+
+
+def _create_loggers(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[MetricLogger]:
+    """Starts the loggers of `config.loggers` in process 0; the others have none."""
+    loggers: list[MetricLogger] = []
+    with raise_everywhere():
+        if is_main_process():
+            for label, section in config.loggers.items():
+                options = section.to_dict()
+                create = LOGGERS[options.pop("name")]
+                loggers.append(create(RunInfo(label, workdir, config.to_dict()), **options))
+    return loggers

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,6 +13,7 @@ from clu import asynclib, metric_writers
 from etils import epath
 
 from vmoe_prc.workdir.layout import TENSORBOARD_FOLDER
+from vmoe_prc.workdir.loggers import MetricLogger
 from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
 
 # What a writer of `create_writer` raises where it cannot write; the cause is in `__cause__`.
@@ -20,9 +21,9 @@ WRITE_ERRORS = (OSError, tf.errors.OpError, asynclib.AsyncError)
 
 
 def create_writer(
-    workdir: str | PathLike[str], *, process_index: int = 0
+    workdir: str | PathLike[str], *, process_index: int = 0, loggers: Sequence[MetricLogger] = ()
 ) -> metric_writers.MetricWriter:
-    """Creates the writer to TensorBoard and to `metrics.jsonl`, both in `workdir`.
+    """Creates the writer to TensorBoard and to `metrics.jsonl` in `workdir`, and to loggers.
 
     Writing happens in threads of its own: the training loop waits for neither the disk
     nor the values of JAX arrays. An error there is raised by a later call. `flush` waits
@@ -32,6 +33,7 @@ def create_writer(
       workdir: Folder of the run, created if missing; `gs://` works as well.
       process_index: `jax.process_index()`; all but process 0 get a writer that does
         nothing.
+      loggers: Loggers to write to as well.
     """
     if process_index != 0:
         return metric_writers.MultiWriter([])
@@ -41,11 +43,58 @@ def create_writer(
         [
             metric_writers.SummaryWriter(str(workdir / TENSORBOARD_FOLDER)),
             JsonlWriter(workdir / METRICS_FILE),
+            *map(_LoggerWriter, loggers),
         ]
     )
 
 
-class JsonlWriter(metric_writers.MetricWriter):
+class _ScalarWriter(metric_writers.MetricWriter):
+    """A writer that leaves all but scalars to others."""
+
+    def write_summaries(self, step, values, metadata=None) -> None:
+        """Does nothing."""
+
+    def write_images(self, step, images) -> None:
+        """Does nothing."""
+
+    def write_videos(self, step, videos) -> None:
+        """Does nothing."""
+
+    def write_audios(self, step, audios, *, sample_rate) -> None:
+        """Does nothing."""
+
+    def write_texts(self, step, texts) -> None:
+        """Does nothing."""
+
+    def write_histograms(self, step, arrays, num_buckets=None) -> None:
+        """Does nothing."""
+
+    def write_hparams(self, hparams) -> None:
+        """Does nothing."""
+
+
+class _LoggerWriter(_ScalarWriter):
+    """Writes scalars and images to a logger."""
+
+    def __init__(self, logger: MetricLogger):
+        self._logger = logger
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._logger.scalars(int(step), {name: float(x) for name, x in scalars.items()})
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        for name, batch in images.items():
+            for pixels in np.asarray(batch):
+                self._logger.image(int(step), name, pixels)
+
+    def flush(self) -> None:
+        """Does nothing: loggers send in the background."""
+
+    def close(self) -> None:
+        self._logger.close()
+
+
+class JsonlWriter(_ScalarWriter):
     """Appends the scalars of each step as one line of JSON; see `vmoe_prc.workdir.metrics`.
 
     What is written for the same step in several calls is gathered in one line, which is
@@ -85,27 +134,6 @@ class JsonlWriter(metric_writers.MetricWriter):
     def close(self) -> None:
         """Writes out the last line."""
         self.flush()
-
-    def write_summaries(self, step, values, metadata=None) -> None:
-        """Does nothing."""
-
-    def write_images(self, step, images) -> None:
-        """Does nothing."""
-
-    def write_videos(self, step, videos) -> None:
-        """Does nothing."""
-
-    def write_audios(self, step, audios, *, sample_rate) -> None:
-        """Does nothing."""
-
-    def write_texts(self, step, texts) -> None:
-        """Does nothing."""
-
-    def write_histograms(self, step, arrays, num_buckets=None) -> None:
-        """Does nothing."""
-
-    def write_hparams(self, hparams) -> None:
-        """Does nothing."""
 
 
 def _to_json(name: str, value: Any) -> bool | int | float | str:
