@@ -77,7 +77,7 @@ def test_a_train_folder_alone_is_divided(tmp_path):
 def test_what_is_left_out_is_told_with_the_reason(tmp_path):
     write(tmp_path, "a/1.webp", "a/2.TIF", "b/3.bmp", "b/4.jpg")
     write(tmp_path, ".ipynb_checkpoints/x.jpg", "__MACOSX/y.jpg", "a/.thumbnails/z.jpg")
-    write(tmp_path, "a/notes.txt", "b/5.heic", "readme.md", "empty/readme.md", "b/._4.jpg")
+    write(tmp_path, "a/notes.txt", "b/5.psd", "readme.md", "empty/readme.md", "b/._4.jpg")
     (tmp_path / "a" / "broken.jpg").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "a" / "pipe.jpg")
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
@@ -94,7 +94,7 @@ def test_what_is_left_out_is_told_with_the_reason(tmp_path):
         "a/.thumbnails": hidden,
         "b/._4.jpg": hidden,
         "a/notes.txt": f"{format_} (.txt)",
-        "b/5.heic": f"{format_} (.heic)",
+        "b/5.psd": f"{format_} (.psd)",
         "empty/readme.md": f"{format_} (.md)",
         "empty": "a folder without images",
         "readme.md": "in no folder of a class",
@@ -130,7 +130,7 @@ def test_a_copy_has_the_same_content_and_another_state(tmp_path):
         ([], "but no folder has images"),
         (["a/1.jpg"], "but only a has images"),
         (["all/a/1.jpg", "all/b/1.jpg"], "but only all has images; are its classes in .*all?"),
-        (["a/1.jpg", "b/1.heic"], r"can be read \(.heic\): b/1.heic"),
+        (["a/1.jpg", "b/1.psd"], r"can be read \(.psd\): b/1.psd"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/c/readme.md"], "no image for the split test"),
         (["train/a/1.jpg", "Train/b/1.jpg"], "two folders train"),
     ],

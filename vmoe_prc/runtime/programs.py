@@ -29,6 +29,7 @@ EXTRAS = {
     ),
     "analysis": ("PIL", "jinja2", "matplotlib", "pandas", "pyarrow", "skimage"),
     "export": ("onnx",),
+    "heif": ("pillow_heif",),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }

@@ -1,6 +1,7 @@
 """Formats, channels, orientations, and files that are no images."""
 
 import struct
+import sys
 
 import numpy as np
 import PIL.ImageOps
@@ -45,6 +46,28 @@ def test_channels():
     expected = np.asarray(palette.convert("RGB"))
     for kind in ("png", "gif", "tiff"):
         np.testing.assert_array_equal(decode_image(encode(palette, kind)), expected)
+
+
+def test_heic_needs_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(BadExampleError, match=r"pip install .vmoe_prc\[heif\]"):
+        decode_image(b"\0\0\0\x18ftypheic" + bytes(12))
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    smooth = np.zeros((32, 48, 3), np.uint8)
+    smooth[:16] = 200, 60, 20
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options, expected in (({}, smooth), ({"exif": exif.tobytes()}, np.rot90(smooth, -1))):
+        heif.from_pillow(Image.fromarray(smooth)).save(tmp_path / "x.heic", quality=100, **options)
+        encoded = (tmp_path / "x.heic").read_bytes()
+        decoded = decode_image(encoded)
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded.astype(int) - expected).mean() < 4
+        with pytest.raises(BadExampleError):
+            decode_image(encoded[:40])
 
 
 @pytest.mark.parametrize("orientation", range(10))
