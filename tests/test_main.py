@@ -7,6 +7,8 @@ import pytest
 from absl.testing import flagsaver
 
 from vmoe_prc import main
+from vmoe_prc.config import complete
+from vmoe_prc.config.files import read_config_file
 
 
 @pytest.fixture
@@ -81,3 +83,13 @@ def test_data_that_are_not_there_get_one_line_before_anything_is_written(tmp_pat
 def test_new_work_directories_are_named_by_config_and_time():
     name = str(main.new_workdir("a/digits_prc.py:k=1,prc=off"))
     assert name.startswith("workdir/digits_prc-k=1-prc=off-2")
+
+
+def test_a_run_ends_with_the_command_that_predicts(tmp_path):
+    config = complete(read_config_file("configs/digits_prc.py", "--config"))
+    workdir = tmp_path / "my runs"
+    command = main.predict_command(config, workdir)
+    assert command == f"python -m vmoe_prc.predict '{workdir}' IMAGE"
+    for name in [name for name in config.dataset if name not in ("train", "test_pairs")]:
+        del config.dataset[name]
+    assert main.predict_command(config, workdir) is None

@@ -4,12 +4,13 @@ import datetime
 import functools
 import pathlib
 import re
+import shlex
 import sys
 from typing import Any
 
 from absl import app, flags
 
-from vmoe_prc.config import ConfigError, complete, override
+from vmoe_prc.config import Config, ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.config.reference import explain
@@ -72,6 +73,22 @@ def new_workdir(config_file: str) -> pathlib.Path:
     return pathlib.Path("workdir") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
+def predict_command(config: Config, workdir: str | pathlib.Path) -> str | None:
+    """Returns the command that classifies images with a run; None if it evaluates none alone.
+
+    Args:
+      config: The completed configuration.
+      workdir: Directory of the run.
+    """
+    from vmoe_prc.predict.preprocessing import evaluation_preprocessing
+
+    try:
+        evaluation_preprocessing(config)
+    except ConfigError:
+        return None
+    return f"python -m vmoe_prc.predict {shlex.quote(str(workdir))} IMAGE"
+
+
 def main(argv: list[str], changes: dict[str, Any]):
     """Runs the training that the flags ask for.
 
@@ -112,6 +129,8 @@ def main(argv: list[str], changes: dict[str, Any]):
         raise
     if processes.is_main_process():
         print(summary)
+        if command := predict_command(config, workdir):
+            print(f"\nTo classify images:\n  {command}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

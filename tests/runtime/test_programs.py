@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import os
 import pathlib
 import sys
 
@@ -140,3 +141,12 @@ def test_every_optional_requirement_is_known():
     for name in EXTRAS["analysis"]:
         importlib.import_module(name)
     assert jax.__name__ in sys.modules
+
+
+def test_notes_of_tensorflow_are_hidden_unless_they_are_asked_for(monkeypatch):
+    for asked, level in ((None, "2"), ("0", "0")):
+        monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+        if asked is not None:
+            monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", asked)
+        assert run_program(lambda: None) == 0
+        assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level

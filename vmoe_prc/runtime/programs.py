@@ -55,11 +55,8 @@ class Explanation(NamedTuple):
 def setup() -> None:
     """Sets this process up: log lines on stderr, and a cache of compiled functions.
 
-    Programs call it at their start, before they import TensorFlow, and nothing does by being
-    imported.
+    Programs call it at their start, and nothing does by being imported.
     """
-    # Lines of TensorFlow's C++ code that are no errors; read when TensorFlow is loaded.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from vmoe_prc.runtime.compilation_cache import use_compilation_cache
     from vmoe_prc.runtime.logs import setup_logging
 
@@ -91,6 +88,8 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
     """
     if show_traceback is None:
         show_traceback = "--traceback" in sys.argv
+    # Hides lines of TensorFlow's C++ code that are no errors, but for those of its start.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         return program() or 0
     except (Exception, KeyboardInterrupt) as error:

@@ -172,9 +172,11 @@ def _train(
     ):
         for step in range(start + 1, total_steps + 1):
             # One step. JAX runs ahead of us until we ask for a value.
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = program.train_step(state, next(batches))
-            timer.step(metrics)
+            first = bar.doing("compiling") if step == start + 1 else contextlib.nullcontext()
+            with first:
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = program.train_step(state, next(batches))
+                timer.step(metrics)
             bar.step(step)
             profile(step)
 
