@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, UserError
+from vmoe_prc.runtime.quiet_start import quiet_tensorflow
 
 INTERRUPTED_STATUS = 130
 
@@ -90,6 +91,7 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
         show_traceback = "--traceback" in sys.argv
     # Hides lines of TensorFlow's C++ code that are no errors, but for those of its start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet_tensorflow()
     try:
         return program() or 0
     except (Exception, KeyboardInterrupt) as error:

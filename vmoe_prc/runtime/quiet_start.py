@@ -1,0 +1,72 @@
+"""Keeps the notes that TensorFlow prints while it loads off the screen."""
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import types
+from collections.abc import Iterator, Sequence
+
+# No variable of the environment hides these.
+_NOTES = re.compile(
+    rb"I\d{4} .*|WARNING: All log messages before absl::InitializeLog\(\) .*"
+    rb"|To enable the following instructions: .*"
+)
+
+
+def quiet_tensorflow() -> None:
+    """Hides the notes of TensorFlow's start, if it is loaded later; other lines stay."""
+    known = any(isinstance(finder, _Finder) for finder in sys.meta_path)
+    if "tensorflow" not in sys.modules and not known:
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds TensorFlow, once, and loads it without its notes."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                with without_notes():
+                    execute(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Holds back what is written to stderr inside, also by C++, and then writes all but notes."""
+    sys.stderr.flush()
+    try:
+        screen = os.dup(2)
+    except OSError:  # A program without stderr.
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            os.close(screen)
+            held.seek(0)
+            for line in held:
+                if not _NOTES.match(line):
+                    os.write(2, line)
