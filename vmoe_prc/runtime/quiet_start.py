@@ -9,7 +9,8 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 # No variable of the environment hides these.
 _NOTES = re.compile(
@@ -31,7 +32,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,
+        path: Any,  # _NamespacePath is no Sequence.
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != "tensorflow":
