@@ -22,8 +22,13 @@ from vmoe_prc.workdir.metrics import METRICS_FILE
 # Options without a default.
 SAMPLES = {
     "concentration": 0.2,
+    "decay_rate": 0.9,
+    "ensemble_size": 1,
+    "max_epsilon": 0.01,
     "peak_value": 1e-3,
+    "rules": (".*",),
     "timescale": 2,
+    "transition_steps": 2,
     "value": 1e-3,
     "weight": 0.1,
 }
@@ -103,6 +108,8 @@ def rows():
     base = small_config(None)
     with base.unlocked():
         base.train_steps = 2
+        # The pairs are the same images, and have metrics of their own.
+        del base.dataset["test"]
         base.optimizer.learning_rate.warmup_steps = 1
     left, counts, found = set(all_choices(fields.Config)), collections.Counter(), []
     for turn in range(100):

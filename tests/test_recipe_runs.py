@@ -76,6 +76,8 @@ def run(path, arguments, tmp_path):
         "train_steps": 3,
         "dataset.train.shuffle_buffer": 16,
         "model.hidden_size": 32,
+        "model.encoder.num_layers": 2,
+        "model.encoder.moe.layers": "(1,)",
         "model.encoder.mlp_dim": 32,
         "model.encoder.num_heads": 4,
         "optimizer.learning_rate.warmup_steps": 1,

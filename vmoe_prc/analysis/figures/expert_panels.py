@@ -106,7 +106,7 @@ def _draw_classes(axes: Axes, classes: pd.DataFrame, class_names: Sequence[str] 
     axes.set_xlabel("class, by its first expert" + ("" if few else " (too many to name)"))
     axes.xaxis.label.set_size(SMALL)
     if few:
-        _name_classes(axes, shares.columns, class_names)
+        _name_classes(axes, shares.columns.tolist(), class_names)
     else:
         axes.set_xticks([])
     _name_ticks(axes.yaxis, len(shares))
