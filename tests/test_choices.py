@@ -26,7 +26,7 @@ SAMPLES = {
     "ensemble_size": 1,
     "max_epsilon": 0.01,
     "peak_value": 1e-3,
-    "rules": (".*",),
+    "rules": (("params/head/bias", "norm"),),
     "timescale": 2,
     "transition_steps": 2,
     "value": 1e-3,
