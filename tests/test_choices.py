@@ -44,7 +44,7 @@ REPAIRS = {
     },
 }
 # Chosen by the recipe.
-FIXED = {"evaluators", "fewshot", "initialization", "profile", "dataset"}
+FIXED = {"evaluators", "loggers", "fewshot", "initialization", "profile", "dataset"}
 
 
 def choices(section, values, prefix=()):

@@ -34,7 +34,7 @@ def test_label_smoothing():
 
 def test_errors():
     with pytest.raises(
-        ValueError, match="unknown classification loss 'hinge'; allowed: sigmoid_xent, softmax"
+        ValueError, match="unknown classification loss 'hinge'; allowed: ensemble_sigmoid_xent"
     ):
         classification_loss(LOGITS, LABELS, "hinge")
     with pytest.raises(ValueError, match=r"need labels of the same shape, not \(1, 3\)"):

@@ -35,8 +35,8 @@ def test_nothing_is_compiled_after_the_first_evaluation(
     """Every 2 steps all that a run does is done: report, evaluation, picture, checkpoint."""
     before_step = []
 
-    def build_program(config):
-        built = program.build_program(config)
+    def build_program(config, **options):
+        built = program.build_program(config, **options)
 
         def train_step(state, batch):
             before_step.append(len(compilations))
@@ -68,7 +68,7 @@ def test_no_array_of_the_state_is_copied(
     monkeypatch.setattr(program, "create_mesh", lambda size: create_mesh(size, devices))
     config = small_config(digits_dir, **{"num_expert_partitions": partitions, "ema_decay": 0.9})
     config.model.encoder.moe.router.dispatcher.name = dispatcher
-    built = program.build_program(config)
+    built = program.build_program(config, **options)
     with jax.set_mesh(built.mesh):
         lowered = built.train_step.lower(built.abstract_state, dict(built.batch_spec))
         compiled = lowered.compile()

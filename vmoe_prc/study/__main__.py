@@ -65,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--collect", action="store_true", help="write the tables of the runs that are done"
     )
     processes = parser.add_argument_group("several processes for the run of --only")
-    processes.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    processes.add_argument("--num_processes", type=int)
-    processes.add_argument("--process_id", type=int)
+    processes.add_argument("--coordinator-address", metavar="HOST:PORT", help="of process 0")
+    processes.add_argument("--num-processes", type=int)
+    processes.add_argument("--process-id", type=int)
     add_traceback_argument(parser)
     return parser
 

@@ -112,7 +112,8 @@ def squares_plan(
         values = (similarities + potentials[:, None]) / column_sum
         return column_sum * project(values.T).T
 
-    optimizer = optax.adam(learning_rate)
+    # The root of a second moment of 0 would have an infinite derivative.
+    optimizer = optax.adam(learning_rate, eps_root=1e-30)
 
     def iterate(carry, _):
         potentials, state, running = carry
