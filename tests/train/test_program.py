@@ -68,7 +68,7 @@ def test_no_array_of_the_state_is_copied(
     monkeypatch.setattr(program, "create_mesh", lambda size: create_mesh(size, devices))
     config = small_config(digits_dir, **{"num_expert_partitions": partitions, "ema_decay": 0.9})
     config.model.encoder.moe.router.dispatcher.name = dispatcher
-    built = program.build_program(config, **options)
+    built = program.build_program(config)
     with jax.set_mesh(built.mesh):
         lowered = built.train_step.lower(built.abstract_state, dict(built.batch_spec))
         compiled = lowered.compile()
