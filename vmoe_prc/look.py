@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from vmoe_prc.config import Config, ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _chunks(split: "Split", count: int) -> Iterator[tuple[range, list[bytes]]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.look",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -279,6 +279,29 @@ def teacher_guided(config: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
+def fine_tune_optimizer(
+    peak_value: float, warmup_steps: int, end_value: float = 1e-5
+) -> dict[str, Any]:
+    """Returns the optimiser of V-MoE's fine-tunings, momentum with a cosine of the rate.
+
+    Args:
+      peak_value: Learning rate after the warm-up.
+      warmup_steps: Steps of the warm-up.
+      end_value: Learning rate at the end.
+    """
+    return {
+        "name": "sgd",
+        "momentum": 0.9,
+        "gradient_clip": {"global_norm": 10.0},
+        "learning_rate": {
+            "schedule": "warmup_cosine_decay",
+            "peak_value": peak_value,
+            "end_value": end_value,
+            "warmup_steps": warmup_steps,
+        },
+    }
+
+
 def fine_tune(
     arguments: ml_collections.ConfigDict,
     *,
@@ -335,17 +358,7 @@ def fine_tune(
         "initialization": {"rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False},
         "loss": {"name": "softmax_xent"},
         **router_losses(arguments.prc, pair_class_tokens, arguments.diagonal),
-        "optimizer": {
-            "name": "sgd",
-            "momentum": 0.9,
-            "gradient_clip": {"global_norm": 10.0},
-            "learning_rate": {
-                "schedule": "warmup_cosine_decay",
-                "peak_value": peak_value,
-                "end_value": end_value,
-                "warmup_steps": 500,
-            },
-        },
+        "optimizer": fine_tune_optimizer(peak_value, 500, end_value),
         "evaluate": {"every_steps": 500},
         "save_checkpoint": {"every_steps": 500},
     }

@@ -9,6 +9,7 @@ from vmoe_prc.recipes import (
     FINE_TUNE_IMAGES_PER_STEP,
     FINE_TUNE_RULES,
     adam,
+    fine_tune_optimizer,
     finish,
     router_losses,
     vmoe_model,
@@ -174,17 +175,7 @@ def fine_tuned(
         "initialization": {"rules": FINE_TUNE_RULES, "raise_if_target_unmatched": False},
         "loss": {"name": "softmax_xent"},
         **router_losses(prc=False),
-        "optimizer": {
-            "name": "sgd",
-            "momentum": 0.9,
-            "gradient_clip": {"global_norm": 10.0},
-            "learning_rate": {
-                "schedule": "warmup_cosine_decay",
-                "peak_value": peak_value,
-                "end_value": 1e-5,
-                "warmup_steps": warmup_steps,
-            },
-        },
+        "optimizer": fine_tune_optimizer(peak_value, warmup_steps),
         "evaluate": {"every_steps": every_steps},
         "save_checkpoint": {"every_steps": 1_000},
     }

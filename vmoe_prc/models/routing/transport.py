@@ -253,9 +253,14 @@ class SparseProjectionTransportTopItemsPerExpertRouter(_PerExpert):
     def transport(self, logits: Float[Array, "S E"], options: Any) -> Float[Array, "S E"]:
         """Makes the plan of a group."""
         gates = jax.nn.softmax(logits)
-        return squares_plan(
-            gates, len(gates) / self.num_experts, len(gates), self.maxiter, self.adam_lr
-        )
+        most = self.most_tokens(len(gates), options)
+        return squares_plan(gates, len(gates) / self.num_experts, most, self.maxiter, self.adam_lr)
+
+    @nn.nowrap
+    def most_tokens(self, size: int, options: Any) -> int:
+        """Returns how many tokens of a group of S an expert may get: all of them."""
+        del options
+        return size
 
 
 @ROUTERS.register(options=PerItemSquaresOptions)
@@ -274,17 +279,12 @@ class KSparseProjectionTransportTopExpertsPerItemRouter(_PerItem):
 
 
 @ROUTERS.register(options=SquaresOptions)
-class KSparseProjectionTransportTopItemsPerExpertRouter(_PerExpert):
+class KSparseProjectionTransportTopItemsPerExpertRouter(
+    SparseProjectionTransportTopItemsPerExpertRouter
+):
     """The plan of the gates by squares, with as many tokens as an expert takes; without noise."""
 
-    adam_lr: float = SquaresOptions.adam_lr
-    noisy = False
-
     @nn.nowrap
-    def transport(self, logits: Float[Array, "S E"], options: Any) -> Float[Array, "S E"]:
-        """Makes the plan of a group."""
-        gates = jax.nn.softmax(logits)
-        capacity = buffer_capacity(len(gates), 1, self.num_experts, options)
-        return squares_plan(
-            gates, len(gates) / self.num_experts, capacity, self.maxiter, self.adam_lr
-        )
+    def most_tokens(self, size: int, options: Any) -> int:
+        """Returns the capacity of an expert in a group of S tokens."""
+        return buffer_capacity(size, 1, self.num_experts, options)
