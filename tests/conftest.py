@@ -70,7 +70,7 @@ def made_once(tmp_path_factory):
             if not done.exists():
                 directory.mkdir()
                 make(directory)
-                done.touch()
+                done.write_text("\n".join(path.name for path in directory.iterdir()))
         return directory
 
     return made_once
@@ -118,6 +118,18 @@ def finished(made_once, digits_dir):
 
     workdir = made_once("finished", make)
     return workdir, workdir.with_suffix(".txt").read_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_run_unchanged(tmp_path_factory):
+    """Every test of the session reads the directory of `finished`; none may add to it."""
+    root = tmp_path_factory.getbasetemp()
+    workdir = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "finished"
+    yield
+    done = workdir.with_suffix(".done")
+    if done.exists() and done.stat().st_size:
+        added = {path.name for path in workdir.iterdir()} - set(done.read_text().split("\n"))
+        assert not added, f"a test added {sorted(added)} to the shared run"
 
 
 @pytest.fixture(scope="session")

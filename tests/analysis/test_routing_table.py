@@ -61,11 +61,12 @@ def test_gates_fall_with_the_rank(table):
     assert table["entropy"].between(0, np.log(4) + 1e-5).all()
 
 
-def test_agreement_is_that_of_the_evaluator_and_of_the_command(finished, table, capsys):
+def test_agreement_is_that_of_the_evaluator_and_of_the_command(finished, table, tmp_path, capsys):
     workdir, _ = finished
     expected = agreement_of(table)
     evaluated = read_metrics(workdir / "metrics.jsonl")[-1]
-    assert analyze.main(["agreement", f"--workdir={workdir}"]) == 0
+    output = f"--output={tmp_path / 'agreement.csv'}"
+    assert analyze.main(["agreement", f"--workdir={workdir}", output]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, value in expected.items():
         assert evaluated[f"test_pairs/{name}"] == pytest.approx(value, abs=1e-6)
