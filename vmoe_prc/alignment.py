@@ -94,7 +94,7 @@ def shuffle_partners(
       pairs: (B, X, 2) of `match_patches`.
       class_pair: Whether the last pair is the class tokens, which stay a pair.
     """
-    matched = pairs[..., 0] >= 0
+    matched = jnp.asarray(pairs[..., 0] >= 0)
     if class_pair:
         matched = matched.at[:, -1].set(False)
     # Two orders of the pairs, both with the matched ones first: at random, and as they come.

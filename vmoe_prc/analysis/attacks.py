@@ -11,6 +11,7 @@ from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.arrays import Array, Float, Scalar
 from vmoe_prc.losses import classification_loss
 from vmoe_prc.steps import adversarial
+from vmoe_prc.models import apply_model
 from vmoe_prc.steps.views import by_image
 
 Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], jax.Array]
@@ -80,12 +81,12 @@ def make_attack(
 
     def make_objective(params, images, labels):
         def classification(attacked):
-            logits, _ = model.apply({"params": params}, attacked)
+            logits, _ = apply_model(model, params, attacked)
             return jnp.sum(classification_loss(logits, labels, **loss))
 
         if target == "model":
             return classification
-        _, clean = model.apply({"params": params}, images)
+        _, clean = apply_model(model, params, images)
         if target == "experts":
             fixed = {block: by_image(r.logits, len(images)) for block, r in clean.items()}
 
@@ -96,7 +97,7 @@ def make_attack(
             return with_fixed_routing
 
         def rerouting(attacked):
-            _, routings = model.apply({"params": params}, attacked)
+            _, routings = apply_model(model, params, attacked)
             total = 0.0
             for block, routing in routings.items():
                 logs = jax.nn.log_softmax(routing.logits)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float, Leaf
 from vmoe_prc.config.registry import ROUTERS
+from vmoe_prc.models import apply_model
 from vmoe_prc.models.routing import DEFAULT_ROUTER
 from vmoe_prc.steps.views import by_image
 
@@ -52,7 +53,7 @@ def make_routing_step(model: nn.Module) -> RoutingStep:
     experts_choose = ROUTERS[router.get("name", DEFAULT_ROUTER)].experts_choose
 
     def step(params, images):
-        logits, routings = model.apply({"params": params}, images)
+        logits, routings = apply_model(model, params, images)
         choices = {}
         for block, routing in routings.items():
             kept = by_image(routing.kept, len(images))

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models import apply_model
 from vmoe_prc.models.routing import NoisyRouter, Routing
 
 
@@ -46,7 +47,7 @@ def apply_with_logits(
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(replace):
-        outputs, routings = model.apply({"params": params}, images)
+        outputs, routings = apply_model(model, params, images)
     if missing := logits.keys() - replaced:
         raise ValueError(f"no router to replace in {', '.join(sorted(missing))}")
     return outputs, routings

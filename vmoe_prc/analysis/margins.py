@@ -15,6 +15,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.swap import swap_routings
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import ConfigError
+from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import by_image
 
@@ -89,7 +90,7 @@ def _measure(
     model: nn.Module, k: int, block: str, params: Any, images: Float[Array, "N H W C"]
 ) -> dict[str, jax.Array]:
     def margins(images):
-        outputs, routings = model.apply({"params": params}, images)
+        outputs, routings = apply_model(model, params, images)
         logits = {b: by_image(r.logits, len(images)) for b, r in routings.items()}
         margin = router_margin(logits[block], k)  # (N, T)
         # Images do not depend on each other: the gradient of the sum holds that of each.

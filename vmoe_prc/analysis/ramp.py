@@ -19,6 +19,7 @@ from vmoe_prc.analysis.choices import make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import ConfigError
+from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import batch_sharding, replicated
 
 # Capacity factors; None is dropless.
@@ -197,7 +198,7 @@ def _batch_dependence(run: OpenedRun, batch: dict[str, np.ndarray], seed: int) -
     order of the batch draws their neighbours anew.
     """
     sharding = batch_sharding(run.mesh)
-    predict = jax.jit(lambda params, x: run.model.apply({"params": params}, x)[0].argmax(-1))
+    predict = jax.jit(lambda params, x: apply_model(run.model, params, x)[0].argmax(-1))
     order = np.random.default_rng(seed).permutation(len(batch["image"]))
     first, second = (
         np.asarray(predict(run.params, jax.device_put(images, sharding)))

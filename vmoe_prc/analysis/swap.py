@@ -24,6 +24,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun, ValueRange
 from vmoe_prc.analysis.perturbations import gaussian_noise
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import ConfigError
+from vmoe_prc.models import apply_model
 from vmoe_prc.models.flops import routed_share
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
@@ -169,7 +170,7 @@ def _scores(
     noisy = images + value_range.size * change
 
     def route(images):
-        outputs, routings = model.apply({"params": params}, images)
+        outputs, routings = apply_model(model, params, images)
         return outputs, {b: by_image(r.logits, len(images)) for b, r in routings.items()}, routings
 
     outputs, own, routings = route(images)

@@ -17,6 +17,7 @@ from vmoe_prc.config import fewshot_sections
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.errors import RunError
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
+from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
 
@@ -70,7 +71,7 @@ def make_representation_step(model: nn.Module) -> RepresentationStep:
     headless = model.clone(num_classes=None)
 
     def step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        representations, _ = headless.apply({"params": params}, batch["image"])
+        representations, _ = apply_model(headless, params, batch["image"])
         return representations.astype(jnp.float32), batch["label"], batch["mask"]
 
     return step

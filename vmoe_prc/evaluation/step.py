@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from vmoe_prc.arrays import Leaf
 from vmoe_prc.evaluation.agreement import agreement_per_image
 from vmoe_prc.losses import classification_loss
+from vmoe_prc.models import apply_model
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
 from vmoe_prc.steps.views import Batch, by_image, match_views, merge_views
@@ -85,7 +86,7 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
         two_views = batch["image"].ndim == 5
         images, labels = merge_views(batch["image"], batch["labels"])
         mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
-        logits, routings = model.apply({"params": params}, images, mask)
+        logits, routings = apply_model(model, params, images, mask)
         losses = classification_loss(logits, labels, **loss)
         labelled = mask & is_labelled(labels)
 

@@ -15,6 +15,7 @@ from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
 from vmoe_prc.figures.panels import class_titles, to_display
 from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
 from vmoe_prc.figures.view_pairs import routing_pairs_figure
+from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import by_image, match_views, merge_views
@@ -71,7 +72,7 @@ def make_training_picture(
 
     def route(params, batch):
         images, _ = merge_views(batch["image"], batch["labels"])
-        _, routings = model.apply({"params": params}, images)
+        _, routings = apply_model(model, params, images)
         # Sorting is stable: the first rows that are images.
         shown = jnp.argsort(~batch["mask"])[:num_images]
         drawn = {"image": batch["image"], "label": main_class(batch["labels"])}

@@ -53,7 +53,7 @@ def attention(
         return jax.nn.dot_product_attention(query, key, value, implementation="xla")
 
 
-def _cudnn_fits(query: jax.Array) -> bool:
+def _cudnn_fits(query: Array) -> bool:
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     return half and query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_MAX_HEAD_SIZE
 
@@ -64,21 +64,26 @@ def _mesh_is_nvidia() -> bool:
     return device is not None and "nvidia" in device.device_kind.lower()
 
 
-def _cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _cudnn_attention(query: Array, key: Array, value: Array) -> Array:
     """Flash attention; JAX refuses odd lengths in training, which get one token of padding."""
     num_queries, num_keys = query.shape[1], key.shape[1]
-    lengths = {}
+    query_lengths = key_lengths = None
     if num_queries % 2 or num_keys % 2:
-        lengths = {
-            "query_seq_lengths": jnp.full(len(query), num_queries, jnp.int32),
-            "key_value_seq_lengths": jnp.full(len(query), num_keys, jnp.int32),
-        }
+        query_lengths = jnp.full(len(query), num_queries, jnp.int32)
+        key_lengths = jnp.full(len(query), num_keys, jnp.int32)
         query, key, value = _even(query), _even(key), _even(value)
-    outputs = jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **lengths)
+    outputs = jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
+        implementation="cudnn",
+    )
     return outputs[:, :num_queries]
 
 
-def _even(x: jax.Array) -> jax.Array:
+def _even(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
 
 

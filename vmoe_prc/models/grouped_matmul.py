@@ -11,7 +11,7 @@ kernel then needs no masks, and the work is that of the tiles in use, whatever t
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +60,16 @@ grouped_product.defvjp(_forward, _backward)
 
 
 def _dispatch(
-    implementations: dict[str, Callable[..., jax.Array]], *args: jax.Array | Tiles
-) -> jax.Array:
+    implementations: Mapping[str, Callable[..., Array]], a: Array, b: Array, tiles: Tiles
+) -> Array:
     """Calls the implementation for the platform that the program is compiled for."""
-    if _is_for_hopper(*args[:2]):
-        return implementations[HOPPER](*args)
+    if _is_for_hopper(a, b):
+        return implementations[HOPPER](a, b, tiles)
     others = {name: f for name, f in implementations.items() if name != HOPPER}
-    return jax.lax.platform_dependent(*args, **others)
+    return jax.lax.platform_dependent(a, b, tiles, **others)
 
 
-def _is_for_hopper(*matrices: jax.Array) -> bool:
+def _is_for_hopper(*matrices: Array) -> bool:
     """Whether the devices are Hopper GPUs, and its kernels take matrices like these."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None or not _HOPPER_DEVICE.match(device.device_kind):
@@ -152,13 +152,13 @@ def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> 
     )
 
 
-def _hopper_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+def _hopper_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> Array:
     from vmoe_prc.models import hopper_matmul
 
     return vary(hopper_matmul.product(rows, kernels, tiles.group))
 
 
-def _hopper_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+def _hopper_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> Array:
     from vmoe_prc.models import hopper_matmul
 
     products = hopper_matmul.outer_products(rows, others, tiles.first, tiles.count)

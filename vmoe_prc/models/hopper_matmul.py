@@ -14,6 +14,8 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.models.tiles import TILE
 
+# The accumulator in registers, whose name JAX does not list among its exports.
+_Accumulator = gpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 # Columns of a block of the result, and how far a step of the sum goes.
 BLOCK, DEPTH = 128, 64
 # Steps whose operands are in shared memory at once: 4 x 32 KiB of 227.
@@ -55,7 +57,7 @@ def product(
 
             return total[...]
 
-        block[...] = pl.run_scoped(accumulate, gpu.ACC((TILE, BLOCK))).astype(dtype)
+        block[...] = pl.run_scoped(accumulate, _Accumulator((TILE, BLOCK))).astype(dtype)
         _write(block, out_ref.at[pl.ds(tile * TILE, TILE), pl.ds(column * BLOCK, BLOCK)])
 
     return _call(
@@ -107,7 +109,7 @@ def outer_products(
 
             return total[...]
 
-        block[...] = pl.run_scoped(accumulate, gpu.ACC((BLOCK, BLOCK))).astype(dtype)
+        block[...] = pl.run_scoped(accumulate, _Accumulator((BLOCK, BLOCK))).astype(dtype)
         _write(block, out_ref.at[own, pl.ds(row * BLOCK, BLOCK), pl.ds(column * BLOCK, BLOCK)])
 
     return _call(

@@ -6,7 +6,9 @@ gradients are gathers as well, where differentiating a gather would scatter. No 
 """
 
 import functools
+import operator
 from typing import Any
+
 
 import flax.struct
 import jax
@@ -79,7 +81,7 @@ def _unpermute(dtype, y, weights, rows):
         weight[:, None] * _take(y, index)
         for weight, index in zip(weights.T, rows.of_choice.T, strict=True)
     ]
-    return sum(parts[1:], parts[0]).astype(dtype)
+    return functools.reduce(operator.add, parts).astype(dtype)
 
 
 def _unpermute_forward(dtype, y, weights, rows):
@@ -106,9 +108,9 @@ def _unpermute_backward(dtype, saved, gradient):
 _unpermute.defvjp(_unpermute_forward, _unpermute_backward)
 
 
-def _take(rows: jax.Array, index: jax.Array) -> jax.Array:
+def _take(rows: Array, index: Array) -> jax.Array:
     """Takes rows; an index past the end gives zeros."""
-    return rows.at[index].get(mode="fill", fill_value=0)
+    return jnp.asarray(rows).at[index].get(mode="fill", fill_value=0)
 
 
 def _no_gradient(indices: jax.Array) -> np.ndarray:

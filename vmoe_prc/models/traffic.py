@@ -83,7 +83,7 @@ def step_traffic(
     ]
     sizes = dict(mesh.shape)
     traffic = [
-        Traffic(what, collective, axes, len(arrays), sum(arrays), math.prod(map(sizes.get, axes)))
+        Traffic(what, collective, axes, len(arrays), sum(arrays), math.prod(sizes[a] for a in axes))
         for what, collective, axes, arrays in rows
     ]
     return [row for row in traffic if row.bytes and row.devices > 1]

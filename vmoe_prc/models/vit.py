@@ -283,7 +283,7 @@ class Encoder(nn.Module):
 
 
 @POSITION_EMBEDDINGS.register("learned")
-def _add_learned(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def _add_learned(x: Array, grid: tuple[int, int]) -> Array:
     del grid
     return AddPositionEmbs(name="posembed_input")(x)
 
@@ -303,7 +303,7 @@ def _add_nothing(x: jax.Array, grid: tuple[int, int], **options: float) -> jax.A
 
 
 @POSITION_EMBEDDINGS.register("none")
-def _add_none(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def _add_none(x: Array, grid: tuple[int, int]) -> Array:
     del grid
     return x
 
@@ -318,11 +318,11 @@ class Sincos2dOptions:
 
 
 @POSITION_EMBEDDINGS.register("sincos2d", options=Sincos2dOptions)
-def _add_sincos2d(x: jax.Array, grid: tuple[int, int], **options: float) -> jax.Array:
+def _add_sincos2d(x: Array, grid: tuple[int, int], **options: float) -> Array:
     embedding = sincos2d_embedding(*grid, x.shape[-1], **options).astype(x.dtype)
     # The class token, if there is one, comes first and has no position.
     first_patch = x.shape[1] - embedding.shape[0]
-    return x.at[:, first_patch:].add(embedding)
+    return jnp.asarray(x).at[:, first_patch:].add(embedding)
 
 
 class AddPositionEmbs(nn.Module):

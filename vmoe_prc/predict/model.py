@@ -17,7 +17,7 @@ from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.checkpoints.metadata import read_metadata
 from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, complete, evaluation_model
-from vmoe_prc.models import create_model
+from vmoe_prc.models import apply_model, create_model
 from vmoe_prc.predict.preprocessing import ImageLike, Preprocessing, evaluation_preprocessing
 
 BATCH_SIZE = 32
@@ -216,9 +216,9 @@ class TrainedModel:
 
     def _outputs(
         self, params: Mapping[str, Any], pixels: jax.Array, headless: bool
-    ) -> tuple[jax.Array, dict[str, dict[str, jax.Array]]]:
+    ) -> tuple[Array, dict[str, dict[str, Array]]]:
         model = self._model((pixels.shape[1], pixels.shape[2]), headless)
-        outputs, routings = model.apply({"params": params}, pixels)
+        outputs, routings = apply_model(model, params, pixels)
         choices = {}
         for block, routing in routings.items():
             gates = jnp.take_along_axis(routing.gates, routing.experts, axis=-1)

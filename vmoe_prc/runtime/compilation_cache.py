@@ -18,10 +18,13 @@ def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     Args:
       directory: The directory; by default `vmoe_prc/jax` in the user's cache directory.
     """
-    if not jax.config.jax_enable_compilation_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    # JAX adds its options to the class `Config` when they are defined.
+    enabled = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    if not enabled or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     directory = os.fspath(directory or default_directory())
-    if directory != jax.config.jax_compilation_cache_dir:
+    current = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if directory != current:
         jax.config.update("jax_compilation_cache_dir", directory)
         compilation_cache.reset_cache()
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vmoe_prc.arrays import Array
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.trees import map_named
 
@@ -168,7 +169,7 @@ def on_each_device(
     return run
 
 
-def all_to_all(x: jax.Array, split_axis: int, concat_axis: int) -> jax.Array:
+def all_to_all(x: Array, split_axis: int, concat_axis: int) -> Array:
     """Exchanges parts of `x` among the devices of a row of the `expert` axis.
 
     For use in a function of `on_each_device`; does nothing outside a mesh.
@@ -183,7 +184,7 @@ def all_to_all(x: jax.Array, split_axis: int, concat_axis: int) -> jax.Array:
     return jax.lax.all_to_all(x, "expert", split_axis, concat_axis, tiled=True)
 
 
-def all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+def all_gather(x: Array, spec: PartitionSpec) -> Array:
     """Joins the parts of an array that is split as `spec` says; its gradient is scattered.
 
     For use in a function of `on_each_device`; does nothing outside a mesh.
@@ -196,7 +197,7 @@ def all_gather(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     return x
 
 
-def sum_scatter(x: jax.Array) -> jax.Array:
+def sum_scatter(x: Array) -> Array:
     """Sums `x` over a row of the `expert` axis; each device keeps its part of the leading axis.
 
     For use in a function of `on_each_device`; does nothing outside a mesh.
@@ -206,7 +207,7 @@ def sum_scatter(x: jax.Array) -> jax.Array:
     return jax.lax.psum_scatter(x, "expert", scatter_dimension=0, tiled=True)
 
 
-def vary_over_data(x: jax.Array) -> jax.Array:
+def vary_over_data(x: Array) -> Array:
     """Marks `x`, which is split over `expert` only, as different on each device of `data`.
 
     For use in a function of `on_each_device`; does nothing outside a mesh. The gradient is
@@ -217,7 +218,7 @@ def vary_over_data(x: jax.Array) -> jax.Array:
     return jax.lax.pcast(x, "data", to="varying")
 
 
-def vary(x: jax.Array) -> jax.Array:
+def vary(x: Array) -> Array:
     """Marks `x` as different on each device, where JAX cannot see it: the result of a kernel.
 
     For use in a function of `on_each_device`; does nothing outside of one.

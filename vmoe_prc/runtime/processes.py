@@ -46,12 +46,11 @@ def connect(
         expected one.
       RunError: If the others cannot be reached, or some are missing after the timeout.
     """
-    _check_arguments(coordinator_address, num_processes, process_id)
+    explicit = _explicit_arguments(coordinator_address, num_processes, process_id)
     if num_processes == 1:
         return
-    explicit = coordinator_address is not None
     if explicit:
-        meet(coordinator_address, num_processes, process_id, timeout_seconds)
+        meet(*explicit, timeout_seconds)
     try:
         jax.distributed.initialize(
             coordinator_address,
@@ -74,19 +73,23 @@ def connect(
         multihost_utils.sync_global_devices("connected")
 
 
-def _check_arguments(address: str | None, count: int | None, index: int | None):
-    if (address is None) != (index is None) or (address is not None and count is None):
+def _explicit_arguments(
+    address: str | None, count: int | None, index: int | None
+) -> tuple[str, int, int] | None:
+    """Returns the arguments, checked; None where JAX is to find the processes."""
+    if address is None and index is None:
+        return None
+    if address is None or count is None or index is None:
         names = "--coordinator_address, --num_processes and --process_id"
         expected = "give all three; where JAX finds the processes, --num_processes or none"
         raise ConfigError(names, (address, count, index), expected)
-    if address is None:
-        return
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError("--coordinator_address", address, "expected HOST:PORT")
     if not 0 <= index < count:
         expected = f"must be from 0 to --num_processes - 1, which is {count - 1}"
         raise ConfigError("--process_id", index, expected)
+    return address, count, index
 
 
 def _check_count(expected: int | None, found: int, environ: Mapping[str, str]):

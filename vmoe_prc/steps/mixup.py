@@ -54,11 +54,11 @@ def mixup(
 
     def mix(x):
         groups = x.reshape(num_devices, -1, *x.shape[1:])
-        mixed = sum(
+        parts = (
             weights[..., i].reshape(*weights.shape[:2], *[1] * (x.ndim - 1))
             * jnp.roll(groups, -i, axis=1)
             for i in range(size)
         )
-        return mixed.reshape(x.shape).astype(x.dtype)
+        return jnp.asarray(sum(parts)).reshape(x.shape).astype(x.dtype)
 
     return mix(images), mix(labels)

@@ -1,5 +1,6 @@
 """One step of training, as a pure function to be jitted."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from vmoe_prc.losses import (
     classification_loss,
 )
 from vmoe_prc.losses.consistency import ConsistencyOptions
+from vmoe_prc.models import apply_model
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.routing.bias import BIAS
 from vmoe_prc.runtime.trees import map_named, named_leaves
@@ -90,7 +92,7 @@ def make_gradients(
             images, labels = mixup(keys["mixup"], images, labels, **mixup_options)
         if adversarial:
             images = attacked(params, images, labels, keys, progress)
-        logits, routings = model.apply({"params": params}, images, rngs=keys)
+        logits, routings = apply_model(model, params, images, rngs=keys)
         pairs = None
         if consistency_loss is not None:
             pairs = _pairs(model, batch, consistency_loss.options, keys["pairs"])
@@ -165,7 +167,7 @@ def make_train_step(
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.params, grad_norm=norm
             )
-            if biases is not None:
+            if biases:
                 updates = map_named(lambda name, x: -biases[name] if name in biases else x, updates)
             return optax.apply_updates(state.params, updates), opt_state
 
@@ -180,7 +182,8 @@ def make_train_step(
             ema_params = None
             if ema_decay is not None:
                 ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
-            return state.replace(
+            return dataclasses.replace(
+                state,
                 step=state.step + 1,
                 params=params,
                 opt_state=opt_state,
@@ -190,7 +193,8 @@ def make_train_step(
 
         def skip(state: TrainState) -> TrainState:
             skipped = running.astype(jnp.int32)
-            return state.replace(
+            return dataclasses.replace(
+                state,
                 step=state.step + skipped,
                 skipped_steps=state.skipped_steps + skipped,
                 skipped_in_a_row=state.skipped_in_a_row + skipped,
@@ -208,16 +212,15 @@ def make_train_step(
     return train_step
 
 
-def _split_biases(grads: Any) -> tuple[Any, dict[str, jax.Array] | None]:
+def _split_biases(grads: Any) -> tuple[Any, dict[str, jax.Array]]:
     """Takes out the gradients that are the updates themselves, see `models.routing.bias`.
 
     Returns:
-      The gradients to optimise by, zero for biases; and those of the biases by their names, None
-      if there are none.
+      The gradients to optimise by, zero for biases; and those of the biases by their names.
     """
     biases = {name: x for name, x in named_leaves(grads).items() if name.endswith(BIAS)}
     if not biases:
-        return grads, None
+        return grads, {}
     return map_named(lambda name, x: jnp.zeros_like(x) if name in biases else x, grads), biases
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.alignment import match_patches, view1_from_view0
+from vmoe_prc.arrays import Array
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -29,11 +30,12 @@ def by_image(values: jax.Array, num_images: int) -> jax.Array:
     return values.reshape(num_images, -1, *values.shape[2:])
 
 
-def match_views(model: nn.Module, batch: Batch, pair_class_tokens: bool = False) -> jax.Array:
+def match_views(model: nn.Module, batch: Batch, pair_class_tokens: bool = False) -> Array:
     """Pairs the tokens of the two views of a batch, (B, X, 2); see `match_patches`."""
+    height, width = batch["image"].shape[2:4]
     return match_patches(
         view1_from_view0(batch["view_from_image"]),
-        batch["image"].shape[2:4],
+        (height, width),
         tuple(model.patch_size),
         class_token=model.classifier == "token",
         pair_class_tokens=pair_class_tokens,

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Float
@@ -58,17 +57,17 @@ def global_entropy_loss(
     return -entropy if threshold is None else jnp.maximum(threshold - entropy, 0)
 
 
-def _entropy(p: jax.Array) -> jax.Array:
+def _entropy(p: Array) -> Array:
     # The inner where keeps the gradient finite where a gate underflows to 0.
     return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1)
 
 
 @BALANCE_LOSSES.register("local_entropy_loss", options=LocalEntropyOptions)
-def _local(routing: Routing, options: LocalEntropyOptions) -> jax.Array:
+def _local(routing: Routing, options: LocalEntropyOptions) -> Array:
     del options
     return local_entropy_loss(routing.gates)
 
 
 @BALANCE_LOSSES.register("global_entropy_loss", options=GlobalEntropyOptions)
-def _global(routing: Routing, options: GlobalEntropyOptions) -> jax.Array:
+def _global(routing: Routing, options: GlobalEntropyOptions) -> Array:
     return global_entropy_loss(routing.gates, options.global_entropy_threshold, options.scope)

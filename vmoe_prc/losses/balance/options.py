@@ -3,9 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
+from vmoe_prc.arrays import Array
 from vmoe_prc.config.options import option
 
 SCOPES = ("group", "batch")
@@ -34,7 +34,7 @@ class BalanceOptions:
         return 1.0
 
 
-def mean_over_scope(values: jax.Array, scope: str) -> jax.Array:
+def mean_over_scope(values: Array, scope: str) -> Array:
     """Averages over tokens: (G, S, E) -> (G, E), or (1, E) for the scope 'batch'."""
     per_group = jnp.mean(values, axis=1)
     return per_group if scope == "group" else jnp.mean(per_group, axis=0, keepdims=True)

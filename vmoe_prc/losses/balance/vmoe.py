@@ -110,12 +110,12 @@ class GShardOptions(BalanceOptions):
 
 
 @BALANCE_LOSSES.register("importance_loss", options=ImportanceOptions)
-def _importance(routing: Routing, options: ImportanceOptions) -> jax.Array:
+def _importance(routing: Routing, options: ImportanceOptions) -> Array:
     return importance_loss(routing.gates, options.scope)
 
 
 @BALANCE_LOSSES.register("load_loss", options=LoadOptions)
-def _load(routing: Routing, options: LoadOptions) -> jax.Array | None:
+def _load(routing: Routing, options: LoadOptions) -> Array | None:
     if routing.noisy_logits is None:
         return None
     return load_loss(
@@ -128,5 +128,5 @@ def _load(routing: Routing, options: LoadOptions) -> jax.Array | None:
 
 
 @BALANCE_LOSSES.register("gshard_loss", options=GShardOptions)
-def _gshard(routing: Routing, options: GShardOptions) -> jax.Array:
+def _gshard(routing: Routing, options: GShardOptions) -> Array:
     return gshard_loss(routing.dispatch_gates, options.scope)

@@ -31,6 +31,6 @@ def z_loss(logits: Float[Array, "G S E"]) -> Float[Array, " G"]:
 
 
 @BALANCE_LOSSES.register("z_loss", options=ZLossOptions)
-def _z_loss(routing: Routing, options: ZLossOptions) -> jax.Array:
+def _z_loss(routing: Routing, options: ZLossOptions) -> Array:
     del options
     return z_loss(routing.logits)

@@ -34,11 +34,11 @@ def classification_loss(
       TypeError: If an option is unknown.
     """
     loss = CLASSIFICATION_LOSSES[name]
-    options: ClassificationOptions = CLASSIFICATION_LOSSES.options(name)(**options)
+    chosen: ClassificationOptions = CLASSIFICATION_LOSSES.options(name)(**options)
     if logits.shape != labels.shape:
         raise ValueError(
             f"logits of shape {logits.shape} need labels of the same shape, not {labels.shape}"
         )
-    if options.label_smoothing:
-        labels = optax.smooth_labels(labels, options.label_smoothing)
-    return loss(logits, labels, options)
+    if chosen.label_smoothing:
+        labels = optax.smooth_labels(labels, chosen.label_smoothing)
+    return loss(logits, labels, chosen)

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from vmoe_prc.arrays import Array
 from vmoe_prc.config.registry import CONSISTENCY_LOSSES
 from vmoe_prc.losses.consistency.divergence import jsd_consistency, l2_consistency
 from vmoe_prc.losses.consistency.options import ConsistencyOptions, LossAndTerms, WeightedOptions
@@ -68,7 +70,7 @@ class ConsistencyLoss:
         blocks = self.options.blocks
         return blocks is None or int(block.rpartition("_")[2]) in blocks
 
-    def __call__(self, routing: Routing, pairs: jax.Array | None) -> LossAndTerms:
+    def __call__(self, routing: Routing, pairs: Array | None) -> LossAndTerms:
         """Computes the loss of one block.
 
         Args:
@@ -84,5 +86,5 @@ class ConsistencyLoss:
         gates = routing.gates.reshape(num_pairs, 2, -1, num_experts)  # (B, 2, T, E)
         if self.options.stop_gradient:
             view = {"view0": 0, "view1": 1}[self.options.stop_gradient]
-            gates = gates.at[:, view].set(jax.lax.stop_gradient(gates[:, view]))
+            gates = jnp.asarray(gates).at[:, view].set(jax.lax.stop_gradient(gates[:, view]))
         return CONSISTENCY_LOSSES[self.name](gates, pairs, self.options)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
@@ -67,16 +66,16 @@ def _mean(values: Float[Array, "B X"], matched: Bool[Array, "B X"]) -> Float[Arr
     return total / jnp.maximum(jnp.sum(matched), 1)
 
 
-def _xlogx(p: jax.Array) -> jax.Array:
+def _xlogx(p: Array) -> Array:
     # The inner where keeps the gradient finite where a gate underflows to 0.
     return jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0)
 
 
 @CONSISTENCY_LOSSES.register("l2", options=L2Options)
-def _l2(gates: jax.Array, pairs: jax.Array, options: L2Options) -> LossAndTerms:
+def _l2(gates: Array, pairs: Array, options: L2Options) -> LossAndTerms:
     return options.weight * l2_consistency(gates, pairs), {}
 
 
 @CONSISTENCY_LOSSES.register("jsd", options=JsdOptions)
-def _jsd(gates: jax.Array, pairs: jax.Array, options: JsdOptions) -> LossAndTerms:
+def _jsd(gates: Array, pairs: Array, options: JsdOptions) -> LossAndTerms:
     return options.weight * jsd_consistency(gates, pairs, options.reduction), {}

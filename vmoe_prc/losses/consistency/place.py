@@ -134,13 +134,13 @@ def iic_loss(
 
 
 @CONSISTENCY_LOSSES.register("place_prc", options=PlacePrcOptions)
-def _place_prc(gates: jax.Array, pairs: jax.Array, options: PlacePrcOptions) -> LossAndTerms:
+def _place_prc(gates: Array, pairs: Array, options: PlacePrcOptions) -> LossAndTerms:
     weights = (options.diagonal_weight, options.off_diagonal_weight, options.image_weight)
     return place_prc_loss(gates, pairs, *weights), {}
 
 
 @CONSISTENCY_LOSSES.register("iic", options=IicOptions)
-def _iic(gates: jax.Array, pairs: jax.Array, options: IicOptions) -> LossAndTerms:
+def _iic(gates: Array, pairs: Array, options: IicOptions) -> LossAndTerms:
     return iic_loss(gates, pairs, options.weight, options.within_images, options.balance), {}
 
 
@@ -166,6 +166,6 @@ def _information(joint: Float[Array, "E E"]) -> Float[Array, ""]:
     return jnp.sum(_xlogy(joint, joint)) - 2 * jnp.sum(_xlogy(marginal, marginal))
 
 
-def _xlogy(x: jax.Array, y: jax.Array) -> jax.Array:
+def _xlogy(x: Array, y: Array) -> Array:
     # The inner where keeps the gradient finite where a gate underflows to 0.
     return jnp.where(x > 0, x * jnp.log(jnp.where(x > 0, y, 1)), 0)

@@ -87,7 +87,7 @@ def prc_loss(
 
 
 @CONSISTENCY_LOSSES.register("prc", options=PrcOptions)
-def _prc(gates: jax.Array, pairs: jax.Array, options: PrcOptions) -> LossAndTerms:
+def _prc(gates: Array, pairs: Array, options: PrcOptions) -> LossAndTerms:
     return prc_loss(
         gates, pairs, options.diagonal_weight, options.off_diagonal_weight, options.diagonal
     )

@@ -24,7 +24,7 @@ class Experts:
       dropout_key: Returns the key of the dropout; None if there is no dropout.
     """
 
-    apply: Callable[[jax.Array], jax.Array]
+    apply: Callable[[Array], Array]
     params: Callable[[], Mapping[str, Any]]
     dtype: Any
     dropout_rate: float = 0.0
@@ -98,5 +98,5 @@ class BufferMethod(DispatchMethod):
             return on_each_device(receive, (BATCH, EXPERT_BUFFERS), BATCH)(plan, y)
 
 
-def _sent(plan: Any, x: jax.Array) -> jax.Array:
+def _sent(plan: Any, x: Array) -> Array:
     return x.astype(jnp.bfloat16) if plan.options.bfloat16 else x

@@ -57,7 +57,7 @@ class BiasBalancedRouter(NoisyTopExpertsPerItemRouter):
         chosen = plan.experts[..., None] == jnp.arange(self.num_experts)
         load = jnp.sum(chosen, axis=(0, 1, 2), dtype=jnp.float32)
         excess = self.bias_rate * jnp.sign(load - jnp.mean(load))
-        plan = plan.replace(weights=_with_gradient(plan.weights, bias, excess))
+        plan = dataclasses.replace(plan, weights=_with_gradient(plan.weights, bias, excess))
         return self.normalized(plan)
 
 

@@ -166,5 +166,5 @@ class SoftRouter(nn.Module):
         )
 
 
-def _unit(x: jax.Array, axis: int) -> jax.Array:
+def _unit(x: Array, axis: int) -> Array:
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + NORM_EPSILON)

@@ -43,4 +43,6 @@ class NoisyTopExpertsPerItemRouter(NoisyRouter):
         """Scales the weights of each token's choices to sum to 1, if that is asked for."""
         if not self.normalize_gates:
             return plan
-        return plan.replace(weights=plan.weights / jnp.sum(plan.weights, -1, keepdims=True))
+        return dataclasses.replace(
+            plan, weights=plan.weights / jnp.sum(plan.weights, -1, keepdims=True)
+        )

@@ -13,6 +13,7 @@ from vmoe_prc.alignment import match_patches, view1_from_view0
 from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.data.device_views import device_two_views
 from vmoe_prc.evaluation.decomposition import Decomposition, average, decompose, decomposition_sums
+from vmoe_prc.models import apply_model
 from vmoe_prc.study.ensemble.training import Task
 
 # Ways to route the tokens of view 0, see `probe`.
@@ -75,7 +76,7 @@ class _Model:
         module = task.model(deterministic=True)
 
         def run(params, images):
-            logits, routings = module.apply({"params": params}, images)
+            logits, routings = apply_model(module, params, images)
             return logits, {b: (r.logits, r.experts) for b, r in routings.items()}
 
         def run_routed(params, images, logits):

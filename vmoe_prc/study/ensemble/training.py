@@ -13,7 +13,7 @@ import optax
 
 from vmoe_prc.alignment import match_patches, view1_from_view0
 from vmoe_prc.data.device_views import device_two_views, photometric_change
-from vmoe_prc.models import create_model
+from vmoe_prc.models import apply_model, create_model
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import adam, small_model
 from vmoe_prc.study.ensemble.members import Variant, router_terms
@@ -144,8 +144,9 @@ def make_training(
         source = images[chosen].astype(jnp.float32) / 127.5 - 1
         views, matrices = device_two_views(keys[1], source, task.smallest_area, task.side)
         views = jnp.where(member.photometric, photometric_change(keys[2], views), views)
-        logits, routings = model.apply(
-            {"params": params},
+        logits, routings = apply_model(
+            model,
+            params,
             views.reshape(-1, *views.shape[2:]),
             rngs={"gating": keys[3], "dropout": keys[3]},
         )
