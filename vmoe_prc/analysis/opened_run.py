@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from vmoe_prc.analysis.naming import distinct_names
 from vmoe_prc.arrays import Array
 from vmoe_prc.checkpoints.manager import restore_params
+from vmoe_prc.checkpoints.names import flattened
 from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model, nearest
 from vmoe_prc.config.registry import ROUTERS
@@ -270,4 +271,4 @@ def name_apart(
 def _read_step(workdir: epath.Path, step: int) -> dict[str, np.ndarray]:
     """Reads parameters of a step: their average, if the run kept one."""
     params = restore_params(workdir / CHECKPOINT_FOLDER, step)
-    return flax.traverse_util.flatten_dict({"params": params}, sep="/")
+    return flattened({"params": params})

@@ -57,7 +57,9 @@ class Checkpointer:
         best_metric: str | None = None,
     ):
         self._directory, self._best_metric = epath.Path(directory).absolute(), best_metric
-        policies = [checkpoint_managers.LatestN(keep_last)]
+        policies: list[checkpoint_managers.PreservationPolicy] = [
+            checkpoint_managers.LatestN(keep_last)
+        ]
         if keep_steps_multiple_of:
             policies.append(checkpoint_managers.EveryNSteps(keep_steps_multiple_of))
         if keep_best:

@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.traverse_util
 
 from vmoe_prc.checkpoints.manager import CheckpointError
+
+
+def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays of nested dicts by their names."""
+    return cast("dict[str, Any]", flax.traverse_util.flatten_dict(tree, sep="/"))
 
 
 def nested(flat: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:

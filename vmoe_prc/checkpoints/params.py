@@ -20,7 +20,7 @@ from etils import epath
 from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format, vmoe_orbax
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
-from vmoe_prc.checkpoints.names import nested
+from vmoe_prc.checkpoints.names import flattened, nested
 from vmoe_prc.checkpoints.torch_vit import TorchVit
 from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, PARAMS_FILE, PREPROCESSING_FILE
@@ -75,7 +75,7 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _noted(opened, path)
     else:
         raise CheckpointError(f"{prefix}: not {FORMATS}")
-    return _named_params(flax.traverse_util.flatten_dict(params, sep="/"))
+    return _named_params(flattened(params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,8 +232,7 @@ def check_params(
       CheckpointError: If a parameter is missing, unknown, of another shape, or not finite.
     """
     images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), images)
-    expected = flax.traverse_util.flatten_dict(expected, sep="/")
+    expected = flattened(jax.eval_shape(model.init, jax.random.key(0), images))
     for name in sorted(expected.keys() | flat.keys()):
         found, wanted = (x[name].shape if name in x else "nothing" for x in (flat, expected))
         if found != wanted:

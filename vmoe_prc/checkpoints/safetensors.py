@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -13,7 +12,7 @@ import safetensors.flax
 from etils import epath
 
 from vmoe_prc.checkpoints.manager import CheckpointError
-from vmoe_prc.checkpoints.names import nested
+from vmoe_prc.checkpoints.names import flattened, nested
 from vmoe_prc.workdir.atomic import atomic_write
 
 _MAX_HEADER_BYTES = 100_000_000
@@ -44,7 +43,7 @@ def save(
       params: Nested dicts of arrays, which get names such as `Encoder/encoder_norm/scale`.
       metadata: Texts by name, kept in the header.
     """
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat = flattened(params)
     arrays = {name: jnp.asarray(x) for name, x in flat.items()}
     content = safetensors.flax.save(arrays, metadata=dict(metadata) if metadata else None)
     with atomic_write(path) as temporary:

@@ -305,7 +305,7 @@ def _zoom(values, target_shape):
         raise ValueError(f"{value.ndim} axes cannot become {len(target_shape)}")
     factors = [new / old for new, old in zip(target_shape, value.shape, strict=True)]
     # In float32: SciPy has no bfloat16.
-    return scipy.ndimage.zoom(np.asarray(value, np.float32), factors, order=1)
+    return np.asarray(scipy.ndimage.zoom(np.asarray(value, np.float32), factors, order=1))
 
 
 def _vit_zoom(values, target_shape, new_grid=None, grid=None):

@@ -169,7 +169,7 @@ def save(prefix: str | os.PathLike[str], tree: Any, num_shards: int = 1) -> None
     }
     with contextlib.ExitStack() as stack:
         # Entered first, the index takes its place last.
-        stack.enter_context(atomic_write(f"{prefix}.index")).write_bytes(msgpack.packb(index))
+        stack.enter_context(atomic_write(f"{prefix}.index")).write_bytes(_packed(index))
         for shard in range(num_shards):
             temporary = stack.enter_context(atomic_write(_data_path(prefix, shard, num_shards)))
             with temporary.open("wb") as file:
@@ -393,17 +393,24 @@ def _pack_shard(
 
 
 def _pack_array(x: np.ndarray) -> msgpack.ExtType:
-    return msgpack.ExtType(_ARRAY, msgpack.packb((x.shape, x.dtype.name, x.tobytes())))
+    return msgpack.ExtType(_ARRAY, _packed((x.shape, x.dtype.name, x.tobytes())))
+
+
+def _packed(values: Any) -> bytes:
+    packed = msgpack.packb(values)
+    # It would be None for a packer that keeps its buffer.
+    assert packed is not None
+    return packed
 
 
 def _pack_box(box: Box) -> bytes:
-    return msgpack.packb([msgpack.packb((start, stop, None)) for start, stop in box])
+    return _packed([_packed((start, stop, None)) for start, stop in box])
 
 
 def _pack_entry(x: np.ndarray, pieces: Sequence[tuple[Box, int]]) -> msgpack.ExtType:
-    described = msgpack.packb((x.shape, x.dtype.name, False, {}))
+    described = _packed((x.shape, x.dtype.name, False, {}))
     boxes = [_pack_box(box) for box, _ in pieces]
-    return msgpack.ExtType(_ENTRY, msgpack.packb((described, boxes, [s for _, s in pieces])))
+    return msgpack.ExtType(_ENTRY, _packed((described, boxes, [s for _, s in pieces])))
 
 
 def _device_boxes(entry: Entry, sharding: jax.sharding.Sharding) -> set[Box]:
@@ -420,7 +427,9 @@ def _on_devices(
     )
 
 
-def _box(index: Sequence[slice], entry: Entry) -> Box:
+def _box(index: Sequence[slice] | None, entry: Entry) -> Box:
+    # None is the index of devices that hold nothing, for which nobody asks.
+    assert index is not None
     return tuple(s.indices(size)[:2] for s, size in zip(index, entry.shape, strict=True))
 
 

@@ -14,11 +14,17 @@ import json
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
+
+import ml_collections
 
 from vmoe_prc.config import ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.errors import RunError
+
+if TYPE_CHECKING:
+    import jax
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _compile(args: argparse.Namespace, config: object) -> int:
+def _compile(args: argparse.Namespace, config: ml_collections.ConfigDict) -> int:
+    from vmoe_prc.compile import hlo
     from vmoe_prc.compile.program import TooLargeError, compile_step
     from vmoe_prc.compile.report import format_report
 
@@ -49,7 +56,7 @@ def _compile(args: argparse.Namespace, config: object) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.hlo:
-        args.hlo.write_text(compiled.as_text())
+        args.hlo.write_text(hlo.text_of(compiled))
     if args.save:
         _save(compiled, args.save)
     if args.format == "json":
@@ -59,7 +66,7 @@ def _compile(args: argparse.Namespace, config: object) -> int:
     return 0
 
 
-def _save(compiled: object, path: pathlib.Path) -> None:
+def _save(compiled: "jax.stages.Compiled", path: pathlib.Path) -> None:
     from jax.experimental import serialize_executable
 
     try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vmoe_prc.errors import RunError
+
 KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16}
 ITEM_BITS |= {"u16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64}
@@ -36,6 +38,21 @@ class Collective:
     groups: list[list[int]]
     shapes: list[tuple[int, ...]]
     bytes: list[int]
+
+
+def text_of(compiled: Any) -> str:
+    """Returns the text of a compiled program, which the functions below read.
+
+    Args:
+      compiled: A `jax.stages.Compiled`.
+
+    Raises:
+      RunError: If the compiler gives none.
+    """
+    text = compiled.as_text()
+    if text is None:
+        raise RunError("the compiler gives no text of the program")
+    return text
 
 
 def collectives(text: str) -> list[Collective]:

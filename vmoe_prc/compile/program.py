@@ -57,7 +57,7 @@ def compile_step(
     if not report.memory.fits:
         memory = report.memory
         largest = [
-            f"{in_gib(size)} {name}" for name, size in hlo.largest_arrays(compiled.as_text())
+            f"{in_gib(size)} {name}" for name, size in hlo.largest_arrays(hlo.text_of(compiled))
         ]
         size = (
             f"{in_gib(memory.peak)} of a device's {in_gib(memory.available)}: "

@@ -10,6 +10,7 @@ import jax
 
 from vmoe_prc.compile import hlo
 from vmoe_prc.compile.targets import GIB, Target
+from vmoe_prc.errors import RunError
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.models.traffic import Traffic, step_traffic
 from vmoe_prc.train.step import BuiltStep
@@ -117,7 +118,7 @@ def describe(
       seconds: How long that took.
       versions: Versions to note down.
     """
-    text = compiled.as_text()
+    text = hlo.text_of(compiled)
     params = jax.tree.leaves(step.abstract_state.params)
     consistency = config.consistency and config.consistency.name
     traffic = step_traffic(
@@ -156,6 +157,8 @@ def describe(
 
 def _memory(compiled: jax.stages.Compiled, target: Target) -> Memory:
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise RunError("the compiler does not say how much memory the program takes")
     whole = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -7,8 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from importlib import resources
-
-import jax
+from typing import Any
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.errors import RunError
@@ -99,7 +98,7 @@ def parse_target(text: str) -> Target:
     return Target(text, CHIPS[name], tuple(map(int, shape.split("x"))))
 
 
-def devices_of(target: Target) -> Sequence[jax.Device]:
+def devices_of(target: Target) -> Sequence[Any]:
     """Describes the devices of a target by the compiler for it.
 
     Sets environment variables that the compiler reads, so that it asks no cloud for a TPU and

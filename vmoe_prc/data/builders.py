@@ -12,6 +12,7 @@ import ml_collections
 import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
+from tensorflow_datasets.core.constants import DATA_DIR
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
 from vmoe_prc.config import ConfigError, nearest
@@ -21,6 +22,7 @@ from vmoe_prc.data.files import SplitInfo
 from vmoe_prc.data.locks import file_lock
 from vmoe_prc.data.tfrecords import is_remote
 
+_DatasetInfo: Any = vars(dataset_info_pb2)["DatasetInfo"]  # made by protobuf on import
 INFO_FILE = "dataset_info.json"
 # No data set is larger; a larger number in dataset_info.json is damage.
 MAX_EXAMPLES = 10**11
@@ -80,13 +82,13 @@ def builder_factory(
     Raises:
       ConfigError: When called: if TFDS refuses the name, or a dataset_info.json is damaged.
     """
-    data_dir = data_dir and os.fspath(data_dir)
+    directory = None if data_dir is None else os.fspath(data_dir)
     if name in DATASETS:
         _set_folder(DATASETS[name])
         options = {"manual_dir": manual_dir} if takes_files(name) else {}
-        make = functools.partial(DATASETS[name], data_dir=data_dir, **options)
+        make = functools.partial(DATASETS[name], data_dir=directory, **options)
     else:
-        make = functools.partial(tfds.builder, name, data_dir=data_dir)
+        make = functools.partial(tfds.builder, name, data_dir=directory)
 
     def checked() -> Builder:
         try:
@@ -96,7 +98,7 @@ def builder_factory(
         except Exception as error:
             # TFDS raises anything for a damaged file; what else may be wrong with a builder of
             # our own, or a user's, keeps its traceback.
-            if problem := _damaged_info(_base_name(name), data_dir):
+            if problem := _damaged_info(_base_name(name), directory):
                 raise ConfigError("data set", name, problem) from error
             if name in DATASETS or not isinstance(error, (ValueError, AssertionError)):
                 raise
@@ -113,7 +115,7 @@ def takes_files(name: str) -> bool:
 def _set_folder(factory: Any) -> None:
     """Tells TFDS the folder of a builder's file, which it finds only for files in packages."""
     if inspect.isclass(factory) and getattr(factory, "pkg_dir_path", factory) is None:
-        factory.pkg_dir_path = epath.Path(inspect.getfile(factory)).parent
+        setattr(factory, "pkg_dir_path", epath.Path(inspect.getfile(factory)).parent)  # noqa: B010
 
 
 def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:
@@ -197,10 +199,10 @@ def _info_problem(builder: Builder) -> str | None:
 
 def _damaged_info(name: str, data_dir: str | None) -> str | None:
     """Returns which dataset_info.json of a data set cannot be read, and why."""
-    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
+    root = epath.Path(data_dir or DATA_DIR).expanduser() / name
     for path in sorted([*root.glob(f"*/{INFO_FILE}"), *root.glob(f"*/*/{INFO_FILE}")]):
         try:
-            info = json_format.Parse(path.read_text(), dataset_info_pb2.DatasetInfo())
+            info = json_format.Parse(path.read_text(), _DatasetInfo())
         except (json_format.ParseError, ValueError, OSError) as error:
             return f"{path} is damaged; delete its directory, and prepare it again ({_line(error)})"
         if info.version != path.parent.name:

@@ -1,7 +1,7 @@
 """Serialised examples of a TFDS data set become dicts of arrays; their images stay encoded."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import simplejpeg
@@ -9,6 +9,11 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
 from vmoe_prc.data.ops.registry import BadExampleError, Example
+
+
+def features_of(builder: tfds.core.DatasetBuilder) -> tfds.features.FeaturesDict:
+    """Returns the features of a data set, whose examples are dicts as those of all images."""
+    return cast(tfds.features.FeaturesDict, builder.info.features)
 
 
 class Parser:
@@ -32,7 +37,8 @@ class Parser:
         if not record:
             raise BadExampleError("damaged")
         try:
-            return self._features.deserialize_example_np(record, decoders=self._decoders)
+            example = self._features.deserialize_example_np(record, decoders=self._decoders)
+            return cast(Example, example)
         except (DecodeError, KeyError, ValueError, AttributeError) as error:
             raise BadExampleError(f"not an example of this data set: {error}") from None
 
@@ -50,7 +56,8 @@ class Parser:
 
 def _blank(feature: tfds.features.FeatureConnector, height: int, width: int) -> Any:
     if isinstance(feature, tfds.features.Image):
-        return _black_jpeg(feature.shape[0] or height, feature.shape[1] or width)
+        rows, columns, _ = cast("tuple[int | None, ...]", feature.shape)
+        return _black_jpeg(rows or height, columns or width)
     if isinstance(feature, tfds.features.ClassLabel):
         return np.int64((feature.num_classes or 1) - 1)
     return _zeros(feature.shape, feature.np_dtype)

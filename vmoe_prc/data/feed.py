@@ -64,7 +64,7 @@ def prefetch_to_device(
                 key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()
             }
             if value_range is not None and arrays["image"].dtype == np.uint8:
-                arrays["image"] = rescale(arrays["image"], np.float32(value_range))
+                arrays["image"] = rescale(arrays["image"], np.asarray(value_range, np.float32))
             queue.append(arrays)
             if len(queue) >= prefetch:
                 yield queue.popleft()

@@ -11,13 +11,14 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.core.splits import SubSplitInfo
 
 from vmoe_prc.data.tfrecord_index import indexed
 from vmoe_prc.data.tfrecords import read_record
 from vmoe_prc.errors import RunError
 
 # A whole split, or a part of one such as train[:99%].
-SplitInfo = tfds.core.SplitInfo | tfds.core.splits.SubSplitInfo
+SplitInfo = tfds.core.SplitInfo | SubSplitInfo
 
 # Fraction of the open-file limit that readers of ArrayRecord may use.
 _SHARE_OF_DESCRIPTORS = 8
@@ -93,7 +94,7 @@ class MemoryRecords(Records):
 
 def unreadable(name: str, error: Exception) -> RunError:
     """Makes one line of what the system or TensorFlow says of files that cannot be read."""
-    cause = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    cause = getattr(error, "message", error)  # TensorFlow's errors give more in `str`
     return RunError(f"{name} cannot be read: {cause}")
 
 

@@ -8,6 +8,7 @@ import pathlib
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
+from typing import IO
 
 from vmoe_prc.data.errors import DatasetError
 
@@ -59,12 +60,26 @@ def files_of(archive: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
     """
     try:
         yield from filter(tarfile.TarInfo.isfile, archive)
+        assert archive.fileobj is not None
         archive.fileobj.seek(archive.offset)
         end = archive.fileobj.read(_BLOCK)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DatasetError(f"{name} is damaged: {error}") from error
     if end != bytes(_BLOCK):
         raise DatasetError(f"{name} is cut or damaged after {archive.offset:,} bytes")
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Returns the bytes of a file of `files_of`."""
+    return open_member(archive, member).read()
+
+
+def open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    """Opens a file of `files_of`."""
+    file = archive.extractfile(member)
+    if file is None:
+        raise DatasetError(f"{member.name} is no file")
+    return file
 
 
 def check_classes(count: int) -> None:

@@ -15,7 +15,7 @@ import atexit
 import functools
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_collections
@@ -163,7 +163,7 @@ def _made_by_threads(split: Split, preprocess: Preprocess, rows: Rows) -> Iterat
     made = indices.map(chunks.tensors, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = _prefetch(made.rebatch(rows.rows_per_step), split.config)
     try:
-        yield from batches.as_numpy_iterator()
+        yield from cast("Iterator[Made]", batches.as_numpy_iterator())
     except tf.errors.OpError:
         if chunks.failure is None:
             raise

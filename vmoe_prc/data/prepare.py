@@ -18,6 +18,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from etils import epath
+from tensorflow_datasets.core.download.checksums import UrlInfo
+from tensorflow_datasets.core.units import Size
 
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.config.registry import DATASETS
@@ -130,9 +132,7 @@ def _trust_local_files(builder: tfds.core.DatasetBuilder, directory: pathlib.Pat
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if checksum != info.checksum:
             logging.warning("%s is not byte for byte the official file; it is used as it is", path)
-        infos[url] = tfds.download.checksums.UrlInfo(
-            size=path.stat().st_size, checksum=checksum, filename=path.name
-        )
+        infos[url] = UrlInfo(Size(path.stat().st_size), checksum, path.name)
 
 
 def _instructions(builder: tfds.core.DatasetBuilder) -> str:

@@ -14,7 +14,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.data.builders import Builder
-from vmoe_prc.data.examples import Parser
+from vmoe_prc.data.examples import Parser, features_of
 from vmoe_prc.data.files import FileRecords
 from vmoe_prc.data.locks import file_lock
 from vmoe_prc.data.ops.decoding import decode_image
@@ -66,7 +66,7 @@ def resize_dataset(builder: Builder, short_side: int, quality: int = QUALITY) ->
             tfds.dataset_builders.store_as_tfds_dataset(
                 name=name,
                 version=str(builder.version),
-                features=_features(builder.info.features),
+                features=_features(features_of(builder)),
                 split_datasets={
                     split: _Resized(builder, split, short_side, quality)
                     for split in builder.info.splits
@@ -109,7 +109,8 @@ class _Resized:
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         info = self._builder.info.splits[self._split]
         records = FileRecords(info, f"{self._builder.name} ({self._split})")
-        parse, kept = Parser(self._builder.info.features), _features(self._builder.info.features)
+        features = features_of(self._builder)
+        parse, kept = Parser(features), _features(features)
         images = [key for key, x in kept.items() if isinstance(x, tfds.features.Image)]
 
         def example(record: bytes) -> dict[str, Any] | None:
@@ -140,7 +141,8 @@ def _features(features: tfds.features.FeaturesDict) -> tfds.features.FeaturesDic
     kept = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.Image):
-            kept[key] = tfds.features.Image(shape=(None, None, feature.shape[-1]))
+            _, _, channels = cast("tuple[int | None, ...]", feature.shape)
+            kept[key] = tfds.features.Image(shape=(None, None, channels))
         elif isinstance(feature, same):
             kept[key] = feature
     return tfds.features.FeaturesDict(kept)

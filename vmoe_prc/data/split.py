@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data.builders import Builder, open_builder, split_info
-from vmoe_prc.data.examples import Parser
+from vmoe_prc.data.examples import Parser, features_of
 from vmoe_prc.data.files import FileRecords, MemoryRecords, Records, SplitInfo
 from vmoe_prc.data.ops import registry
 from vmoe_prc.data.ops.image_ops import ValueRange
@@ -55,7 +55,7 @@ class Split:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in the order of the labels; None if the labels are no classes."""
-        features = self.builder.info.features.values()
+        features = features_of(self.builder).values()
         classes = [x for x in features if isinstance(x, tfds.features.ClassLabel)]
         return tuple(classes[0].names) if classes and classes[0].num_classes else None
 
@@ -126,7 +126,7 @@ class Split:
 
     def preprocess(self, seed: int) -> Preprocess:
         """Returns the preprocessing with the randomness of a seed."""
-        return Preprocess(self.ops, Parser(self.builder.info.features), self.spec, seed)
+        return Preprocess(self.ops, Parser(features_of(self.builder)), self.spec, seed)
 
 
 def open_split(
@@ -181,7 +181,7 @@ def _with_preprocessing(
     process_field = f"{field}.process"
     ops = tuple(registry.build(config.process, process_field))
     try:
-        spec = find_spec(ops, Parser(builder.info.features))
+        spec = find_spec(ops, Parser(features_of(builder)))
     except (registry.PreprocessError, registry.BadExampleError) as error:
         message = " ".join(str(error).split())
         raise ConfigError(process_field, config.process, message) from error

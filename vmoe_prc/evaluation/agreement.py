@@ -69,7 +69,7 @@ def agreement_per_image(
         (a0, a1), (b0, b1) = (jnp.moveaxis(x[..., :2], -1, 0) for x in (a, b))
         straight, crossed = (a0 == b0) & (a1 == b1), (a0 == b1) & (a1 == b0)
         per_pair |= {"top2": straight, "top2_unordered": straight | crossed}
-    sums = {
+    sums: dict[str, Array] = {
         name: jnp.sum(jnp.where(matched, values, 0), axis=1, dtype=jnp.float32)
         for name, values in per_pair.items()
     }

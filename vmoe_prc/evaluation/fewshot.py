@@ -21,7 +21,7 @@ from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
 
-RepresentationStep = Callable[[Any, Batch], tuple[jax.Array, jax.Array, jax.Array]]
+RepresentationStep = Callable[[Any, Batch], tuple[Array, Array, Array]]
 # Representations and classes of a split.
 Examples = tuple[Float[np.ndarray, "N D"], Int[np.ndarray, "N"]]
 
@@ -70,7 +70,7 @@ def make_representation_step(model: nn.Module) -> RepresentationStep:
     """
     headless = model.clone(num_classes=None)
 
-    def step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def step(params: Any, batch: Batch) -> tuple[Array, Array, Array]:
         representations, _ = apply_model(headless, params, batch["image"])
         return representations.astype(jnp.float32), batch["label"], batch["mask"]
 

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Leaf
+from vmoe_prc.arrays import Array, Leaf
 from vmoe_prc.evaluation.agreement import agreement_per_image
 from vmoe_prc.losses import classification_loss
 from vmoe_prc.models import apply_model
@@ -123,7 +123,7 @@ def _routing_sums(routing: Routing, mask: jax.Array) -> RoutingSums:
     )
 
 
-def _agreement(routing: Routing, pairs: jax.Array) -> dict[str, jax.Array]:
+def _agreement(routing: Routing, pairs: Array) -> dict[str, jax.Array]:
     """Sums the agreement of one block over the matched pairs of each image."""
     num_views = 2 * len(pairs)
     experts = by_image(routing.experts[..., : routing.num_selected_experts], num_views)

@@ -151,7 +151,7 @@ def show_routing(
     axes.add_collection(LineCollection(grid, colors="white", linewidths=0.5))
     y, x = (corner[~vivid] for corner in np.meshgrid(rows, cols, indexing="ij"))
     hatch = np.stack([x, y + patch_height, x + patch_width, y], axis=-1).reshape(-1, 2, 2)
-    axes.add_collection(LineCollection(hatch, colors="0.62", linewidths=0.6))
+    axes.add_collection(LineCollection(list(hatch), colors="0.62", linewidths=0.6))
 
 
 def show_second_choices(
@@ -186,7 +186,9 @@ def mark_patches(
     patch_height, patch_width = _patch_size(image, marked)
     row, col = np.nonzero(marked)
     # Inches of a patch, of which the cross takes a third.
-    side = axes.get_position().width * axes.figure.get_size_inches()[0] / marked.shape[1]
+    figure = axes.figure
+    assert isinstance(figure, Figure)  # panels are no parts of a part of a figure
+    side = axes.get_position().width * figure.get_size_inches()[0] / marked.shape[1]
     axes.scatter(
         (col + 0.5) * patch_width,
         (row + 0.5) * patch_height,

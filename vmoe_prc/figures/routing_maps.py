@@ -218,7 +218,7 @@ def _show_views(axes, views, routing: PatchRouting, pairs) -> np.ndarray:
     """Shows the maps of two views; returns for each pair whether the first experts agree."""
     pairs = pairs[(pairs >= 0).all(axis=-1)]
     first = routing.first.reshape(2, -1)  # (2, P)
-    same = pairs_agree(first, pairs)
+    same = np.asarray(pairs_agree(first, pairs))
     for view in range(2):
         patches = np.arange(first.shape[1]).reshape(routing.first.shape[1:])
         matched = np.isin(patches, pairs[:, view])
@@ -304,6 +304,7 @@ def _describe(figure: Figure, routings: Mapping[str, PatchRouting], caption: _Ca
     if pale:
         entries.append(Patch(**NO_MATCH_STYLE, label=" or ".join(pale)))
     if caption.second and any(routing.experts.shape[-1] > 1 for routing in routings.values()):
-        square = {"marker": "s", "ls": "", "c": "0.55", "mec": "white"}
-        entries.append(Line2D([], [], ms=7, **square, label="second choice"))
+        square = Line2D([], [], marker="s", ls="", ms=7, c="0.55", mec="white")
+        square.set_label("second choice")
+        entries.append(square)
     mark_legend(figure, entries, _SIDE, top)

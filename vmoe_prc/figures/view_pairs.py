@@ -70,15 +70,15 @@ def routing_pairs_figure(
     Raises:
       ValueError: If shapes do not match, or an index is out of range.
     """
-    images, experts, pairs = (np.asarray(array) for array in (images, experts, pairs))
+    images, experts, pairs = np.asarray(images), np.asarray(experts), np.asarray(pairs)
     grid = _PatchGrid.of(images.shape[2:4] if images.ndim == 5 else (0, 0), patch_size)
     _check_images(images, grid, labels)
     _check_tokens(images, experts, pairs, grid.count + class_token, num_experts)
     offset = int(class_token)
     experts = experts[:, :, offset:]  # (N, 2, P)
-    matched = (pairs >= offset).all(axis=-1)  # (N, X)
+    matched = np.all(pairs >= offset, axis=-1)  # (N, X)
     rows = [pairs[n][matched[n]] - offset for n in range(len(pairs))]  # (matches, 2) each
-    same = [pairs_agree(experts[n], r) for n, r in enumerate(rows)]
+    same = [np.asarray(pairs_agree(experts[n], r)) for n, r in enumerate(rows)]
 
     colors = expert_colors(num_experts)
     legend = legend_height(num_experts, _LEFT[-1] + _PANEL + 2 * _SIDE)
@@ -118,8 +118,8 @@ class _PatchGrid:
     @classmethod
     def of(cls, image_size: Sequence[int], patch_size: int | tuple[int, int]) -> "_PatchGrid":
         height, width = image_size
-        size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-        return cls((height, width), size)
+        rows, columns = (patch_size,) * 2 if isinstance(patch_size, int) else patch_size
+        return cls((height, width), (rows, columns))
 
     @property
     def shape(self) -> tuple[int, int]:

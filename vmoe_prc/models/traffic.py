@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from vmoe_prc.config.registry import DISPATCHERS, ROUTERS
-from vmoe_prc.models import VisionTransformerMoe
 from vmoe_prc.models.dispatch import DispatcherOptions, buffer_capacity
 from vmoe_prc.models.routing import DEFAULT_ROUTER
 from vmoe_prc.models.routing.router import DEFAULT_DISPATCHER
@@ -48,7 +48,7 @@ class Traffic:
 
 
 def step_traffic(
-    model: VisionTransformerMoe,
+    model: nn.Module,
     params: Any,
     mesh: Mesh | AbstractMesh,
     image_shape: tuple[int, int, int, int],
@@ -109,7 +109,7 @@ def _flatten(spec: Iterable[Any]) -> list[str]:
 
 
 def _between_experts(
-    model: VisionTransformerMoe, mesh: Mesh | AbstractMesh, image_shape: tuple[int, int, int, int]
+    model: nn.Module, mesh: Mesh | AbstractMesh, image_shape: tuple[int, int, int, int]
 ) -> list[tuple[str, str, tuple[str, ...], list[int]]]:
     """Lists what is sent to the experts and back, in the forward and the backward pass."""
     moe = model.encoder.get("moe") or {}

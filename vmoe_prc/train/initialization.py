@@ -1,5 +1,6 @@
 """Starts a run from the parameters of another run or of a released checkpoint."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from vmoe_prc.checkpoints.manager import CheckpointError
+from vmoe_prc.checkpoints.names import flattened
 from vmoe_prc.checkpoints.params import open_params
 from vmoe_prc.checkpoints.transfer import format_table, plan_reading, transfer
 from vmoe_prc.config import ConfigError
@@ -35,7 +37,7 @@ def initialize(
     Raises:
       ConfigError: If the checkpoint cannot be read, or does not fit the model.
     """
-    old = flax.traverse_util.flatten_dict({"params": state.params}, sep="/")
+    old = flattened({"params": state.params})
     target = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in old.items()}
     matching = {
         "rules": options["rules"],
@@ -66,7 +68,7 @@ def initialize(
     }
     params = flax.traverse_util.unflatten_dict(new, sep="/")["params"]
     average = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
-    return state.replace(params=params, ema_params=average), format_table(moved)
+    return dataclasses.replace(state, params=params, ema_params=average), format_table(moved)
 
 
 def _zeros(array: jax.ShapeDtypeStruct) -> np.ndarray:

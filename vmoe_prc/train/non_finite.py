@@ -86,7 +86,7 @@ def check_finite(program: Program, state: TrainState, workdir: epath.Path) -> No
     step = int(state.step)
     folder = workdir / NON_FINITE_FOLDER / f"step_{step}"
     # The batch is a function of the step, so it can be read again.
-    rows = next(program.train_rows(step - 1))
+    rows: dict[str, Any] = dict(next(program.train_rows(step - 1)))
     with atomic_write(folder / f"batch_{jax.process_index()}.npz") as path, path.open("wb") as file:
         np.savez(file, **rows)
     value_range = program.splits["train"].value_range

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import jax
 from absl import logging
@@ -136,18 +136,18 @@ def progress(
       stream: Where to; stderr by default.
       visible: False shows no bar: only one process should. Log lines stay.
     """
-    stream = stream or sys.stderr
-    if not (visible and stream.isatty()):
+    terminal = stream or sys.stderr
+    if not (visible and terminal and terminal.isatty()):
         yield Progress(total, None)
         return
     layout = "{percentage:3.0f}%|{bar}| {n:,}/{total:,} [{elapsed}{postfix}]"
     # Terminals of containers may have no size, and tqdm would show nothing.
-    columns, lines = os.get_terminal_size(stream.fileno())
-    size = {} if columns and lines else {"ncols": 80, "nrows": 24}
-    with (
-        tqdm(total=total, initial=initial, file=stream, bar_format=layout, **size) as bar,
-        _logs_above(stream),
-    ):
+    columns, lines = os.get_terminal_size(terminal.fileno())
+    width, height = (None, None) if columns and lines else (80, 24)
+    bar = tqdm(
+        total=total, initial=initial, file=terminal, bar_format=layout, ncols=width, nrows=height
+    )
+    with bar, _logs_above(terminal):
         yield Progress(total, bar)
 
 
@@ -171,7 +171,8 @@ def _logs_above(stream: TextIO) -> Iterator[None]:
     handler, above = logging.get_absl_handler().python_handler, _AboveBar(stream)
     usual = handler.setStream(above)
     try:
-        with contextlib.redirect_stderr(above):
+        # What writes to stderr only writes and flushes.
+        with contextlib.redirect_stderr(cast(TextIO, above)):
             yield
     finally:
         handler.setStream(usual)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -69,10 +70,11 @@ class Recorder:
         self, step: int, metrics: Mapping[str, jax.Array], rates: Mapping[str, float]
     ) -> None:
         """Records the metrics of a training step, and how fast steps are."""
-        scalars = {f"train/{name}": value for name, value in metrics.items()}
+        scalars: dict[str, Any] = {f"train/{name}": value for name, value in metrics.items()}
         # The schedule counts from 0: update n used the rate schedule(n - 1).
         updates = step - int(metrics["skipped_steps"])
-        scalars["train/learning_rate"] = float(self._program.schedule(max(updates - 1, 0)))
+        rate = self._program.schedule(max(updates - 1, 0))
+        scalars["train/learning_rate"] = float(np.asarray(rate))
         scalars |= {f"speed/{name}": value for name, value in rates.items()}
         self._writer.write_scalars(step, scalars)
 

@@ -34,12 +34,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
-        images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = np.asarray(pixels), np.asarray(labels)
+        images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)[..., None]
         test = np.arange(len(images)) % TEST_EVERY == TEST_EVERY - 1
         return {
-            "train": self._generate_examples(images[~test], digits.target[~test]),
-            "test": self._generate_examples(images[test], digits.target[test]),
+            "train": self._generate_examples(images[~test], labels[~test]),
+            "test": self._generate_examples(images[test], labels[test]),
         }
 
     def _generate_examples(self, images: np.ndarray, labels: np.ndarray):

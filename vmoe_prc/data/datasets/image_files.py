@@ -14,6 +14,7 @@ from absl import logging
 
 from vmoe_prc.data.class_folders import SPLIT_NAMES, TEST_ONE_IN, summarize
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.examples import features_of
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
 
@@ -131,7 +132,7 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
                     continue
                 key = f"{path.relative_to(self._root).as_posix()}/{name}"
                 try:
-                    self.info.features["label"].encode_example(label)
+                    features_of(self)["label"].encode_example(label)
                 except (KeyError, ValueError) as error:
                     raise DatasetError(f"{key}: {label!r} is none of the classes") from error
                 try:
@@ -187,12 +188,13 @@ def classes_of(labels: Sequence[int | str]) -> list[str]:
       DatasetError: If there are fewer than two, or negative numbers.
     """
     kinds = {type(label) for label in labels}
+    numbers = [label for label in labels if isinstance(label, int)]
     if kinds == {int}:
-        if min(labels) < 0 or max(labels) >= 10**6:
-            raise DatasetError(f"labels are from {min(labels)} to {max(labels)}, not from 0 on")
-        names = [str(i) for i in range(max(labels) + 1)]
+        if min(numbers) < 0 or max(numbers) >= 10**6:
+            raise DatasetError(f"labels are from {min(numbers)} to {max(numbers)}, not from 0 on")
+        names = [str(i) for i in range(max(numbers) + 1)]
     elif kinds == {str}:
-        names = sorted(set(labels))
+        names = sorted({str(label) for label in labels})
     else:
         raise DatasetError(
             f"labels are {', '.join(sorted(k.__name__ for k in kinds)) or 'missing'}"
@@ -215,8 +217,9 @@ def to_label(value: Any, place: str) -> int | str:
     if isinstance(value, str) and value.strip():
         text = value.strip()
         return int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else text
-    if hasattr(value, "item") and getattr(value, "dtype", None) is not None:
-        return to_label(value.item(), place)
+    item = getattr(value, "item", None)
+    if item is not None and getattr(value, "dtype", None) is not None:
+        return to_label(item(), place)
     raise DatasetError(f"{place}: the label {value!r} is neither a number nor a name")
 
 

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.official import files_of
+from vmoe_prc.data.official import files_of, open_member, read_member
 
 NUM_CLASSES = 21_843
 ARCHIVE = "fall11_whole.tar"
@@ -50,7 +50,7 @@ class Imagenet21k(tfds.core.GeneratorBasedBuilder):
             with open_archive() as file, tarfile.open(fileobj=file) as images:
                 for member in files_of(images, f"{synset}.tar"):
                     example = {
-                        "image": images.extractfile(member).read(),
+                        "image": read_member(images, member),
                         "label": labels[synset],
                         "file_name": member.name,
                     }
@@ -81,4 +81,4 @@ def _class_archives(directory: pathlib.Path) -> Iterator[tuple[str, Callable[[],
         return
     with tarfile.open(whole) as classes:
         for member in files_of(classes, str(whole)):
-            yield pathlib.Path(member.name).stem, functools.partial(classes.extractfile, member)
+            yield pathlib.Path(member.name).stem, functools.partial(open_member, classes, member)

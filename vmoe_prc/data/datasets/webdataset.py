@@ -10,7 +10,7 @@ from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.class_folders import IMAGE_SUFFIXES
 from vmoe_prc.data.datasets.image_files import ImageFiles, Labelled, classes_of, to_label
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.official import files_of
+from vmoe_prc.data.official import files_of, read_member
 
 LABEL_KEYS = ("label", "cls", "class")
 
@@ -42,7 +42,7 @@ class Webdataset(ImageFiles):
 
 def _examples(path: pathlib.Path, images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields the key and the files by suffix of each example; without `images`, empty ones."""
-    key, parts = None, {}
+    key, parts = "", {}
     try:
         with tarfile.open(path) as archive:
             for member in files_of(archive, str(path)):
@@ -53,7 +53,7 @@ def _examples(path: pathlib.Path, images: bool) -> Iterator[tuple[str, dict[str,
                 if stem != key:
                     key, parts = stem, {}
                 wanted = images or suffix not in IMAGE_SUFFIXES
-                parts[suffix] = archive.extractfile(member).read() if wanted else b""
+                parts[suffix] = read_member(archive, member) if wanted else b""
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
     if parts:

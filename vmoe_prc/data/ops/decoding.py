@@ -68,7 +68,7 @@ def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return _decode_other(encoded)
-    _check_size(height, width)
+    _check_size(int(height), int(width))
     if colorspace in _COLORSPACES:
         try:
             return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)

@@ -176,11 +176,17 @@ def _parse_op(node: ast.expr) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         try:
             args = tuple(ast.literal_eval(arg) for arg in node.args)
-            kwargs = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+            kwargs = {_keyword(word): ast.literal_eval(word.value) for word in node.keywords}
         except ValueError:
             raise ValueError(f"the arguments of {node.func.id} must be literals") from None
         return node.func.id, args, kwargs
     raise ValueError(f"expected op|op(args)|..., not {ast.unparse(node)!r}")
+
+
+def _keyword(word: ast.keyword) -> str:
+    if word.arg is None:
+        raise ValueError("expected name=value")
+    return word.arg
 
 
 def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], field: str) -> Op:
