@@ -444,7 +444,7 @@ def _short(value: Any) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m vmoe_prc.convert_config", description=__doc__.splitlines()[0]
+        prog="python -m vmoe_prc.convert_config", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("source", metavar="FILE[:ARGUMENTS]", help="config file of V-MoE or PRC")
     add_traceback_argument(parser)

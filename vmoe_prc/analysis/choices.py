@@ -36,7 +36,7 @@ class Choices:
     entropy: Leaf
 
 
-RoutingStep = Callable[[Any, Float[Array, "N H W C"]], tuple[jax.Array, dict[str, Choices]]]
+RoutingStep = Callable[[Any, Float[Array, "N H W C"]], tuple[Array, dict[str, Choices]]]
 
 
 def make_routing_step(model: nn.Module) -> RoutingStep:
@@ -52,7 +52,7 @@ def make_routing_step(model: nn.Module) -> RoutingStep:
     router = dict(model.encoder).get("moe", {}).get("router", {})
     experts_choose = ROUTERS[router.get("name", DEFAULT_ROUTER)].experts_choose
 
-    def step(params, images):
+    def step(params: Any, images: Array) -> tuple[Array, dict[str, Choices]]:
         logits, routings = apply_model(model, params, images)
         choices = {}
         for block, routing in routings.items():

@@ -16,7 +16,7 @@ def apply_with_logits(
     params: Any,
     images: Float[Array, "N H W C"],
     logits: Mapping[str, Float[Array, "N T E"]],
-) -> tuple[jax.Array, dict[str, Routing]]:
+) -> tuple[Array, dict[str, Routing]]:
     """Applies a model whose routers use the given logits in place of their own.
 
     Gates, choices and capacity follow from these logits as usual; their gradient with respect

@@ -168,7 +168,13 @@ def _clusters(patches: Float[np.ndarray, "N P D"], seed: int) -> Int[np.ndarray,
     flat = patches.reshape(-1, patches.shape[-1])
     rows = np.random.default_rng(seed).permutation(len(flat))[:_FITTED]
     count = min(CLUSTERS, len(np.unique(flat[rows], axis=0)))
-    means = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=4096)
+    # Scikit-learn's default, "auto", is all that a type checker sees of `n_init`.
+    means = MiniBatchKMeans(
+        count,
+        random_state=seed,
+        n_init=3,  # pyright: ignore[reportArgumentType]
+        batch_size=4096,
+    )
     means.fit(flat[rows].astype(np.float32))
     parts = np.array_split(flat, max(1, len(flat) // 100_000))
     return np.concatenate([means.predict(part.astype(np.float32)) for part in parts])

@@ -1,7 +1,7 @@
 """Similarity of the experts of a block: of their weights, and of their outputs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -126,9 +126,10 @@ def expert_outputs(
     def before_experts(module, method):
         return module.name == "LayerNorm_1" and method == "__call__"
 
-    _, captured = run.model.apply(
+    result: Any = run.model.apply(
         {"params": params}, images, capture_intermediates=before_experts, mutable="intermediates"
     )
+    captured = cast("tuple[Any, dict[str, Any]]", result)[1]
     mlp_dim = run.config.model.encoder.mlp_dim
     expert = MlpBlock(mlp_dim, deterministic=True, dtype=run.model.dtype)
     outputs = {}

@@ -4,7 +4,7 @@ Counted from the parts of a routing table, see `routing_table`: only one batch i
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,10 @@ class Specialisation(NamedTuple):
     entropy: pd.DataFrame
     similarity: pd.DataFrame
 
+    def of_block(self, block: str) -> "Specialisation":
+        """Returns the rows of one block."""
+        return Specialisation._make(table[table["block"] == block] for table in self)
+
 
 def specialisation(
     frames: Iterable[pd.DataFrame], num_experts: int, num_classes: int
@@ -56,7 +60,8 @@ def specialisation(
     for frame in frames:
         for block, part in frame.groupby("block", observed=True, sort=False):
             found = _count(part, num_experts, num_classes)
-            counts[block] = _add(counts[block], found) if block in counts else found
+            name = str(block)
+            counts[name] = counts[name].plus(found) if name in counts else found
     if not counts:
         raise ValueError("the routing table has no rows")
     parts = [_tables(block, count) for block, count in counts.items()]
@@ -75,6 +80,10 @@ class _Counts(NamedTuple):
     together: Float[np.ndarray, "E E"]  # tokens that both experts processed
     entropy: float
     histogram: Float[np.ndarray, " bins"]
+
+    def plus(self, other: "_Counts") -> "_Counts":
+        sums = [x + y for x, y in zip(self, other, strict=True)]
+        return cast("_Counts", _Counts._make(sums))
 
 
 def _count(part: pd.DataFrame, num_experts: int, num_classes: int) -> _Counts:
@@ -107,10 +116,6 @@ def _count(part: pd.DataFrame, num_experts: int, num_classes: int) -> _Counts:
             np.float64
         ),
     )
-
-
-def _add(a: _Counts, b: _Counts) -> _Counts:
-    return _Counts(*(x + y for x, y in zip(a, b, strict=True)))
 
 
 def _tables(block: str, counts: _Counts) -> Specialisation:

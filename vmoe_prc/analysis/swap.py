@@ -24,7 +24,7 @@ from vmoe_prc.analysis.opened_run import OpenedRun, ValueRange
 from vmoe_prc.analysis.perturbations import gaussian_noise
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import ConfigError
-from vmoe_prc.models import apply_model
+from vmoe_prc.models import Routing, apply_model
 from vmoe_prc.models.flops import routed_share
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
@@ -119,7 +119,7 @@ def swap_routings(
       order for all tokens.
     """
     descending = jnp.sort(logits, axis=-1, descending=True)
-    swapped = {
+    swapped: dict[str, Array] = {
         "random": jax.random.permutation(key, logits, axis=-1, independent=True),
         "one_expert": descending,
     }
@@ -169,7 +169,7 @@ def _scores(
     change = gaussian_noise(unit, noise, seed) - unit
     noisy = images + value_range.size * change
 
-    def route(images):
+    def route(images: Array) -> tuple[Array, Logits, dict[str, Routing]]:
         outputs, routings = apply_model(model, params, images)
         return outputs, {b: by_image(r.logits, len(images)) for b, r in routings.items()}, routings
 

@@ -140,7 +140,8 @@ class Rotations:
         first, second = jnp.split(patches, 2, axis=-1)
         turned = jnp.concatenate([-second, first], axis=-1)
         cos, sin = (f(angles)[:, None] for f in (jnp.cos, jnp.sin))
-        return x.at[:, begin:end].set((patches * cos + turned * sin).astype(x.dtype))
+        turned = patches * cos + turned * sin
+        return jnp.asarray(x).at[:, begin:end].set(turned.astype(x.dtype))
 
 
 def _centres(count: int) -> Float[Array, " count"]:

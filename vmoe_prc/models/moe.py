@@ -1,6 +1,6 @@
 """The MLP of a transformer block, dense or as a sparse mixture of experts."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -162,8 +162,8 @@ class MlpMoeBlock(nn.Module):
             mlp = MlpBlock(
                 self.mlp_dim, deterministic=True, dtype=self.dtype, gelu=self.gelu, parent=None
             )
-            registers = mlp.apply({"params": mean}, registers).astype(outputs.dtype)
-            outputs = jnp.concatenate([outputs, registers], axis=1)
+            registers = cast(jax.Array, mlp.apply({"params": mean}, registers))
+            outputs = jnp.concatenate([outputs, registers.astype(outputs.dtype)], axis=1)
         return outputs, routing
 
     @nn.nowrap

@@ -78,11 +78,11 @@ class TeacherGuidedMoe(VisionTransformerMoe):
                 name=f"TeacherRouter_{block.rpartition('_')[2]}",
             )(features[block])
             gates = jax.nn.softmax(scores).reshape(routing.gates.shape)
-            routings[block] = routing.replace(teacher_gates=gates)
+            routings[block] = dataclasses.replace(routing, teacher_gates=gates)
         return logits, routings
 
     @nn.nowrap
-    def _teacher_features(self, images: jax.Array) -> dict[str, Float[Array, "N T D"]]:
+    def _teacher_features(self, images: Array) -> dict[str, Float[Array, "N T D"]]:
         """Runs the teacher; returns the inputs of the MLPs of its blocks, float32."""
         changes = {name: value for name, value in (self.teacher or {}).items() if value is not None}
         size = changes.pop("hidden_size", self.hidden_size)

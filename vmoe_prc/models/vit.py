@@ -439,7 +439,7 @@ class EncoderBlock(nn.Module):
             y, routing = MlpBlock(**options, name="Mlp")(y), None
         return x + self._scaled(y, "LayerScale_1"), routing
 
-    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
+    def _scaled(self, x: Array, name: str) -> Array:
         return x if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(x)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import PIL.Image
@@ -82,15 +83,17 @@ def drawing(make: Callable[[], Figure], alt: str, caption: str = "") -> Picture:
       alt: See `Picture`.
       caption: See `Picture`.
     """
-    sources = []
+    sources: list[str] = []
     for ink in _INKS.values():
-        style = dict.fromkeys(_INKED, ink) | {"grid.color": ink, "svg.hashsalt": "vmoe_prc"}
+        style: dict[Any, Any] = {**dict.fromkeys(_INKED, ink), "grid.color": ink}
+        style["svg.hashsalt"] = "vmoe_prc"
         with matplotlib.rc_context(style):
             figure = make()
             file = io.BytesIO()
             figure.savefig(file, **_SVG)
         sources.append(_data_uri("image/svg+xml", file.getvalue()))
-    return Picture(*sources, alt, caption, *_size(figure))
+    light, dark = sources
+    return Picture(light, dark, alt, caption, *_size(figure))
 
 
 def _data_uri(kind: str, content: bytes) -> str:

@@ -26,8 +26,8 @@ IGNORED = {
 }
 # The same, in each section of `dataset`.
 IGNORED_OF_DATASETS = {"data_dir", "cache", "prefetch", "prefetch_device"}
-# Methods by consistency loss, in the order of tables; another loss is called by its own name.
-METHODS = {None: "V-MoE", "prc": "PRC", "l2": "L2", "jsd": "JSD"}
+# The method without a consistency loss.
+BASELINE = "V-MoE"
 
 
 def method_label(loss: str | None) -> str:
@@ -36,9 +36,10 @@ def method_label(loss: str | None) -> str:
     A loss that is not registered, as one of a file that no configuration imports here, goes by
     its name.
     """
-    if loss is None or loss not in CONSISTENCY_LOSSES:
-        return METHODS.get(loss, loss)
-    return CONSISTENCY_LOSSES.options(loss).label or loss
+    if loss is None:
+        return BASELINE
+    known = loss in CONSISTENCY_LOSSES
+    return (CONSISTENCY_LOSSES.options(loss).label if known else "") or loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +201,16 @@ def _name(run: Run) -> tuple[str, str, int | None]:
 
 def _order(experiment: Experiment) -> tuple[Any, ...]:
     """Sorts as the paper's table does; other data sets and methods follow."""
-    datasets, methods = list(published.ACCURACIES), list(METHODS.values())
+    datasets = list(published.ACCURACIES)
+    methods = list(
+        dict.fromkeys(method for of in published.ACCURACIES.values() for method, _ in of)
+    )
     known = experiment.dataset in datasets
     return (
         datasets.index(experiment.dataset) if known else len(datasets),
         experiment.dataset,
         experiment.k or 0,
         methods.index(experiment.method) if experiment.method in methods else len(methods),
+        experiment.method,
         experiment.settings,
     )

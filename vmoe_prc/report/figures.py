@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -86,7 +87,9 @@ def agreement_bars(
         metrics = [run.metrics for run in experiment.runs if not run.diverged]
         names = {field: f"{split}/{field}" for field in PARTS}
         if metrics and all(name in m for m in metrics for name in names.values()):
-            means = {f: float(np.mean([m[n] for m in metrics])) for f, n in names.items()}
+            means: dict[str, Any] = {
+                f: float(np.mean([m[n] for m in metrics])) for f, n in names.items()
+            }
             bars.append(AgreementBar(experiment.label, **means))
     return bars
 

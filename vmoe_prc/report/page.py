@@ -18,7 +18,7 @@ from vmoe_prc.figures.interactive import SCRIPT, STYLE, read_asset
 from vmoe_prc.figures.palette import LineStyle, line_styles
 from vmoe_prc.report.config_diff import differing_fields, value_text
 from vmoe_prc.report.embedding import Picture, drawing
-from vmoe_prc.report.experiments import METHODS, Experiment
+from vmoe_prc.report.experiments import BASELINE, Experiment
 from vmoe_prc.report.figures import (
     CURVES,
     agreement_bars,
@@ -30,7 +30,6 @@ from vmoe_prc.report.paired import MIN_SEEDS, DifferenceTable, compare, differen
 from vmoe_prc.report.runs import Run
 from vmoe_prc.report.tables import PUBLISHED, SAMPLING_ERROR, Table, make_tables
 
-BASELINE = METHODS[None]
 _AGREEMENT = (
     "Agreement of the first experts of matched patches. Chance is what the loads of the experts "
     "give. Image is what re-pairing the patches within each image keeps: a router that sends "

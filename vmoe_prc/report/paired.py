@@ -120,10 +120,10 @@ def compare(a: Experiment, b: Experiment, split: str = "test") -> Comparison:
     seeds = tuple(sorted(by_seed[0].keys() & by_seed[1].keys()))
     differences, error = {}, None
     for column, title in COLUMNS.items() if seeds else ():
-        values = [[metrics[seed].get(column) for seed in seeds] for metrics in by_seed]
-        if None in values[0] + values[1]:
+        if not all(column in metrics[seed] for metrics in by_seed for seed in seeds):
             continue
-        differences[title] = paired_difference(*values)
+        values = [[metrics[seed][column] for seed in seeds] for metrics in by_seed]
+        differences[title] = paired_difference(values[0], values[1])
         count = num_images([*a.runs, *b.runs], split)
         if column == ACCURACY and count:
             error = math.hypot(*(sampling_error(statistics.mean(v), count) for v in values))

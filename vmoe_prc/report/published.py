@@ -3,8 +3,13 @@
 V-MoE-S/32 with 8 experts. A standard deviation of None was not given.
 """
 
+# Method and k.
+Variant = tuple[str, int | None]
+# Mean and standard deviation.
+Published = tuple[float, float | None]
+
 # Top-1 accuracy by data set (its TFDS name), method and k: mean, standard deviation.
-ACCURACIES = {
+ACCURACIES: dict[str, dict[Variant, Published]] = {
     "imagenet2012": {
         ("V-MoE", 1): (75.23, 0.01),
         ("PRC", 1): (75.92, 0.02),
@@ -31,7 +36,7 @@ ACCURACIES = {
     },
 }
 # Agreement of the experts of matched patches, k = 2, ImageNet-1K.
-AGREEMENTS = {
+AGREEMENTS: dict[str, dict[Variant, dict[str, Published]]] = {
     "imagenet2012": {
         ("V-MoE", 2): {
             "top1": (63.04, None),

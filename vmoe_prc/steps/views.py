@@ -10,7 +10,7 @@ from vmoe_prc.alignment import match_patches, view1_from_view0
 from vmoe_prc.arrays import Array
 
 Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Array]
 
 
 def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -25,7 +25,7 @@ def merge_views(images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Ar
     return images.reshape(-1, *images.shape[2:]), jnp.repeat(labels, 2, axis=0)
 
 
-def by_image(values: jax.Array, num_images: int) -> jax.Array:
+def by_image(values: Array, num_images: int) -> Array:
     """Reshapes values of tokens from groups (G, S, ...) to images (N, T, ...)."""
     return values.reshape(num_images, -1, *values.shape[2:])
 

@@ -21,7 +21,7 @@ from vmoe_prc.workdir.layout import SUMMARY_FILE
 Say = Callable[[str], None]
 
 
-def carry_out(study: Study, after_run: Callable[[], None], say: Say = print) -> list[PlannedRun]:
+def carry_out(study: Study, after_run: Callable[[], object], say: Say = print) -> list[PlannedRun]:
     """Runs everything that is not done; a run that fails does not end the study.
 
     Args:
@@ -100,6 +100,7 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
         (run.workdir / LOG_FILE).open("a", encoding="utf-8") as log,
         child_process(command, env) as process,
     ):
+        assert process.stdout is not None  # a pipe of `child_process`
         for line in process.stdout:
             log.write(line)
             log.flush()

@@ -198,7 +198,7 @@ class _EvaluationSplit:
     def __init__(self, split: Split, mesh: Mesh, between_batches: Callable[[], None]):
         self.spec: Mapping[str, jax.ShapeDtypeStruct] = split.batch_spec(train=False)
         self.value_range = split.value_range or (-1.0, 1.0)
-        self.class_names = split.class_names
+        self.class_names: Sequence[str] | None = split.class_names
         self._split, self._mesh, self._between_batches = split, mesh, between_batches
 
     def batches(self) -> Iterator[Batch]:

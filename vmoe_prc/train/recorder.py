@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from vmoe_prc.arrays import Array
 from vmoe_prc.config.registry import LOGGERS
 from vmoe_prc.evaluation.evaluator import Result
 from vmoe_prc.figures.panels import figure_pixels, save_figure
@@ -66,9 +67,7 @@ class Recorder:
     def __exit__(self, *unused: Any) -> None:
         self._writer.close()
 
-    def training(
-        self, step: int, metrics: Mapping[str, jax.Array], rates: Mapping[str, float]
-    ) -> None:
+    def training(self, step: int, metrics: Mapping[str, Array], rates: Mapping[str, float]) -> None:
         """Records the metrics of a training step, and how fast steps are."""
         scalars: dict[str, Any] = {f"train/{name}": value for name, value in metrics.items()}
         # The schedule counts from 0: update n used the rate schedule(n - 1).

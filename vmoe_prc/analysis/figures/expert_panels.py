@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 
 from vmoe_prc.analysis.specialisation import Specialisation
@@ -42,18 +43,18 @@ def specialisation_figure(
       title: Text after the name of the block.
       class_names: Names of the classes, None if they are unknown.
     """
-    tables = Specialisation(*(table[table["block"] == block] for table in found))
+    tables = found.of_block(block)
     summary = tables.blocks.iloc[0]
-    figure = Figure(figsize=(12, 7.4), facecolor="white", layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(12, 7.4), facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     whole = f"What the experts do \N{EN DASH} {block}" + (f", {title}" if title else "")
     text = (
         f"{summary['dropped']:.1%} of the choices dropped; the expert of a token tells "
         f"{summary['class_information']:.2f} nats of its class"
     )
     figure.suptitle(plain_text(whole), fontsize=LARGE, weight="bold", x=0.012, ha="left")
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.08))
+    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.08), squeeze=False).ravel()
     load, classes, entropy = above.subplots(1, 3, width_ratios=(1, 1.6, 1))
     _draw_load(load, tables.experts)
     _draw_classes(classes, tables.classes, class_names)
@@ -103,10 +104,10 @@ def _draw_classes(axes: Axes, classes: pd.DataFrame, class_names: Sequence[str] 
     axes.set_title("share of the tokens of a class\nwhose first choice it is", fontsize=MEDIUM)
     axes.set_ylabel("expert", fontsize=SMALL)
     few = shares.shape[1] <= _MOST_TICKS
-    axes.set_xlabel("class, by its first expert" + ("" if few else " (too many to name)"))
-    axes.xaxis.label.set_size(SMALL)
+    label = "class, by its first expert" + ("" if few else " (too many to name)")
+    axes.set_xlabel(label, fontsize=SMALL)
     if few:
-        _name_classes(axes, shares.columns.tolist(), class_names)
+        _name_classes(axes, [int(name) for name in shares.columns], class_names)
     else:
         axes.set_xticks([])
     _name_ticks(axes.yaxis, len(shares))
@@ -176,7 +177,7 @@ def _write_numbers(axes: Axes, values: np.ndarray, *, percent: bool) -> None:
 
 
 def _color_bar(axes: Axes, image, *, percent: bool) -> None:
-    bar = axes.get_figure(root=False).colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.tick_params(labelsize=SMALL - 1)
     bar.outline.set_linewidth(0.5)
     if percent:

@@ -36,7 +36,8 @@ def swap_figure(found: SwapResult, *, title: str = "") -> Figure:
         axes.spines[["top", "right", "left"]].set_visible(False)
     names = {"clean": CLEAN, "noisy": NOISY}
     labels = [
-        f"{row.images} images: {names[row.images][row.routing]}" for row in table.itertuples()
+        f"{images} images: {names[images][routing]}"
+        for images, routing in zip(table["images"], table["routing"], strict=True)
     ]
     panels[0].set_yticks(range(len(table)), labels)
     panels[0].set_ylim(len(table) - 0.5, -0.5)

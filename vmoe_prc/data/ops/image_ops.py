@@ -318,7 +318,7 @@ def value_range(
         raise ValueError(f"in_min = {in_min} must be less than in_max = {in_max}")
     if (in_min, in_max, clip_values) == (0, 255, False):
         return ValueRange(low, high)
-    first, size = np.float32(in_min), np.subtract(in_max, in_min, dtype=np.float32)
+    first, size = np.asarray(in_min, np.float32), np.subtract(in_max, in_min, dtype=np.float32)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         image, _ = pixels_of(example)

@@ -82,7 +82,7 @@ def teacher_loss(
 
 
 @BALANCE_LOSSES.register("teacher_loss", options=TeacherOptions)
-def _teacher(routing: Routing, options: TeacherOptions) -> jax.Array | None:
+def _teacher(routing: Routing, options: TeacherOptions) -> Array | None:
     del options
     if routing.teacher_gates is None:
         return None
@@ -90,14 +90,14 @@ def _teacher(routing: Routing, options: TeacherOptions) -> jax.Array | None:
 
 
 @BALANCE_LOSSES.register("teacher_importance_loss", options=TeacherImportanceOptions)
-def _importance(routing: Routing, options: TeacherImportanceOptions) -> jax.Array | None:
+def _importance(routing: Routing, options: TeacherImportanceOptions) -> Array | None:
     if routing.teacher_gates is None:
         return None
     return importance_loss(routing.teacher_gates, options.scope)
 
 
 @BALANCE_LOSSES.register("teacher_entropy_loss", options=TeacherEntropyOptions)
-def _entropy(routing: Routing, options: TeacherEntropyOptions) -> jax.Array | None:
+def _entropy(routing: Routing, options: TeacherEntropyOptions) -> Array | None:
     del options
     if routing.teacher_gates is None:
         return None

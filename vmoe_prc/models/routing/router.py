@@ -117,7 +117,7 @@ class NoisyRouter(nn.Module):
         return method, DISPATCHERS.options(method)(**options)
 
     @nn.nowrap
-    def score(self, inputs: Float[Array, "... D"]) -> tuple[jax.Array, jax.Array | None, float]:
+    def score(self, inputs: Float[Array, "... D"]) -> tuple[Array, Array | None, float]:
         """Returns logits, noisy logits or None without noise, and the scale of the noise."""
         return self.with_noise(self.linear_logits(inputs))
 
@@ -134,7 +134,7 @@ class NoisyRouter(nn.Module):
         )(inputs)
 
     @nn.nowrap
-    def with_noise(self, logits: jax.Array) -> tuple[jax.Array, jax.Array | None, float]:
+    def with_noise(self, logits: Array) -> tuple[Array, Array | None, float]:
         """Returns logits, noisy logits or None without noise, and the scale of the noise."""
         if self.deterministic or self.noise_std == 0 or not self.noisy:
             return logits, None, 0.0

@@ -40,7 +40,7 @@ class SimilarityRouter(NoisyTopExpertsPerItemRouter):
     temperature: float = SimilarityOptions.temperature
 
     @nn.nowrap
-    def score(self, inputs: Float[Array, "G S D"]) -> tuple[jax.Array, jax.Array | None, float]:
+    def score(self, inputs: Float[Array, "G S D"]) -> tuple[Array, Array | None, float]:
         """Returns logits, noisy logits or None without noise, and the scale of the noise."""
         num_groups, group_size, size = inputs.shape
         own = jax.nn.softmax(self.linear_logits(inputs))

@@ -75,7 +75,7 @@ def run_stage(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the stages that are asked for; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m vmoe_prc.study.ensemble", description=__doc__.partition("\n")[0]
+        prog="python -m vmoe_prc.study.ensemble", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--study", required=True, type=pathlib.Path, help="Python file")
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder of IDX files")

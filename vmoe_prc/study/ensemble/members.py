@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.alignment import shuffle_partners
+from vmoe_prc.arrays import Array
 from vmoe_prc.losses import balance
 from vmoe_prc.losses.consistency import prc_loss
 from vmoe_prc.losses.consistency.place import iic_loss, place_prc_loss
@@ -97,7 +98,7 @@ def iic_within(weight: float) -> Variant:
 
 
 def router_terms(
-    routing: Routing, pairs: jax.Array, key: jax.Array, class_pair: bool = True
+    routing: Routing, pairs: Array, key: jax.Array, class_pair: bool = True
 ) -> jax.Array:
     """Computes the losses of one MoE block.
 
@@ -114,19 +115,16 @@ def router_terms(
     gates = routing.gates.reshape(len(pairs), 2, -1, num_experts)
     random_pairs = shuffle_partners(key, pairs, class_pair=class_pair)
 
-    def balance_losses(x: Routing) -> tuple[jax.Array, jax.Array]:
-        importance = balance.importance_loss(x.gates)
-        load = balance.load_loss(
-            x.logits, x.noisy_logits, routing.noise_scale, routing.num_selected_experts
-        )
+    assert routing.noisy_logits is not None  # routers of an ensemble are trained with noise
+    of_groups = (routing.gates, routing.logits, routing.noisy_logits)
+
+    def balance_losses(gates: Array, logits: Array, noisy: Array) -> tuple[jax.Array, jax.Array]:
+        importance = balance.importance_loss(gates)
+        load = balance.load_loss(logits, noisy, routing.noise_scale, routing.num_selected_experts)
         return jnp.mean(importance), jnp.mean(load)
 
-    whole = routing.replace(
-        gates=routing.gates.reshape(1, -1, num_experts),
-        logits=routing.logits.reshape(1, -1, num_experts),
-        noisy_logits=routing.noisy_logits.reshape(1, -1, num_experts),
-    )
-    by_group, by_batch = balance_losses(routing), balance_losses(whole)
+    of_batch = [x.reshape(1, -1, num_experts) for x in of_groups]
+    by_group, by_batch = balance_losses(*of_groups), balance_losses(*of_batch)
     place = {"off_diagonal_weight": 0.0, "diagonal_weight": 0.0}
     values = {
         "balance_by_group": sum(by_group),

@@ -11,6 +11,7 @@ import optax
 
 from vmoe_prc.alignment import match_patches, view1_from_view0
 from vmoe_prc.analysis.external_routing import apply_with_logits
+from vmoe_prc.arrays import Array
 from vmoe_prc.data.device_views import device_two_views
 from vmoe_prc.evaluation.decomposition import Decomposition, average, decompose, decomposition_sums
 from vmoe_prc.models import apply_model
@@ -151,12 +152,12 @@ def _rgb(images: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="task")
-def _views(key: jax.Array, images: jax.Array, task: Task) -> tuple[jax.Array, jax.Array]:
+def _views(key: jax.Array, images: jax.Array, task: Task) -> tuple[Array, Array]:
     return device_two_views(key, images, task.smallest_area, task.side)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _match(task: Task, view_from_image: jax.Array) -> jax.Array:
+def _match(task: Task, view_from_image: Array) -> Array:
     return match_patches(
         view1_from_view0(view_from_image), task.side, task.patch_size, pair_class_tokens=True
     )

@@ -87,7 +87,8 @@ def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables of a file of results; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m vmoe_prc.study.ensemble.tables", description=__doc__.partition("\n")[0]
+        prog="python -m vmoe_prc.study.ensemble.tables",
+        description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("results", type=pathlib.Path, help="a file of JSON lines")
     parser.add_argument("--reference", help="variant that the others are compared with")

@@ -130,7 +130,7 @@ def make_training(
       leading axis M. The states are donated.
     """
     model, optimizer = task.model(deterministic=False), task.optimizer()
-    images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+    pixels, targets = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
 
     def create(member: Members) -> State:
         key = jax.random.key(member.seed)
@@ -141,7 +141,7 @@ def make_training(
     def objective(params, member: Members, key):
         keys = jax.random.split(key, 5)
         chosen = jax.random.randint(keys[0], (task.pairs,), 0, len(images))
-        source = images[chosen].astype(jnp.float32) / 127.5 - 1
+        source = pixels[chosen].astype(jnp.float32) / 127.5 - 1
         views, matrices = device_two_views(keys[1], source, task.smallest_area, task.side)
         views = jnp.where(member.photometric, photometric_change(keys[2], views), views)
         logits, routings = apply_model(
@@ -154,7 +154,7 @@ def make_training(
             view1_from_view0(matrices), task.side, task.patch_size, pair_class_tokens=True
         )
         terms = sum(router_terms(routing, pairs, keys[4]) for routing in routings.values())
-        classes = jnp.repeat(labels[chosen], 2)
+        classes = jnp.repeat(targets[chosen], 2)
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, classes))
         accuracy = jnp.mean(jnp.argmax(logits, -1) == classes)
         return loss + jnp.dot(member.weights, terms), {"loss": loss, "accuracy": accuracy}
