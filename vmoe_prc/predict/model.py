@@ -192,7 +192,7 @@ class TrainedModel:
             raise ValueError("expected at least one image")
         return np.concatenate(parts)
 
-    def forward(self, pixels: Float[Array, "N H W 3"]) -> dict[str, jax.Array]:
+    def forward(self, pixels: Float[Array, "N H W 3"]) -> dict[str, Array]:
         """Applies the model to preprocessed images; JAX can trace it, for any N.
 
         Returns:
@@ -205,7 +205,7 @@ class TrainedModel:
             outputs |= {f"{block}_{name}": value for name, value in values.items()}
         return outputs
 
-    def _probabilities(self, logits: jax.Array) -> jax.Array:
+    def _probabilities(self, logits: Array) -> Array:
         is_sigmoid = self.config.loss.name == "sigmoid_xent"
         return jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)
 
@@ -215,7 +215,7 @@ class TrainedModel:
         return jax.jit(functools.partial(self._outputs, headless=headless))
 
     def _outputs(
-        self, params: Mapping[str, Any], pixels: jax.Array, headless: bool
+        self, params: Mapping[str, Any], pixels: Array, headless: bool
     ) -> tuple[Array, dict[str, dict[str, Array]]]:
         model = self._model((pixels.shape[1], pixels.shape[2]), headless)
         outputs, routings = apply_model(model, params, pixels)

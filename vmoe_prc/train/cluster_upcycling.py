@@ -12,6 +12,7 @@ here.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float, Int
 
+from vmoe_prc.checkpoints.names import flattened
 from vmoe_prc.config import ConfigError
 from vmoe_prc.models import create_model
 from vmoe_prc.steps.state import TrainState
@@ -55,7 +57,7 @@ def cluster_experts(program: Program, state: TrainState) -> tuple[TrainState, st
     )
     params = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), params, state.params)
     average = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
-    return state.replace(params=params, ema_params=average), table
+    return dataclasses.replace(state, params=params, ema_params=average), table
 
 
 def upcycle_by_clusters(
@@ -77,7 +79,7 @@ def upcycle_by_clusters(
     """
     if jax.process_count() > 1:
         raise ConfigError(FIELD, jax.process_count(), "expected one process; start from its result")
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    flat = flattened(jax.device_get(params))
     moe = config.model.encoder.moe
     blocks = [f"encoderblock_{layer}" for layer in moe.layers]
     dense = {name: x for name, x in flat.items() if "/Moe/" not in name}
@@ -127,7 +129,12 @@ def cluster_tokens(
     units = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-9)
     if len(np.unique(units.round(6), axis=0)) < count:
         raise ConfigError(FIELD, len(tokens), f"expected tokens of at least {count} directions")
-    found = KMeans(count, n_init=3, random_state=seed % 2**32).fit(units)
+    # The default of scikit-learn, a string, is all that a type checker sees of `n_init`.
+    found = KMeans(
+        count,
+        n_init=3,  # pyright: ignore[reportArgumentType]
+        random_state=seed % 2**32,
+    ).fit(units)
     centroids = found.cluster_centers_
     centroids = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
     # By direction, as the router will choose.
