@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.arrays import Array, Float, Scalar
 from vmoe_prc.losses import classification_loss
-from vmoe_prc.steps import adversarial
 from vmoe_prc.models import apply_model
+from vmoe_prc.steps import adversarial
 from vmoe_prc.steps.views import by_image
 
 Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], jax.Array]

@@ -9,7 +9,6 @@ import functools
 import operator
 from typing import Any
 
-
 import flax.struct
 import jax
 import jax.numpy as jnp
