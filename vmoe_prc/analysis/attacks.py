@@ -14,7 +14,7 @@ from vmoe_prc.models import apply_model
 from vmoe_prc.steps import adversarial
 from vmoe_prc.steps.views import by_image
 
-Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], jax.Array]
+Attack = Callable[[Any, Float[Array, "N H W C"], Float[Array, "N L"], Scalar], Array]
 Target = Literal["model", "router", "experts"]
 PGD_STEPS = 10
 # Those of V-MoE's study.
@@ -98,7 +98,7 @@ def make_attack(
 
         def rerouting(attacked):
             _, routings = apply_model(model, params, attacked)
-            total = 0.0
+            total = jnp.float32(0.0)
             for block, routing in routings.items():
                 logs = jax.nn.log_softmax(routing.logits)
                 first = clean[block].gates.argmax(-1)[..., None]

@@ -156,7 +156,7 @@ class MlpMoeBlock(nn.Module):
                 self.gelu,
                 name="SharedMlp",
             )(inputs)
-        outputs = outputs.astype(jnp.result_type(inputs))
+        outputs = jnp.asarray(outputs, jnp.result_type(inputs))
         if num_registers:
             mean = jax.tree.map(lambda p: jnp.mean(p, axis=0), described.params())
             mlp = MlpBlock(

@@ -77,7 +77,7 @@ def make_gradients(
         params = jax.lax.stop_gradient(params)
 
         def increased(images, keys):
-            logits, routings = model.apply({"params": params}, images, rngs=keys)
+            logits, routings = apply_model(model, params, images, rngs=keys)
             total = _mean_loss(logits, labels, loss)
             if not both:
                 return total
@@ -121,11 +121,11 @@ def make_gradients(
     return of_step
 
 
-def _mean_loss(logits: jax.Array, labels: jax.Array, loss: Mapping[str, Any]) -> jax.Array:
+def _mean_loss(logits: Array, labels: Array, loss: Mapping[str, Any]) -> jax.Array:
     return jnp.mean(classification_loss(logits, _of_rows(labels, logits), **loss))
 
 
-def _of_rows(labels: jax.Array, logits: jax.Array) -> jax.Array:
+def _of_rows(labels: Array, logits: Array) -> jax.Array:
     """Repeats labels for the members of an ensemble, which have a row of logits each."""
     return jnp.repeat(labels, len(logits) // len(labels), axis=0)
 

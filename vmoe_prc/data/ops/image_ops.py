@@ -221,10 +221,10 @@ def resize_small(size: int) -> Op:
     check_size(size)
 
     def function(image, rng):
-        old = image.shape[:2]
-        ratio = np.float32(size) / np.float32(min(old))
-        new = tuple(int(np.round(np.float32(side) * ratio)) for side in old)
-        return resize_area(image, new), affine.crop_and_resize_matrix((0, 0, *old), new)
+        rows, columns = image.shape[:2]
+        ratio = np.float32(size) / np.float32(min(rows, columns))
+        new = (int(np.round(np.float32(rows) * ratio)), int(np.round(np.float32(columns) * ratio)))
+        return resize_area(image, new), affine.crop_and_resize_matrix((0, 0, rows, columns), new)
 
     return each_view(function)
 

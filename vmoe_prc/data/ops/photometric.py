@@ -107,7 +107,7 @@ def sharpness(view: View, level: float, whole: View | None = None) -> View:
     """Blends with the view smoothed by a 3x3 kernel; the outermost pixels stay."""
     smooth = view.copy()
     if min(view.shape[:2]) > 2:
-        kernel = np.float32([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / np.float32(13)
+        kernel = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / np.float32(13)
         inner = cv2.filter2D(view.astype(np.float32), -1, kernel)[1:-1, 1:-1]
         smooth[1:-1, 1:-1] = np.clip(inner, 0, 255).astype(np.uint8)
     return _blend(smooth, view, level)
