@@ -123,7 +123,7 @@ def _data(source: epath.Path) -> list[str]:
     data = read_data(source) if source.is_dir() else {}
     if not data:
         return [_NOT_RECORDED]
-    rows = [("used as", "data set", "split", "images")]
+    rows: list[Sequence[str]] = [("used as", "data set", "split", "images")]
     for name, split in data.items():
         rows.append((name, *(str(split.get(key, "")) for key in ("name", "split", "num_examples"))))
     return markdown_lines(rows)

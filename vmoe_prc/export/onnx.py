@@ -51,7 +51,7 @@ def build_onnx(model: TrainedModel):
     is_sigmoid = model.config.loss.name == "sigmoid_xent"
     probabilities = graph.op("Sigmoid" if is_sigmoid else "Softmax", logits)
     classes = ("n", len(model.classes))
-    outputs = {
+    outputs: dict[str, tuple[str, str, tuple[str | int, ...]]] = {
         "logits": (logits, "float32", classes),
         "probabilities": (probabilities, "float32", classes),
     }

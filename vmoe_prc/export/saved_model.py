@@ -6,6 +6,7 @@ does; decoding and preprocessing are TensorFlow's ops.
 
 import os
 import re
+from typing import Any
 
 import jax
 from jax import export
@@ -47,7 +48,7 @@ def export_saved_model(request: ExportRequest) -> list[str]:
     return [os.fspath(path)]
 
 
-def build_module(model: TrainedModel):
+def build_module(model: TrainedModel) -> Any:
     """Builds the `tf.Module` with the functions `images` and `pixels`.
 
     Raises:
@@ -66,7 +67,7 @@ def build_module(model: TrainedModel):
     types = [model_outputs[name] for name in names]
 
     def run(pixels):
-        values = xla.call_module(
+        values: Any = xla.call_module(
             [pixels],
             version=program.calling_convention_version,
             module=content,
@@ -77,7 +78,8 @@ def build_module(model: TrainedModel):
         )
         return dict(zip(names, values, strict=True))
 
-    module = tf.Module(name="vmoe_prc")
+    # TensorFlow saves the attributes that a module is given.
+    module: Any = tf.Module(name="vmoe_prc")
     module.classes = tf.Variable(list(model.classes), trainable=False)
     module.pixels = tf.function(
         run, input_signature=[tf.TensorSpec([None, *size], tf.float32, "pixels")], autograph=False

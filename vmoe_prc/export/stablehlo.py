@@ -20,7 +20,7 @@ def export_stablehlo(request: ExportRequest) -> list[str]:
     """Writes TARGET, which `jax.export.deserialize(...).call(pixels)` runs; returns its path."""
     content = export_program(open_model(request.source, request.config)).serialize()
     with atomic_write(request.target) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(bytes(content))
     return [os.fspath(request.target)]
 
 

@@ -117,7 +117,7 @@ def _tag(head: tf.Tensor, tiff: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
     little = head[tiff] == ord("I")
 
     def number(at: tf.Tensor, size: int) -> tf.Tensor:
-        index = tf.clip_by_value(at[..., None] + tf.range(size), 0, count - 1)
+        index = tf.clip_by_value(tf.expand_dims(at, -1) + tf.range(size), 0, count - 1)
         digits = tf.gather(head, index)
         digits = tf.where(little, digits, tf.reverse(digits, [-1]))
         return tf.reduce_sum(digits * tf.constant([256**i for i in range(size)]), -1)
