@@ -15,7 +15,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from vmoe_prc.config import Config, ConfigError, complete, override
+import ml_collections
+
+from vmoe_prc.config import ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.runtime.arguments import ArgumentParser
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def describe(config: Config, splits: Mapping[str, "Split"]) -> list[str]:
+def describe(config: ml_collections.ConfigDict, splits: Mapping[str, "Split"]) -> list[str]:
     """Returns lines on the splits of a configuration: classes, counts, and what is left out.
 
     Args:
@@ -90,10 +92,10 @@ def count_classes(split: "Split") -> collections.Counter[str]:
     """
     import tensorflow_datasets as tfds
 
-    from vmoe_prc.data.examples import Parser
+    from vmoe_prc.data.examples import Parser, features_of
     from vmoe_prc.data.ops.registry import BadExampleError
 
-    features = split.builder.info.features
+    features = features_of(split.builder)
     keys = [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     counts: collections.Counter[str] = collections.Counter()
     if not keys:
@@ -129,7 +131,7 @@ def bad_images(split: "Split") -> list[str]:
     return found
 
 
-def draw_samples(config: Config, split: "Split", images: int) -> "Figure":
+def draw_samples(config: ml_collections.ConfigDict, split: "Split", images: int) -> "Figure":
     """Draws the first images of training, as the model sees them.
 
     Args:

@@ -80,7 +80,7 @@ def build_module(model: TrainedModel) -> Any:
 
     # TensorFlow saves the attributes that a module is given.
     module: Any = tf.Module(name="vmoe_prc")
-    module.classes = tf.Variable(list(model.classes), trainable=False)
+    module.classes = tf.Variable(tf.constant(list(model.classes)), trainable=False)
     module.pixels = tf.function(
         run, input_signature=[tf.TensorSpec([None, *size], tf.float32, "pixels")], autograph=False
     )

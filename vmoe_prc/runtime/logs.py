@@ -22,7 +22,7 @@ def setup_logging(quiet: bool = False) -> None:
     level = logging.WARNING if quiet else logging.INFO
     logging.use_absl_handler()
     # "Logging before flag parsing goes to stderr": there is no public switch.
-    logging._warn_preinit_stderr = False
+    logging._warn_preinit_stderr = False  # pyright: ignore[reportAttributeAccessIssue]
     logging.set_verbosity(level)
     logging.set_stderrthreshold(level)
     handler = logging.get_absl_handler()

@@ -113,7 +113,7 @@ def _decode_by_pillow(encoded: bytes, reason: str) -> UInt8[np.ndarray, "H W 3"]
 
 def _decode_heif(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        import pillow_heif
+        import pillow_heif  # pyright: ignore[reportMissingImports] -- optional
     except ModuleNotFoundError:
         raise BadExampleError('HEIC needs pip install "vmoe_prc[heif]"') from None
     try:
