@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import known_implementations
 from tiny_images import encode, pixels
 
 from vmoe_prc.config import ConfigError
@@ -79,7 +82,15 @@ def write_arrays(root):
         np.savez(root / f"{split}.npz", images=images, labels=np.arange(size) % 3)
 
 
+def write_folder(root):
+    for split, size in SIZES.items():
+        for i in range(size):
+            (root / split / NAMES[i % 3]).mkdir(parents=True, exist_ok=True)
+            (root / split / NAMES[i % 3] / f"{i}.png").write_bytes(png(split, i))
+
+
 FORMATS = {
+    "folder": [write_folder],
     "parquet": [write_parquet],
     "webdataset": [write_webdataset],
     "listing": [write_csv, write_jsonl],
@@ -103,16 +114,59 @@ def read(dataset, split, **options):
     return rows, opened.class_names
 
 
+@pytest.fixture
+def store():
+    """Stands for an object store: a file system of fsspec in memory."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
 @pytest.mark.parametrize(("name", "write"), CASES)
-def test_formats(tmp_path, dataset, name, write):
+def test_formats(tmp_path, dataset, store, name, write, place):
     root = tmp_path / "files"
     root.mkdir()
     write(root)
-    options = {"name": name, "manual_dir": str(root), "data_dir": str(tmp_path / "data")}
+    directory = str(root)
+    if place == "remote":
+        store.put(str(root), "/bucket/files", recursive=True)
+        directory = "memory://bucket/files"
+        shutil.rmtree(root)
+    options = {"name": name, "manual_dir": directory, "data_dir": str(tmp_path / "data")}
     for split, size in SIZES.items():
         rows, classes = read(dataset, split, **options)
         assert rows == [(20 * i + (split == "test"), i % 3) for i in range(size)]
         assert classes == (("0", "1", "2") if name == "arrays" else NAMES)
+
+
+def test_a_remote_file_that_changes_is_prepared_again(tmp_path, store):
+    for i in range(6):
+        store.pipe(f"/bucket/{'ab'[i % 2]}/{i}.png", png("train", i))
+    prepare("folder", "memory://bucket", tmp_path)
+    store.pipe("/bucket/a/9.png", png("train", 9))
+    store.pipe("/bucket/a/_hidden/.x.png", b"")
+    builder = prepare("folder", "memory://bucket/", tmp_path)
+    assert sum(info.num_examples for info in builder.info.splits.values()) == 7
+    assert dict(builder.left_out).keys() == {"a/_hidden/.x.png"}
+
+
+@pytest.mark.parametrize(
+    ("name", "directory", "message"),
+    [
+        ("parquet", "nowhere://bucket/x", "nowhere:// is not known to fsspec"),
+        ("folder", "lacking://bucket/x", "another package: pip install package_of_lacking"),
+        ("webdataset", "memory://nothing", "memory://nothing has no files"),
+        ("cifar10", "memory://nothing", "must be a local directory; remote ones are for .*folder"),
+    ],
+)
+def test_remote_directories_that_cannot_be_read(tmp_path, monkeypatch, name, directory, message):
+    lacking = {"class": "package_of_lacking.FileSystem", "err": "Install it"}
+    monkeypatch.setitem(known_implementations, "lacking", lacking)
+    with pytest.raises(ConfigError, match=message) as error:
+        prepare(name, directory, tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_files_without_splits_are_divided_and_bad_images_left_out(tmp_path, dataset):

@@ -20,7 +20,7 @@ from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.files import SplitInfo
 from vmoe_prc.data.locks import file_lock
-from vmoe_prc.data.tfrecords import is_remote
+from vmoe_prc.data.remote import is_remote
 
 _DatasetInfo: Any = vars(dataset_info_pb2)["DatasetInfo"]  # made by protobuf on import
 INFO_FILE = "dataset_info.json"

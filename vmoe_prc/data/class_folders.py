@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.remote import SourcePath, relative, source_path
 
 IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png"),
@@ -45,7 +46,7 @@ class ImageFile(NamedTuple):
       changed: Its time of change, in nanoseconds.
     """
 
-    path: pathlib.Path
+    path: SourcePath
     label: int
     size: int
     changed: int
@@ -63,7 +64,7 @@ class ClassFolders:
       left_out: (path, reason) of files and folders that are not used.
     """
 
-    root: pathlib.Path
+    root: SourcePath
     classes: tuple[str, ...]
     splits: Mapping[str, Sequence[ImageFile]]
     left_out: Sequence[tuple[str, str]]
@@ -71,12 +72,12 @@ class ClassFolders:
     @functools.cached_property
     def state(self) -> str:
         """Changes whenever a file is added, removed, moved or rewritten."""
-        return self._digest(lambda file: [os.fspath(file.path), file.size, file.changed])
+        return self._digest(lambda file: [str(file.path), file.size, file.changed])
 
     @functools.cached_property
     def content(self) -> str:
         """Equal for copies of the directory: names, classes and sizes of the files."""
-        return self._digest(lambda file: [file.path.relative_to(self.root).as_posix(), file.size])
+        return self._digest(lambda file: [relative(file.path, self.root), file.size])
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns the number of files by class and split."""
@@ -124,12 +125,12 @@ def scan_class_folders(directory: str | os.PathLike[str]) -> ClassFolders:
     chosen by its name, is a test image, at least one of each class that has two.
 
     Args:
-      directory: The directory.
+      directory: The directory, local or of fsspec, see `remote`.
 
     Raises:
       DatasetError: If it does not exist, or has fewer than two classes with images.
     """
-    root = pathlib.Path(directory).expanduser().absolute()
+    root = source_path(directory)
     if not root.is_dir():
         raise DatasetError(f"{root} is not a directory")
     scan = _Scan(root)
@@ -162,29 +163,29 @@ def scan_class_folders(directory: str | os.PathLike[str]) -> ClassFolders:
 
 
 # Files of a class: (path, size, time of change).
-_Found = dict[str, list[tuple[pathlib.Path, int, int]]]
+_Found = dict[str, list[tuple[SourcePath, int, int]]]
 
 
 class _Scan:
     """Walks through folders, and records files that it leaves out."""
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: SourcePath):
         self._root = root
         self.left_out: list[tuple[str, str]] = []
 
-    def leave_out(self, path: pathlib.Path, reason: str) -> None:
+    def leave_out(self, path: SourcePath, reason: str) -> None:
         # Names that are not UTF-8 could be neither printed nor written.
-        text = os.fsencode(path.relative_to(self._root)).decode("utf-8", "backslashreplace")
+        text = os.fsencode(relative(path, self._root)).decode("utf-8", "backslashreplace")
         self.left_out.append((text, reason))
 
-    def ignored(self, path: pathlib.Path) -> bool:
+    def ignored(self, path: SourcePath) -> bool:
         """Whether a file or folder is hidden or one of a system; notes it."""
         if path.name.startswith(".") or path.name.lower() in SYSTEM_FOLDERS:
             self.leave_out(path, "hidden, or a folder of the system")
             return True
         return False
 
-    def classes_of(self, folder: pathlib.Path) -> _Found:
+    def classes_of(self, folder: SourcePath) -> _Found:
         """Returns the image files of each class that has any."""
         found: _Found = {}
         for entry in _entries(folder):
@@ -194,7 +195,7 @@ class _Scan:
                 self.leave_out(entry, "in no folder of a class")
                 continue
             if not _is_utf8(entry.name):
-                name = os.fsencode(entry).decode("utf-8", "backslashreplace")
+                name = os.fsencode(str(entry)).decode("utf-8", "backslashreplace")
                 raise DatasetError(f"the name of the folder {name} is not UTF-8; rename it")
             files = list(self._images(entry, frozenset()))
             if files:
@@ -204,9 +205,9 @@ class _Scan:
         return found
 
     def _images(
-        self, folder: pathlib.Path, parents: frozenset[str]
-    ) -> Iterator[tuple[pathlib.Path, int, int]]:
-        real = os.path.realpath(folder)
+        self, folder: SourcePath, parents: frozenset[str]
+    ) -> Iterator[tuple[SourcePath, int, int]]:
+        real = os.path.realpath(folder) if isinstance(folder, pathlib.Path) else str(folder)
         if real in parents:
             self.leave_out(folder, "a link to a folder that it is in")
             return
@@ -231,16 +232,16 @@ class _Scan:
                 yield path, status.st_size, status.st_mtime_ns
 
 
-def _entries(folder: pathlib.Path) -> list[pathlib.Path]:
+def _entries(folder: SourcePath) -> list[SourcePath]:
     try:
-        return sorted(folder.iterdir())
+        return [*sorted(folder.iterdir())]
     except OSError as error:
         raise DatasetError(f"{folder} cannot be read: {error.strerror}") from error
 
 
-def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+def _split_folders(root: SourcePath) -> dict[str, SourcePath]:
     """Returns the folders of the splits, empty if classes are directly in the root."""
-    folders: dict[str, pathlib.Path] = {}
+    folders: dict[str, SourcePath] = {}
     for path in _entries(root):
         for split, names in SPLIT_NAMES.items():
             if path.name.lower() in names and path.is_dir():
@@ -269,9 +270,7 @@ def _divided(by_class: _Found) -> dict[str, _Found]:
     return splits
 
 
-def _too_few(
-    root: pathlib.Path, classes: Sequence[str], left_out: Sequence[tuple[str, str]]
-) -> str:
+def _too_few(root: SourcePath, classes: Sequence[str], left_out: Sequence[tuple[str, str]]) -> str:
     found = f"only {classes[0]} has images" if classes else "no folder has images"
     lines = [
         f"{root} must have a folder of images for each of two classes or more, or train/CLASS "

@@ -7,7 +7,7 @@ import filelock
 from absl import logging
 from etils import epath
 
-from vmoe_prc.data.tfrecords import is_remote
+from vmoe_prc.data.remote import is_remote
 
 _PATIENCE = 5.0
 

@@ -4,11 +4,12 @@ TFDS prepares any files that are in the archives. A train archive that was cut m
 set, and one validation file more or less shifts all labels after it: they are paired by order.
 """
 
+import io
 import pathlib
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import IO
+from typing import cast
 
 from vmoe_prc.data.errors import DatasetError
 
@@ -74,12 +75,12 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return open_member(archive, member).read()
 
 
-def open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+def open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> io.BufferedReader:
     """Opens a file of `files_of`."""
     file = archive.extractfile(member)
     if file is None:
         raise DatasetError(f"{member.name} is no file")
-    return file
+    return cast("io.BufferedReader", file)
 
 
 def check_classes(count: int) -> None:

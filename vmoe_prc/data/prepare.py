@@ -27,12 +27,13 @@ from vmoe_prc.data import official
 from vmoe_prc.data.builders import Builder, builder_factory, prepare_once, takes_files
 from vmoe_prc.data.datasets.imagenet21k import class_names
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.remote import is_remote
 from vmoe_prc.data.resized import resize_dataset
 from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.runtime.logs import setup_logging
 from vmoe_prc.runtime.programs import run_program
 
-_FROM = flags.DEFINE_string("from", None, "Directory with files that were downloaded by hand.")
+_FROM = flags.DEFINE_string("from", None, "Directory with files of the data set.")
 _PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
 # Both programs may be imported into one process, which has one table of flags.
 flags.DEFINE_bool("traceback", False, "Show the traceback of every error.", allow_override=True)
@@ -71,8 +72,8 @@ def prepare(
       ConfigError: If the data set is unknown, or files that it needs are missing, damaged or
         incomplete.
     """
-    if files is not None and not pathlib.Path(files).is_dir():
-        raise ConfigError("--from", str(files), "is not a directory")
+    if files is not None:
+        _check_directory(name, os.fspath(files))
     setup_tensorflow()
     manual_dir = None if files is None else os.fspath(files)
     make = builder_factory(name, data_dir, manual_dir)
@@ -97,8 +98,21 @@ def prepare(
         raise ConfigError("--from", manual_dir, str(error)) from error
 
 
+def _check_directory(name: str, files: str) -> None:
+    if not is_remote(files):
+        if not pathlib.Path(files).is_dir():
+            raise ConfigError("--from", files, "is not a directory")
+        return
+    able = [known for known in DATASETS if getattr(DATASETS[known], "READS_REMOTE", False)]
+    if name not in able:
+        expected = f"must be a local directory; remote ones are for {', '.join(able)}"
+        raise ConfigError("--from", files, expected)
+
+
 def _make(make: Callable[[], Builder], name: str, manual_dir: str | None, partial: bool) -> Builder:
-    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    # Data sets of `DATASETS` that take files know their directory, which may be remote.
+    own = manual_dir is None or takes_files(name)
+    config = tfds.download.DownloadConfig(manual_dir=None if own else manual_dir)
     try:
         builder = prepare_once(make, download_config=config)
     except (ConfigError, DatasetError):

@@ -13,7 +13,8 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.data.locks import file_lock
-from vmoe_prc.data.tfrecords import MIN_RECORD_SIZE, find_records, is_remote
+from vmoe_prc.data.remote import is_remote
+from vmoe_prc.data.tfrecords import MIN_RECORD_SIZE, find_records
 from vmoe_prc.workdir.atomic import atomic_write
 
 INDEX_SUFFIX = ".offsets.npz"

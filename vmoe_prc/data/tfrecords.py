@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int64
 
+from vmoe_prc.data.remote import is_remote
+
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 _HEADER_SIZE = _LENGTH.size + _CHECKSUM.size
 MIN_RECORD_SIZE = _HEADER_SIZE + _CHECKSUM.size
@@ -20,11 +22,6 @@ MIN_RECORD_SIZE = _HEADER_SIZE + _CHECKSUM.size
 _REMOTE_BUFFER = 8 << 20
 # A page: reading on from a header would read images, too.
 _LOCAL_BUFFER = 4096
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is one of an object store, such as gs://."""
-    return "://" in path
 
 
 def read_range(path: str, begin: int, end: int) -> bytes:

@@ -1,7 +1,6 @@
 """TFDS builder of NumPy arrays of images and labels."""
 
 import io
-import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -12,6 +11,7 @@ import PIL.Image
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.datasets.image_files import ImageFiles, Labelled, classes_of, to_label
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.remote import SourcePath
 
 IMAGE_KEYS = ("images", "image", "x", "arr_0")
 LABEL_KEYS = ("labels", "label", "y", "arr_1")
@@ -24,7 +24,7 @@ class Arrays(ImageFiles):
     RELEASE_NOTES: ClassVar = {"1.0.0": "Archives of NumPy."}
     SUFFIXES = (".npz",)
 
-    def read(self, path: pathlib.Path) -> Iterator[Labelled]:
+    def read(self, path: SourcePath) -> Iterator[Labelled]:
         """Reads the images of a file; they are kept as PNG."""
         images, labels = _load(path, IMAGE_KEYS), _labels(path)
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
@@ -39,21 +39,21 @@ class Arrays(ImageFiles):
             PIL.Image.fromarray(pixels).save(file, "png")
             yield Labelled(f"{i:08d}", file.getvalue(), label)
 
-    def find_classes(self, files: Sequence[pathlib.Path]) -> list[str]:
+    def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
         """Returns the names of the classes."""
         return classes_of(list({label for path in files for label in _labels(path)}))
 
 
-def _labels(path: pathlib.Path) -> list[int | str]:
+def _labels(path: SourcePath) -> list[int | str]:
     labels = _load(path, LABEL_KEYS)
     if labels.ndim != 1:
         raise DatasetError(f"{path}: labels must be (N,), not of shape {labels.shape}")
     return [to_label(label, f"{path}, label {i}") for i, label in enumerate(labels.tolist())]
 
 
-def _load(path: pathlib.Path, keys: Sequence[str]) -> np.ndarray:
+def _load(path: SourcePath, keys: Sequence[str]) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             key = next((key for key in keys if key in arrays), None)
             if key is None:
                 raise DatasetError(

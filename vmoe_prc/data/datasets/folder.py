@@ -1,7 +1,6 @@
 """TFDS builder of a user's own images in class folders."""
 
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from vmoe_prc.data.class_folders import ImageFile, scan_class_folders, summarize
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
+from vmoe_prc.data.remote import relative
 
 LEFT_OUT_FILE = "left_out.json"
 # Classes whose numbers of images are logged one by one.
@@ -33,6 +33,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("2.0.0")
+    READS_REMOTE = True
     RELEASE_NOTES: ClassVar = {"2.0.0": "Usual names of splits, more formats, file names relative."}
 
     def __init__(self, manual_dir: str | None = None, data_dir: str | None = None):
@@ -80,7 +81,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         count = 0
         for file in files:
-            name = os.fspath(file.path.relative_to(self._folders.root))
+            name = relative(file.path, self._folders.root)
             try:
                 image = file.path.read_bytes()
                 decode_image(image)

@@ -17,6 +17,7 @@ from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.examples import features_of
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
+from vmoe_prc.data.remote import SourcePath, is_remote, read_file, relative, source_path
 
 LEFT_OUT_FILE = "left_out.json"
 
@@ -44,11 +45,13 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
     logged, and listed in `LEFT_OUT_FILE`.
 
     Args:
-      manual_dir: The directory. The data set is prepared again when a file changes.
+      manual_dir: The directory, local or of fsspec, see `remote`. The data set is prepared again
+        when a file changes.
       data_dir: Where the prepared records go.
 
     Attributes:
       SUFFIXES: Ends of the names of its files.
+      READS_REMOTE: Whether `manual_dir` may be remote.
 
     Raises:
       DatasetError: If the directory has no such files.
@@ -56,18 +59,19 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
 
     VERSION = tfds.core.Version("1.0.0")
     SUFFIXES: tuple[str, ...] = ()
+    READS_REMOTE = True
 
     def __init__(self, manual_dir: str | None = None, data_dir: str | None = None):
         if manual_dir is None:
             raise DatasetError(f"the data set {self.name!r} needs the directory of its files here")
-        self._root = pathlib.Path(manual_dir).expanduser().absolute()
+        self._root = source_path(manual_dir)
         self._files = _files_by_split(self._root, self.SUFFIXES)
         self._unreadable: list[tuple[str, str]] = []
         config = tfds.core.BuilderConfig(name=self._digest(times=True))
         super().__init__(config=config, data_dir=data_dir)
 
     @abc.abstractmethod
-    def read(self, path: pathlib.Path) -> Iterator[Labelled]:
+    def read(self, path: SourcePath) -> Iterator[Labelled]:
         """Reads the images of a file.
 
         Raises:
@@ -75,7 +79,7 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
         """
 
     @abc.abstractmethod
-    def find_classes(self, files: Sequence[pathlib.Path]) -> list[str]:
+    def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
         """Returns the names of the classes; those of numbered classes are their numbers.
 
         Raises:
@@ -91,7 +95,7 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
         entries = []
         for split, paths in sorted(self._files.items()):
             for path in paths:
-                status, place = path.stat(), path.relative_to(self._root).as_posix()
+                status, place = path.stat(), relative(path, self._root)
                 own = [str(path), status.st_mtime_ns] if times else [place]
                 entries.append([split, *own, status.st_size])
         return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
@@ -119,18 +123,18 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
             "test": self._generate(paths, test=True),
         }
 
-    def _generate_examples(self, paths: Sequence[pathlib.Path]) -> Iterator[Any]:
+    def _generate_examples(self, paths: Sequence[SourcePath]) -> Iterator[Any]:
         return self._generate(paths)
 
     def _generate(
-        self, paths: Sequence[pathlib.Path], test: bool | None = None
+        self, paths: Sequence[SourcePath], test: bool | None = None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         count = 0
         for path in paths:
             for name, image, label in self.read(path):
                 if test is not None and test != (zlib.crc32(name.encode()) % TEST_ONE_IN == 0):
                     continue
-                key = f"{path.relative_to(self._root).as_posix()}/{name}"
+                key = f"{relative(path, self._root)}/{name}"
                 try:
                     features_of(self)["label"].encode_example(label)
                 except (KeyError, ValueError) as error:
@@ -155,13 +159,13 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
             logging.warning("%s: %s", self._root, line)
 
 
-def _files_by_split(root: pathlib.Path, suffixes: Sequence[str]) -> dict[str, list[pathlib.Path]]:
+def _files_by_split(root: SourcePath, suffixes: Sequence[str]) -> dict[str, list[SourcePath]]:
     if not root.is_dir():
         raise DatasetError(f"{root} is not a directory")
-    found: dict[str, list[pathlib.Path]] = {}
+    found: dict[str, list[SourcePath]] = {}
     for path in sorted(root.rglob("*")):
         if path.name.lower().endswith(tuple(suffixes)) and path.is_file():
-            found.setdefault(_split_of(path.relative_to(root)), []).append(path)
+            found.setdefault(_split_of(relative(path, root)), []).append(path)
     if not found:
         raise DatasetError(f"{root} has no file {' or '.join('*' + s for s in suffixes)}")
     if "test" not in found and "validation" in found:
@@ -171,9 +175,9 @@ def _files_by_split(root: pathlib.Path, suffixes: Sequence[str]) -> dict[str, li
     return found
 
 
-def _split_of(path: pathlib.Path) -> str:
+def _split_of(path: str) -> str:
     """Returns the split that a file or one of its folders is named after; `train` if none is."""
-    for part in reversed(path.parts):
+    for part in reversed(path.split("/")):
         word = "".join(c if c.isalpha() else " " for c in part.lower()).split()
         for split, names in SPLIT_NAMES.items():
             if word and word[0] in names:
@@ -223,12 +227,14 @@ def to_label(value: Any, place: str) -> int | str:
     raise DatasetError(f"{place}: the label {value!r} is neither a number nor a name")
 
 
-def read_below(root: pathlib.Path, path: str, place: str) -> bytes:
-    """Reads a file that another one names, relative to a directory.
+def read_below(root: SourcePath, path: str, place: str) -> bytes:
+    """Reads a file that another one names, relative to a directory, or by its address.
 
     Raises:
       DatasetError: If it cannot be read.
     """
+    if is_remote(path):
+        return read_file(path)
     file = root / os.path.expanduser(path)
     try:
         if not file.is_file():

@@ -1,10 +1,11 @@
 """TFDS builder of ImageNet-21k, which TFDS itself does not have."""
 
 import functools
+import io
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, ClassVar
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -72,7 +73,9 @@ def class_names(directory: pathlib.Path) -> list[str]:
     return synsets
 
 
-def _class_archives(directory: pathlib.Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+def _class_archives(
+    directory: pathlib.Path,
+) -> Iterator[tuple[str, Callable[[], io.BufferedReader]]]:
     """Yields each class and a function that opens its archive until the next one is yielded."""
     whole = directory / ARCHIVE
     if not whole.exists():

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from vmoe_prc.data.datasets.image_files import (
     to_label,
 )
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.remote import SourcePath
 
 PATH_COLUMNS = ("path", "file_name", "filename", "file", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category")
@@ -27,17 +27,17 @@ class Listing(ImageFiles):
     RELEASE_NOTES: ClassVar = {"1.0.0": "CSV, TSV and JSON lines."}
     SUFFIXES = (".csv", ".tsv", ".jsonl")
 
-    def read(self, path: pathlib.Path) -> Iterator[Labelled]:
+    def read(self, path: SourcePath) -> Iterator[Labelled]:
         """Reads the images that a list names."""
         for number, (file, label) in enumerate(_entries(path), 1):
             yield Labelled(f"{number:08d}/{file}", read_below(path.parent, file, str(path)), label)
 
-    def find_classes(self, files: Sequence[pathlib.Path]) -> list[str]:
+    def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
         """Returns the names of the classes."""
         return classes_of(list({label for path in files for _, label in _entries(path)}))
 
 
-def _entries(path: pathlib.Path) -> Iterator[tuple[str, int | str]]:
+def _entries(path: SourcePath) -> Iterator[tuple[str, int | str]]:
     for number, row in enumerate(_rows(path), 2 if path.suffix != ".jsonl" else 1):
         place = f"{path}, line {number}"
         if not isinstance(row, dict):
@@ -52,7 +52,7 @@ def _entries(path: pathlib.Path) -> Iterator[tuple[str, int | str]]:
         yield file, to_label(label, place)
 
 
-def _rows(path: pathlib.Path) -> Iterator[Any]:
+def _rows(path: SourcePath) -> Iterator[Any]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix.lower() == ".jsonl":

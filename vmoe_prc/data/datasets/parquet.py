@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.datasets.image_files import ImageFiles, Labelled, classes_of, to_label
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.remote import SourcePath
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class")
@@ -25,7 +26,7 @@ class Parquet(ImageFiles):
     RELEASE_NOTES: ClassVar = {"1.0.0": "Parquet files of Hugging Face datasets."}
     SUFFIXES = (".parquet",)
 
-    def read(self, path: pathlib.Path) -> Iterator[Labelled]:
+    def read(self, path: SourcePath) -> Iterator[Labelled]:
         """Reads the images of a file."""
         image, label = _columns(path)
         row = 0
@@ -37,7 +38,7 @@ class Parquet(ImageFiles):
                 yield Labelled(f"{row:08d}", data, to_label(labels, f"{path}, row {row}"))
                 row += 1
 
-    def find_classes(self, files: Sequence[pathlib.Path]) -> list[str]:
+    def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
         """Returns the names of the classes."""
         _, label = _columns(files[0])
         metadata = (_open(files[0]).schema_arrow.metadata or {}).get(b"huggingface")
@@ -52,19 +53,20 @@ class Parquet(ImageFiles):
         return classes_of(list(values))
 
 
-def _open(path: pathlib.Path) -> Any:
+def _open(path: SourcePath) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise DatasetError("Parquet files need pyarrow: pip install pyarrow") from error
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        source = path if isinstance(path, pathlib.Path) else path.open("rb")
+        return pyarrow.parquet.ParquetFile(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from error
 
 
-def _columns(path: pathlib.Path) -> tuple[str, str]:
+def _columns(path: SourcePath) -> tuple[str, str]:
     names = _open(path).schema_arrow.names
     found = []
     for allowed in (IMAGE_COLUMNS, LABEL_COLUMNS):

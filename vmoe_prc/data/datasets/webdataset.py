@@ -1,7 +1,6 @@
 """TFDS builder of WebDataset shards: tar files with the files of an example side by side."""
 
 import json
-import pathlib
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from vmoe_prc.data.class_folders import IMAGE_SUFFIXES
 from vmoe_prc.data.datasets.image_files import ImageFiles, Labelled, classes_of, to_label
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.official import files_of, read_member
+from vmoe_prc.data.remote import SourcePath
 
 LABEL_KEYS = ("label", "cls", "class")
 
@@ -22,14 +22,14 @@ class Webdataset(ImageFiles):
     RELEASE_NOTES: ClassVar = {"1.0.0": "Tar files of WebDataset."}
     SUFFIXES = (".tar",)
 
-    def read(self, path: pathlib.Path) -> Iterator[Labelled]:
+    def read(self, path: SourcePath) -> Iterator[Labelled]:
         """Reads the images of a shard."""
         for key, parts in _examples(path, images=True):
             image = next((parts[s] for s in IMAGE_SUFFIXES if s in parts), None)
             if image is not None:
                 yield Labelled(key, image, _label(parts, f"{path}, {key}"))
 
-    def find_classes(self, files: Sequence[pathlib.Path]) -> list[str]:
+    def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
         """Returns the names of the classes: of all shards the labels are read."""
         labels = {
             _label(parts, f"{path}, {key}")
@@ -40,11 +40,11 @@ class Webdataset(ImageFiles):
         return classes_of(list(labels))
 
 
-def _examples(path: pathlib.Path, images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _examples(path: SourcePath, images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yields the key and the files by suffix of each example; without `images`, empty ones."""
     key, parts = "", {}
     try:
-        with tarfile.open(path) as archive:
+        with path.open("rb") as file, tarfile.open(fileobj=file) as archive:
             for member in files_of(archive, str(path)):
                 stem, _, suffix = member.name.rpartition("/")[2].partition(".")
                 stem, suffix = f"{member.name.rpartition('/')[0]}/{stem}", f".{suffix.lower()}"
