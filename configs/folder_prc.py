@@ -4,9 +4,11 @@
         --config.initialization.prefix=WORKDIR_OF_IMAGENET_PRC
 
 PATH holds CLASS/*.jpg and so on, or train/CLASS/ and test/CLASS/. Files that cannot be used are
-listed with the reason. Photos are turned upright by their EXIF orientation. Other arguments:
-`k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`, `size=128` the side of the
-images in pixels.
+listed with the reason. Photos are turned upright by their EXIF orientation. Steps, batch and
+intervals follow from the number of training images, see `vmoe_prc.recipes.sizes`; the log begins
+with them. Those for 50,000 images are nearly the paper's. Other arguments: `steps=N`, `k=1` one
+expert per token, `prc=off` the V-MoE baseline, `seed=N`, `size=128` the side of the images in
+pixels.
 
     python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH,pretrained=VIT
 
@@ -21,7 +23,8 @@ from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.pretrained import pretrained_model
 from vmoe_prc.config import ConfigError, complete, parse_arguments
 from vmoe_prc.data.class_folders import scan_class_folders
-from vmoe_prc.recipes import fine_tune
+from vmoe_prc.recipes import FINE_TUNE_IMAGES_PER_STEP, fine_tune
+from vmoe_prc.recipes.sizes import derive_sizes, with_sizes
 
 
 def get_config(arguments: str = ""):
@@ -29,6 +32,7 @@ def get_config(arguments: str = ""):
         arguments,
         dir="",
         size=224,
+        steps=0,
         k=2,
         prc=True,
         diagonal="matrix",
@@ -42,16 +46,26 @@ def get_config(arguments: str = ""):
     if args.prc and not args.experts:
         raise ConfigError("config argument 'experts'", 0, "PRC needs experts; or give prc=off")
     try:
-        classes = scan_class_folders(args.dir or "PATH").classes
+        folders = scan_class_folders(args.dir or "PATH")
     except ValueError as error:
         raise ConfigError("config argument 'dir'", args.dir, str(error)) from None
     config = fine_tune(
         args,
         dataset="folder",
         splits={"train": "train", "test": "test"},
-        num_classes=len(classes),
+        num_classes=len(folders.classes),
         image_size=args.size,
     )
+    sizes = derive_sizes(
+        len(folders.splits["train"]),
+        len(folders.splits["test"]),
+        views_per_image=100,
+        most_views=FINE_TUNE_IMAGES_PER_STEP,
+        least_steps=500,
+        most_steps=20_000,
+        steps=args.steps,
+    )
+    config = with_sizes(config, sizes)
     for split in config["dataset"].values():
         split["manual_dir"] = args.dir
         # Phones and cameras store photos as they were held, with a note how to turn them.
@@ -60,7 +74,7 @@ def get_config(arguments: str = ""):
         try:
             config |= pretrained_model(
                 args.pretrained,
-                num_classes=len(classes),
+                num_classes=len(folders.classes),
                 image_size=args.size,
                 num_experts=args.experts,
                 num_selected_experts=args.k,

@@ -25,6 +25,7 @@ from configs import (
 )
 from vmoe_prc.config import ConfigError, evaluation_model
 from vmoe_prc.models import create_model
+from vmoe_prc.recipes.sizes import derive_sizes
 
 FINE_TUNES = [
     (cifar_prc, "dataset=cifar10", 10, 128),
@@ -89,6 +90,44 @@ def test_a_folder_gives_its_classes(folder, recipe):
     config = recipe.get_config(f"dir={folder},size=96")
     assert config.model.num_classes == 3
     assert config.dataset.test_pairs.manual_dir == str(folder)
+
+
+@pytest.mark.parametrize("prc", ["on", "off"])
+@pytest.mark.parametrize("recipe", [folder_prc, photos_prc])
+def test_sizes_follow_from_the_number_of_photos(tmp_path, recipe, prc):
+    """300 photos need no flags; `steps` and flags of fields change what is derived."""
+    for name in ("x", "y", "z"):
+        (tmp_path / name).mkdir()
+        for i in range(100):
+            (tmp_path / name / f"{i}.jpg").touch()
+    config = recipe.get_config(f"dir={tmp_path},prc={prc}")
+    pairs = 2 if prc == "on" else 1
+    assert config.dataset.train.batch_size * pairs == 64
+    assert config.dataset.test_pairs.batch_size * 2 == config.dataset.test.batch_size == 32
+    assert config.train_steps == (600 if recipe is photos_prc else 500)
+    assert config.evaluate.every_steps == config.save_checkpoint.every_steps
+    assert f" training images: 64 views a step, {config.train_steps} steps" in config.note
+    assert config.evaluators.mistakes.name == "mistakes"
+    fewer = recipe.get_config(f"dir={tmp_path},prc={prc},steps=40")
+    assert (fewer.train_steps, fewer.optimizer.learning_rate.warmup_steps) == (40, 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "views", "steps"),
+    [(3, 16, 500), (300, 64, 500), (50_000, 1024, 4_900), (10_000_000, 1024, 20_000)],
+)
+def test_sizes(images, views, steps):
+    sizes = derive_sizes(
+        images,
+        images // 10,
+        views_per_image=100,
+        most_views=1024,
+        least_steps=500,
+        most_steps=20_000,
+    )
+    assert (sizes.views_per_step, sizes.steps) == (views, steps)
+    assert 0 < sizes.report_every <= sizes.evaluate_every <= min(steps, 1000)
+    assert 16 <= sizes.test_views <= 1024
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def draw_samples(config: ml_collections.ConfigDict, split: "Split", images: int)
 
     from vmoe_prc.alignment import match_patches, view1_from_view0
     from vmoe_prc.data.order import Order
-    from vmoe_prc.figures.matched_views import matched_views_figure, single_views_figure
+    from vmoe_prc.figures.matched_views import images_figure, matched_views_figure
     from vmoe_prc.figures.panels import class_titles, to_display
 
     options = split.config
@@ -169,7 +169,8 @@ def draw_samples(config: ml_collections.ConfigDict, split: "Split", images: int)
         classes = np.where(rows.any(axis=-1), rows.argmax(axis=-1), -1)
         labels = class_titles(classes, split.class_names)
     if "view_from_image" not in batch:
-        return single_views_figure(pixels, labels)
+        text = "after preprocessing, as the model sees them"
+        return images_figure(pixels, labels, "Images of training", text)
     patch_size = tuple(config.model.patch_size)
     maps = view1_from_view0(batch["view_from_image"])
     pairs = match_patches(maps, pixels.shape[2:4], patch_size, class_token=False)

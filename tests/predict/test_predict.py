@@ -132,6 +132,9 @@ def test_evaluation_of_a_labelled_folder(finished, photos, tmp_path, capsys):
     classes = pd.read_csv(tmp_path / "classes.csv")
     assert dict(zip(classes["class"], classes["images"], strict=True)) == {3: 4, 7: 5}
     assert pd.read_csv(tmp_path / "confusion.csv", index_col=0).to_numpy().sum() == 9
+    for name in ("confusion", "mistakes"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 200
     assert "accuracy" in out
 
 

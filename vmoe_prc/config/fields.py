@@ -264,6 +264,11 @@ class Config:
     """The configuration of a run."""
 
     description: str = option("", "Title of the run, for its reader.")
+    note: str = option(
+        "",
+        "Line at the start of the log, such as which sizes a recipe has derived from the number "
+        "of images.",
+    )
     imports: tuple[str, ...] = option(
         (),
         "Modules, or paths of Python files, imported before the configuration is checked; they "

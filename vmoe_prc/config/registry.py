@@ -136,7 +136,9 @@ CONSISTENCY_LOSSES = Registry("consistency loss", ["vmoe_prc.losses.consistency"
 SCHEDULES = Registry("schedule", ["vmoe_prc.schedule"], key="schedule")
 OPTIMIZERS = Registry("optimizer", ["vmoe_prc.optimizer"])
 EVALUATORS = Registry(
-    "evaluator", ["vmoe_prc.evaluation", "vmoe_prc.figures.training"], common=IntervalOptions
+    "evaluator",
+    ["vmoe_prc.evaluation", "vmoe_prc.figures.mistakes", "vmoe_prc.figures.training"],
+    common=IntervalOptions,
 )
 LOGGERS = Registry("metric logger", ["vmoe_prc.workdir.loggers"])
 OPS = Registry("preprocessing op", ["vmoe_prc.data.ops"])

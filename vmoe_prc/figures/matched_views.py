@@ -18,7 +18,7 @@ from vmoe_prc.figures.panels import (
 )
 
 # Inches.
-_PANEL, _GAP, _ROW_GAP = 1.9, 0.1, 0.3
+_PANEL, _GAP, _ROW_GAP, _LINE = 1.9, 0.1, 0.3, 0.15
 _TOP, _BOTTOM, _SIDE = 1.05, 0.2, 0.36
 
 
@@ -67,25 +67,43 @@ def matched_views_figure(
     return figure
 
 
-def single_views_figure(images: Float[Array, "N H W C"], labels: Sequence[str]) -> Figure:
-    """Draws images of [-1, 1], four in a row, with their titles."""
+def images_figure(
+    images: Float[Array, "N H W C"], labels: Sequence[str], title: str, text: str
+) -> Figure:
+    """Draws images of [-1, 1], four in a row, below a title and a line of text.
+
+    Args:
+      images: (N, H, W, C) in [-1, 1], C = 3 or 1.
+      labels: N titles of the images, of one or more lines.
+      title: Title of the figure.
+      text: The line below it.
+    """
     images = np.asarray(images)
-    columns = min(4, len(images))
+    columns = min(4, max(len(images), 1))
     lefts = [i * (_PANEL + _GAP) for i in range(max(columns, 2))]
-    figure, axes = _rows(-(-len(images) // columns), lefts, images.shape[1] / images.shape[2])
-    for i, panel in enumerate(panel for row in axes for panel in row):
+    lines = max((label.count("\n") for label in labels), default=0)
+    ratio = images.shape[1] / images.shape[2]
+    figure, axes = _rows(-(-max(len(images), 1) // columns), lefts, ratio, lines)
+    for i, panel in enumerate(panel for row in axes for panel in row[:columns]):
         if i >= len(images):
             panel.set_axis_off()
             continue
         show_image(panel, images[i])
         panel.set_title(plain_text(labels[i]), fontsize=MEDIUM, color="0.35", pad=3)
-    headline(figure, _SIDE, "Images of training", "after preprocessing, as the model sees them")
+    for row in axes:
+        for panel in row[columns:]:
+            panel.set_axis_off()
+    headline(figure, _SIDE, title, text)
     return figure
 
 
-def _rows(count: int, lefts: Sequence[float], ratio: float) -> tuple[Figure, list]:
-    tops = [i * (_PANEL * ratio + _ROW_GAP) for i in range(count)]
-    margins = Margins(_TOP, _BOTTOM, _SIDE, _SIDE)
+def _rows(
+    count: int, lefts: Sequence[float], ratio: float, more_lines: int = 0
+) -> tuple[Figure, list]:
+    """Makes rows of panels, with room for `more_lines` than one above each."""
+    room = _LINE * more_lines
+    tops = [i * (_PANEL * ratio + _ROW_GAP + room) for i in range(count)]
+    margins = Margins(_TOP + room, _BOTTOM, _SIDE, _SIDE)
     return place_panels(lefts, tops, (_PANEL, _PANEL * ratio), margins)
 
 

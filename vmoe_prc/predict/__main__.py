@@ -65,7 +65,7 @@ def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str])
 
     from vmoe_prc.predict.labelled import evaluate_labelled, labels_of
 
-    labels = dict(zip(names, labels_of(names, args.evaluate, model.classes), strict=True))
+    by_name = dict(zip(names, labels_of(names, args.evaluate, model.classes), strict=True))
     failed: list[tuple[str, str]] = []
     read: list[str] = []
 
@@ -77,9 +77,8 @@ def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str])
     probabilities = model.probabilities(pixels(), args.batch)
     if not read:
         raise ConfigError("--evaluate", args.evaluate, "none of its images can be read")
-    result = evaluate_labelled(
-        read, np.array([labels[name] for name in read]), probabilities, model.classes
-    )
+    labels = np.array([by_name[name] for name in read])
+    result = evaluate_labelled(read, labels, probabilities, model.classes)
     print(f"accuracy {result.accuracy:.2%} of {len(read)} images\n")
     percent = result.classes.assign(accuracy=result.classes["accuracy"].map("{:.1%}".format))
     print(percent.to_string(index=False))
@@ -89,10 +88,10 @@ def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str])
         print("\nwrong with the highest probability")
         print(result.mistakes.to_string(index=False, float_format="{:.3f}".format))
     if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        result.classes.to_csv(args.output / "classes.csv", index=False)
-        result.confusion.to_csv(args.output / "confusion.csv")
-        result.mistakes.to_csv(args.output / "mistakes.csv", index=False)
+        from vmoe_prc.predict.output import write_evaluation
+
+        for path in write_evaluation(args.output, model, read, labels, probabilities, result):
+            print(path, file=sys.stderr)
     return _report(failed, len(names))
 
 
@@ -156,7 +155,10 @@ def _parser() -> argparse.ArgumentParser:
         "class, confusion matrix and worst mistakes",
     )
     parser.add_argument(
-        "--output", type=pathlib.Path, metavar="DIR", help="with --evaluate: write tables as CSV"
+        "--output",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="with --evaluate: write its tables and figures",
     )
     return parser
 

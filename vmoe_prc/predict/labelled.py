@@ -9,6 +9,7 @@ import pandas as pd
 
 from vmoe_prc.arrays import Float, Int
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.evaluation.mistakes import confusion_matrix, worst_mistakes
 
 WORST = 20
 
@@ -23,12 +24,16 @@ class Evaluation:
       confusion: Number of images by true class (rows) and predicted class (columns).
       mistakes: The wrong predictions of highest probability: `image`, `class`, `predicted`,
         `probability`.
+      counts: (C, C) `confusion` of all C classes.
+      worst: Positions of the `mistakes` among the images.
     """
 
     accuracy: float
     classes: pd.DataFrame
     confusion: pd.DataFrame
     mistakes: pd.DataFrame
+    counts: Int[np.ndarray, "C C"]
+    worst: Int[np.ndarray, " M"]
 
 
 def labels_of(paths: Sequence[str], folder: str, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
@@ -75,23 +80,33 @@ def evaluate_labelled(
     """
     if not len(labels):
         raise ValueError("expected at least one image")
-    predicted = probabilities.argmax(-1)
-    names = np.array(classes, object)
-    frame = pd.DataFrame(
-        {
-            "image": list(paths),
-            "class": names[labels],
-            "predicted": names[predicted],
-            "probability": probabilities.max(-1),
-        }
-    )
-    frame["right"] = labels == predicted
-    by_class = frame.groupby("class", sort=True)["right"].agg(images="size", accuracy="mean")
-    confusion = pd.crosstab(frame["class"], frame["predicted"])
-    wrong = frame[~frame["right"]].sort_values("probability", ascending=False, kind="stable")
+    predicted, names = probabilities.argmax(-1), np.array(classes, object)
+    counts = confusion_matrix(labels, predicted, len(classes))
+    totals = counts.sum(axis=1)
+    worst = worst_mistakes(labels, probabilities, WORST)
+    rows, columns = np.flatnonzero(totals), np.flatnonzero(counts.any(axis=0))
     return Evaluation(
-        accuracy=float(frame["right"].mean()),
-        classes=by_class.reset_index(),
-        confusion=confusion,
-        mistakes=wrong.drop(columns="right").head(WORST).reset_index(drop=True),
+        accuracy=float((labels == predicted).mean()),
+        classes=pd.DataFrame(
+            {
+                "class": names[rows],
+                "images": totals[rows],
+                "accuracy": counts.diagonal()[rows] / totals[rows],
+            }
+        ),
+        confusion=pd.DataFrame(
+            counts[np.ix_(rows, columns)],
+            index=pd.Index(names[rows], name="class"),
+            columns=pd.Index(names[columns], name="predicted"),
+        ),
+        mistakes=pd.DataFrame(
+            {
+                "image": np.array(paths, object)[worst],
+                "class": names[labels[worst]],
+                "predicted": names[predicted[worst]],
+                "probability": probabilities[worst].max(-1, initial=0),
+            }
+        ),
+        counts=counts,
+        worst=worst,
     )

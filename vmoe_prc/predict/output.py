@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from vmoe_prc.arrays import Float, Int
+from vmoe_prc.figures.mistakes import MOST_IMAGES, confusion_figure, mistakes_figure
 from vmoe_prc.figures.panels import save_figure, to_display
 from vmoe_prc.figures.routing_maps import PatchRouting, routing_map_figure
+from vmoe_prc.predict.labelled import Evaluation
 from vmoe_prc.predict.model import ImageRouting, Prediction, TrainedModel
 
 FORMATS = ("text", "csv", "jsonl")
@@ -99,6 +102,52 @@ def write_routing(
     labels = [pathlib.PurePath(name).name for name in names[:IMAGES_DRAWN]]
     save_figure(routing_map_figure(drawn, maps, labels=labels), picture)
     return [table, picture]
+
+
+def write_evaluation(
+    folder: pathlib.Path,
+    model: TrainedModel,
+    paths: Sequence[str],
+    labels: Int[np.ndarray, " N"],
+    probabilities: Float[np.ndarray, "N classes"],
+    result: Evaluation,
+) -> list[pathlib.Path]:
+    """Writes the tables of an evaluation, and figures of its confusions and worst mistakes.
+
+    Args:
+      folder: Where to write.
+      model: The model.
+      paths: N images.
+      labels: (N,) their classes.
+      probabilities: (N, classes).
+      result: `evaluate_labelled` of all that.
+
+    Returns:
+      The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {
+        folder / "classes.csv": result.classes,
+        folder / "confusion.csv": result.confusion.reset_index(),
+        folder / "mistakes.csv": result.mistakes,
+    }
+    for path, table in tables.items():
+        table.to_csv(path, index=False)
+    worst = result.worst[:MOST_IMAGES]
+    pixels = [model.preprocessing(paths[i]) for i in map(int, worst)]
+    images = np.array(pixels).reshape(-1, *model.image_size, 3)
+    figures = {
+        folder / "confusion.png": confusion_figure(result.counts, model.classes),
+        folder / "mistakes.png": mistakes_figure(
+            to_display(images, model.preprocessing.value_range),
+            labels[worst],
+            probabilities[worst],
+            model.classes,
+        ),
+    }
+    for path, figure in figures.items():
+        save_figure(figure, path)
+    return [*tables, *figures]
 
 
 def _csv_line(cells: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from vmoe_prc.report.runs import Run
 IGNORED = {
     "seed",
     "description",
+    "note",
     "initialization.prefix",
     "report_progress.every_steps",
     "save_checkpoint.every_steps",

@@ -80,6 +80,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             jax.set_mesh(program.mesh),
         ):
             logging.info("work directory: %s", workdir)
+            if program.config.note:
+                logging.info("%s", program.config.note)
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
