@@ -218,6 +218,34 @@ def test_a_second_signal_leaves_no_child_running():
         os.kill(child, 0)
 
 
+# A child that works on after its output is closed, and says in a file that it has ended.
+CAREFUL = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("saving").write_text(str(os.getpid()))
+    os.rename("saving", "saved")
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a signal")
+def test_a_killed_study_ends_its_child_which_saves(tmp_path):
+    command = [sys.executable, "-c", PARENT.replace(repr(STUBBORN), repr(CAREFUL))]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env
+    ) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 20
+    while not (tmp_path / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert (tmp_path / "saved").read_text() == str(child)
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     path, work = write_study(tmp_path), tmp_path / "work"
     assert main([f"--study={path}", f"--workdir={work}", "--dry_run"]) == 0

@@ -113,12 +113,30 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
     return status
 
 
+# Asks Linux for SIGTERM when the parent ends, and becomes the program, which keeps that.
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+if ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM) or os.getppid() != int(sys.argv[1]):
+    sys.exit("the study has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def _ending_with_parent(command: Sequence[str]) -> list[str]:
+    """Returns a command whose process gets SIGTERM when this one ends, however it ends."""
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid()), *command]
+
+
 @contextlib.contextmanager
 def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
     """Starts a process that never outlives this one.
 
     On SIGTERM or an interrupt it gets SIGTERM, to save its work; on a second one, see
-    `runtime.signals`, it is killed. Bytes of its output that are not UTF-8 are replaced.
+    `runtime.signals`, it is killed. On Linux it gets SIGTERM also when this process is killed.
+    Bytes of its output that are not UTF-8 are replaced.
 
     Args:
       command: Program and arguments.
@@ -139,7 +157,7 @@ def child_process(command: Sequence[str], env: Mapping[str, str]) -> Iterator[su
     process = None
     try:
         process = subprocess.Popen(
-            command,
+            _ending_with_parent(command),
             env=dict(env),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
