@@ -1,5 +1,6 @@
 """Agreement taken apart: invented routings whose answer is known, and shuffling by hand."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ def measure(experts, num_experts=EXPERTS, matched=None):
     pairs = np.broadcast_to(tokens[:, None], (len(experts), len(tokens), 2)).astype(np.int32)
     if matched is not None:
         pairs = np.where(matched[..., None], pairs, -1)
-    sums = {n: np.asarray(v) for n, v in agreement_per_image(experts, pairs, num_experts).items()}
+    sums = jax.tree.map(np.asarray, agreement_per_image(experts, pairs, num_experts))
     return agreement_intervals({"block": sums})["block"]
 
 
@@ -107,10 +108,7 @@ def test_all_blocks_average_chance_over_blocks():
     experts[1][:, :, :, 0] = noisy_places(EXPERTS, rng)[:IMAGES]
     tokens = np.broadcast_to(np.arange(TOKENS)[:, None], (IMAGES, TOKENS, 2)).astype(np.int32)
     sums = [
-        {
-            n: np.asarray(v)
-            for n, v in agreement_per_image(e.astype(np.int32), tokens, EXPERTS).items()
-        }
+        jax.tree.map(np.asarray, agreement_per_image(e.astype(np.int32), tokens, EXPERTS))
         for e in experts
     ]
     found = agreement_intervals(dict(zip("ab", sums, strict=True)))

@@ -36,6 +36,19 @@ def test_one_view_is_a_map(run):
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["image", "encoderblock_1"]
 
 
+def test_blocks_are_drawn_by_number(run):
+    """The jitted step returns them by name, in which 10 comes before 9."""
+    encoder = {**run.model.encoder, "num_layers": 11}
+    encoder["moe"] = {**encoder["moe"], "layers": (9, 10)}
+    model = dataclasses.replace(run.model, encoder=encoder)
+    batch = next(run.batches("test"))
+    with jax.set_mesh(run.mesh):
+        params = jax.jit(model.init)(jax.random.key(0), batch["image"])["params"]
+        figure = make_training_picture(model)(params, batch)()
+    labels = [axis.get_ylabel() for axis in figure.axes[::3]]
+    assert labels == ["image", "encoderblock_9", "encoderblock_10"]
+
+
 def test_only_images_are_drawn(run):
     mask = np.zeros(64, bool)
     mask[[5, 9]] = True

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,17 @@ UNITS = {
 SUMS = ("pairs", "observed", "within", "load_a", "load_b")
 # An image that changes by less (Euclidean norm, pixel range 1) counts as unchanged.
 ROUNDING = 1e-4
+
+
+class _Sums(NamedTuple):
+    """Sums over images by name: of whole images, and of each block."""
+
+    whole: Mapping[str, Any]
+    blocks: Mapping[str, Mapping[str, Any]]
+
+
+# Sums of `decomposition_sums` of each image, by block and name.
+_PairSums = Mapping[str, Mapping[str, Any]]
 
 
 def default_levels(kind: str) -> tuple[float, ...]:
@@ -102,9 +113,9 @@ def robustness_table(
     routes = [jax.jit(make_routing_step(model.model)) for model in (run.dropless(), run)]
     scale = run.value_range(split).size
     compare = jax.jit(functools.partial(_compare, blocks, run, scale))
-    sums: dict[tuple[str, float], dict[str, Any]] = {}
-    # Of each image: agreement is a function of their sums, which are resampled.
-    parts: dict[tuple[str, float], dict[str, list[np.ndarray]]] = {}
+    sums: dict[tuple[str, float], _Sums] = {}
+    # Agreement is a function of the sums of each image, which are resampled.
+    parts: dict[tuple[str, float], list[_PairSums]] = {}
     with jax.set_mesh(run.mesh):
         perturb = {kind: make_perturbation(run.dropless(), split, kind, seed) for kind in levels}
         for index, batch in enumerate(run.batches(split)):
@@ -115,12 +126,14 @@ def robustness_table(
                     after = [route(run.params, perturbed) for route in routes]
                     compared = compare(batch, before, perturbed, after)
                     found, of_images = jax.device_get(compared)
-                    total = sums.setdefault((kind, level), dict.fromkeys(found, np.zeros(())))
-                    for name, value in found.items():
-                        total[name] = total[name] + np.asarray(value, np.float64)
-                    lists = parts.setdefault((kind, level), {name: [] for name in of_images})
-                    for name, values in of_images.items():
-                        lists[name].append(values[np.asarray(batch["mask"])])
+                    found = jax.tree.map(np.float64, found)
+                    total = sums.get((kind, level))
+                    sums[kind, level] = (
+                        found if total is None else jax.tree.map(np.add, total, found)
+                    )
+                    mask = np.asarray(batch["mask"])
+                    of_images = jax.tree.map(lambda x, mask=mask: x[mask], of_images)
+                    parts.setdefault((kind, level), []).append(of_images)
     return pd.DataFrame(
         row
         for (kind, level), total in sums.items()
@@ -176,9 +189,7 @@ def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
             raise ConfigError("--perturbation", kind, library)
 
 
-def _compare(
-    blocks, run, scale, batch, before, perturbed, after
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+def _compare(blocks, run, scale, batch, before, perturbed, after) -> tuple[_Sums, _PairSums]:
     """Sums differences over the images that count, and over the patches of each image.
 
     Args:
@@ -191,7 +202,7 @@ def _compare(
       after: Results of the routing steps on these.
 
     Returns:
-      Sums by name, and sums of `decomposition_sums` of each image by block and name.
+      The sums, and those of `decomposition_sums` of each image.
     """
     images, mask = batch["image"], batch["mask"]
     distance = _norm(perturbed - images) / scale
@@ -214,21 +225,22 @@ def _compare(
             f"logit_distance{suffix}": total(logit_distance),
             f"jump{suffix}": total(jump),
         }
-    of_images = {}
+    of_blocks, of_images = {}, {}
     for block in blocks:
         a, b, with_drops = before[0][1][block], after[0][1][block], after[1][1][block]
         changed = jnp.any(_selection(a) != _selection(b), axis=-1)
-        sums[f"{block}/changed"] = total(changed)
-        sums[f"{block}/changed_first"] = total(a.experts[..., 0] != b.experts[..., 0])
-        sums[f"{block}/tokens"] = total(jnp.ones(a.experts.shape[:2]))
-        sums[f"{block}/dropped"] = total(with_drops.selected & ~with_drops.kept)
-        sums[f"{block}/choices"] = total(with_drops.selected)
+        of_blocks[block] = {
+            "changed": total(changed),
+            "changed_first": total(a.experts[..., 0] != b.experts[..., 0]),
+            "tokens": total(jnp.ones(a.experts.shape[:2])),
+            "dropped": total(with_drops.selected & ~with_drops.kept),
+            "choices": total(with_drops.selected),
+        }
         patches = slice(int(run.class_token), None)
         clean, noisy = (x.experts[:, patches, :1] for x in (a, b))
         counted = jnp.broadcast_to(mask[:, None], clean.shape[:2])
-        for name, values in decomposition_sums(clean, noisy, counted, run.num_experts).items():
-            of_images[f"{block}/{name}"] = values
-    return sums, of_images
+        of_images[block] = decomposition_sums(clean, noisy, counted, run.num_experts)
+    return _Sums(sums, of_blocks), of_images
 
 
 def _selection(choices: Choices) -> jax.Array:
@@ -239,21 +251,21 @@ def _selection(choices: Choices) -> jax.Array:
 def _rows(
     kind: str,
     level: float,
-    total: Mapping[str, Any],
-    of_images: Mapping[str, Sequence[np.ndarray]],
+    total: _Sums,
+    of_images: Sequence[_PairSums],
     blocks: Sequence[str],
 ) -> Iterator[dict[str, float | str]]:
     whole = ("distance", "logit_distance", "jump", "jump_with_drops")
-    means = {name: float(total[name] / total["images"]) for name in whole}
-    labelled = float(total["labelled"]) or np.nan
-    means |= {n: float(total[n]) / labelled for n in ("accuracy", "accuracy_with_drops")}
+    images, labelled = total.whole["images"], float(total.whole["labelled"]) or np.nan
+    means = {name: float(total.whole[name] / images) for name in whole}
+    means |= {n: float(total.whole[n]) / labelled for n in ("accuracy", "accuracy_with_drops")}
 
     def over(members, name, per):
-        counted = sum(total[f"{b}/{per}"] for b in members)
-        return float(sum(total[f"{b}/{name}"] for b in members) / counted)
+        counted = sum(total.blocks[b][per] for b in members)
+        return float(sum(total.blocks[b][name] for b in members) / counted)
 
     def agreement(block):  # over all images, and after that over resamples of them
-        sums = {name: np.concatenate(of_images[f"{block}/{name}"]) for name in SUMS}
+        sums = {name: np.concatenate([part[block][name] for part in of_images]) for name in SUMS}
         return decompose(resampled_totals(sums))
 
     by_block = {block: agreement(block) for block in blocks}

@@ -5,6 +5,7 @@ from typing import Any
 
 from vmoe_prc.config.derived import EVALUATION_MODEL, Config, evaluation_model
 from vmoe_prc.config.errors import ConfigError, check_regex, nearest
+from vmoe_prc.config.metric_names import FEWSHOT, MetricName, parse_name
 from vmoe_prc.config.registry import DISPATCHERS, ROUTERS, SCHEDULES
 from vmoe_prc.config.values import plain
 
@@ -155,16 +156,22 @@ def _check_datasets(config: Mapping[str, Any]) -> None:
 
 def _check_best_metric(config: Mapping[str, Any], metric: str) -> None:
     """Checks that an evaluation gives a metric, as far as its name can tell."""
-    first, _, name = metric.partition("/")
-    if name and first in config["evaluators"]:
+    name = parse_name(metric)
+    if name.measure and name.group in config["evaluators"]:
         return
     fewshot = config["fewshot"] or {"datasets": (), "shots": ()}
     splits = [split for split in config["dataset"] if split != "train"]
     allowed = [
-        *(f"{split}/{name}" for split in splits for name in SPLIT_METRICS),
-        *(f"fewshot/{data}/{n}shot" for data in fewshot["datasets"] for n in fewshot["shots"]),
+        *(MetricName(measure, split) for split in splits for measure in SPLIT_METRICS),
+        *(
+            MetricName("shot", FEWSHOT, dataset=dataset, shots=shots)
+            for dataset in fewshot["datasets"]
+            for shots in fewshot["shots"]
+        ),
     ]
-    if metric not in allowed and not (first in splits and name.startswith("encoderblock_")):
+    blocks = [f"encoderblock_{layer}" for layer in config["model"]["encoder"]["moe"]["layers"]]
+    if name not in allowed and not (name.group in splits and name.block in blocks):
+        allowed = list(map(str, allowed))
         expected = f"expected a metric of an evaluation, such as {', '.join(allowed[:4])}"
         raise ConfigError(
             "config.save_checkpoint.best_metric", metric, expected, nearest(metric, allowed)

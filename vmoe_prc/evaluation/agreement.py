@@ -1,9 +1,11 @@
 """Agreement of the two views of an image on the experts of matched patches."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.evaluation.bootstrap import Interval, percentile_interval, resampled_totals
@@ -19,6 +21,8 @@ METRICS = ("top1", "top2", "top2_unordered", "overlap")
 # of K, where K > 1, begin with "overlap_".
 PARTS = Decomposition._fields
 SETS = "overlap_"
+# Sums over the pairs of each image: arrays, and under "first" and "sets" arrays by name.
+PairTotals = dict[str, Any]
 # Stands for all blocks together in the place of the name of a block.
 ALL_BLOCKS = "all"
 
@@ -35,7 +39,7 @@ def pairs_agree(first: Int[Array, "2 T"], pairs: Int[Array, "X 2"]) -> Bool[Arra
 
 def agreement_per_image(
     experts: Int[Array, "B 2 T K"], pairs: Int[Array, "B X 2"], num_experts: int
-) -> dict[str, Float[Array, "B ..."]]:
+) -> PairTotals:
     """Sums the agreement of the matched pairs of each image.
 
     Divide the sum over images of a metric by that of `num_pairs` for its mean.
@@ -50,8 +54,8 @@ def agreement_per_image(
       Sums over the pairs of an image, each (B,) float32: `num_pairs`; `top1`, pairs with
       the same first expert; `overlap`, the shared part of the two sets of K. For K > 1,
       `top2`, pairs with the same first and second expert, and `top2_unordered`, pairs
-      with the same set of two. And the sums of `decomposition_sums`, with the prefix `first_`
-      for first choices and, for K > 1, `sets_` for the sets of K.
+      with the same set of two. And the sums of `decomposition_sums` by their names, under
+      `first` for first choices and, for K > 1, under `sets` for the sets of K.
     """
     num_selected = experts.shape[-1]
     matched = pairs[..., 0] >= 0  # (B, X)
@@ -69,19 +73,18 @@ def agreement_per_image(
         (a0, a1), (b0, b1) = (jnp.moveaxis(x[..., :2], -1, 0) for x in (a, b))
         straight, crossed = (a0 == b0) & (a1 == b1), (a0 == b1) & (a1 == b0)
         per_pair |= {"top2": straight, "top2_unordered": straight | crossed}
-    sums: dict[str, Array] = {
+    sums: PairTotals = {
         name: jnp.sum(jnp.where(matched, values, 0), axis=1, dtype=jnp.float32)
         for name, values in per_pair.items()
     }
     choices = {"first": 1} | ({"sets": num_selected} if num_selected > 1 else {})
-    for prefix, k in choices.items():
-        parts = decomposition_sums(a[..., :k], b[..., :k], matched, num_experts)
-        sums |= {f"{prefix}_{name}": values for name, values in parts.items()}
+    for kind, k in choices.items():
+        sums[kind] = decomposition_sums(a[..., :k], b[..., :k], matched, num_experts)
     return sums
 
 
 def agreement_intervals(
-    per_image: Mapping[str, Mapping[str, Float[np.ndarray, "N ..."]]],
+    per_image: Mapping[str, PairTotals],
 ) -> dict[str, dict[str, Interval]]:
     """Estimates the agreement over a split, with 95% intervals that resample its images.
 
@@ -110,14 +113,16 @@ def agreement_intervals(
 _Estimates = dict[str, Float[np.ndarray, " R"]]
 
 
-def _estimates(sums: Mapping[str, Float[np.ndarray, "N ..."]]) -> _Estimates:
-    total = resampled_totals(sums)
+def _estimates(sums: PairTotals) -> _Estimates:
+    # All of them jointly: the resamples of every quantity are of the same images.
+    flat: dict[tuple[str, ...], Any] = dict(traverse_util.flatten_dict(sums))
+    total: PairTotals = traverse_util.unflatten_dict(resampled_totals(flat))
     with np.errstate(invalid="ignore"):
         found = {name: total[name] / total["num_pairs"] for name in METRICS if name in total}
-    for choices, prefix in (("first_", ""), ("sets_", SETS)):
-        parts = {n.removeprefix(choices): v for n, v in total.items() if n.startswith(choices)}
-        if parts:
-            found |= {prefix + n: v for n, v in decompose(parts)._asdict().items()}
+    for choices, prefix in (("first", ""), ("sets", SETS)):
+        if choices in total:
+            parts = decompose(total[choices])._asdict()
+            found |= {prefix + name: values for name, values in parts.items()}
     return found
 
 

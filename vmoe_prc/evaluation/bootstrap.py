@@ -1,7 +1,7 @@
 """Confidence intervals of means, by resampling."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from vmoe_prc.arrays import Array, Float
 
 LEVEL = 0.95
 REPLICATES = 1000
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Interval(NamedTuple):
@@ -85,8 +86,8 @@ def resampled_sums(
 
 
 def resampled_totals(
-    sums: Mapping[str, Float[np.ndarray, "N ..."]],
-) -> dict[str, Float[np.ndarray, "R ..."]]:
+    sums: Mapping[Name, Float[np.ndarray, "N ..."]],
+) -> dict[Name, Float[np.ndarray, "R ..."]]:
     """Sums quantities jointly over all N units, and after that over resamples of them.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import fewshot_sections
+from vmoe_prc.config.metric_names import FEWSHOT, MetricName, under
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.errors import RunError
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
@@ -55,8 +56,8 @@ def fewshot_evaluator(
                 part: represent(step, params, split.batches()) for part, split in parts.items()
             }
             accuracies = fewshot_accuracies(examples, shots, l2_regs)
-            results |= {f"fewshot/{name}/{key}": value for key, value in accuracies.items()}
-        return results
+            results |= under(name, accuracies)
+        return under(FEWSHOT, results)
 
     return run
 
@@ -134,9 +135,9 @@ def fewshot_accuracies(
         fits = [_fit(features[chosen], labels[chosen], l2) for l2 in strongest_first]
         validation = [_accuracy(fit, examples["val"]) for fit in fits]
         best = int(np.argmax(validation))
-        results[f"{shot}shot"] = _accuracy(fits[best], examples["test"])
-        results[f"{shot}shot_l2"] = float(strongest_first[best])
-    return results
+        results[MetricName("shot", shots=shot)] = _accuracy(fits[best], examples["test"])
+        results[MetricName("shot_l2", shots=shot)] = float(strongest_first[best])
+    return {str(name): value for name, value in results.items()}
 
 
 def _fit(features: Array, labels: Array, l2: float) -> Callable[[Array], np.ndarray]:

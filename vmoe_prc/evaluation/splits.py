@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmoe_prc.arrays import Float
+from vmoe_prc.config.metric_names import MetricName, under
 from vmoe_prc.config.registry import EVALUATORS
-from vmoe_prc.evaluation.agreement import ALL_BLOCKS, agreement_intervals
+from vmoe_prc.evaluation.agreement import ALL_BLOCKS, PairTotals, agreement_intervals
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
 from vmoe_prc.evaluation.step import EvalStep, EvalSums, PairSums, make_eval_step
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
 
-# By block and metric, sums over the pairs of each image; see `agreement_per_image`.
-AgreementSums = dict[str, dict[str, Float[np.ndarray, "N ..."]]]
+# By block, sums over the pairs of each image.
+AgreementSums = dict[str, PairTotals]
 
 
 @EVALUATORS.register("splits")
@@ -27,8 +27,7 @@ def split_evaluator(context: EvaluationContext) -> Evaluator:
     def run(params: Any) -> dict[str, float]:
         results = {}
         for name, split in context.splits.items():
-            metrics = evaluate(step, params, split.batches())
-            results |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+            results |= under(name, evaluate(step, params, split.batches()))
         return results
 
     return run
@@ -101,23 +100,22 @@ def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]
       blocks without a prefix, with the bounds of a 95% interval over images: `top1_low`,
       `top1_high`.
     """
-    metrics = {"images": float(sums.images)}
+    metrics = {MetricName("images"): float(sums.images)}
     if sums.labelled > 0:
-        metrics["accuracy"] = float(sums.correct) / float(sums.labelled)
-        metrics["loss"] = float(sums.loss) / float(sums.labelled)
+        metrics[MetricName("accuracy")] = float(sums.correct) / float(sums.labelled)
+        metrics[MetricName("loss")] = float(sums.loss) / float(sums.labelled)
     for block, routing in sums.routing.items():
         load = np.asarray(routing.load, np.float64)
-        metrics[f"{block}/dropped"] = float(routing.dropped / routing.choices)
+        dropped = float(routing.dropped / routing.choices)
+        metrics[MetricName("dropped", block=block)] = dropped
         for expert, share in enumerate(load / max(load.sum(), 1)):
-            metrics[f"{block}/load/{expert}"] = float(share)
+            metrics[MetricName("load", block=block, expert=expert)] = float(share)
     for block, intervals in (agreement_intervals(agreement) if agreement else {}).items():
-        for name, interval in intervals.items():
+        for measure, interval in intervals.items():
             if block != ALL_BLOCKS:
-                metrics[f"{block}/{name}"] = interval.value
+                metrics[MetricName(measure, block=block)] = interval.value
             else:
-                metrics |= {
-                    name: interval.value,
-                    f"{name}_low": interval.low,
-                    f"{name}_high": interval.high,
-                }
-    return metrics
+                metrics[MetricName(measure)] = interval.value
+                metrics[MetricName(measure, bound="low")] = interval.low
+                metrics[MetricName(measure, bound="high")] = interval.high
+    return {str(name): value for name, value in metrics.items()}

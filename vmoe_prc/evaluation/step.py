@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Leaf
-from vmoe_prc.evaluation.agreement import agreement_per_image
+from vmoe_prc.evaluation.agreement import PairTotals, agreement_per_image
 from vmoe_prc.losses import classification_loss
 from vmoe_prc.models import apply_model
 from vmoe_prc.models.routing import Routing
@@ -59,12 +59,12 @@ class PairSums:
 
     Attributes:
       mask: (B,) bool, False for images that do not count.
-      agreement: By block, sums over the pairs of each image, (B, ...), see
-        `agreement_per_image`; NaN where gates are not finite.
+      agreement: By block, sums over the pairs of each image, (B, ...); NaN where gates are not
+        finite.
     """
 
     mask: Leaf
-    agreement: dict[str, dict[str, Leaf]]
+    agreement: dict[str, PairTotals]
 
 
 EvalStep = Callable[[Any, Batch], tuple[EvalSums, PairSums | None]]
@@ -123,7 +123,7 @@ def _routing_sums(routing: Routing, mask: jax.Array) -> RoutingSums:
     )
 
 
-def _agreement(routing: Routing, pairs: Array) -> dict[str, jax.Array]:
+def _agreement(routing: Routing, pairs: Array) -> PairTotals:
     """Sums the agreement of one block over the matched pairs of each image."""
     num_views = 2 * len(pairs)
     experts = by_image(routing.experts[..., : routing.num_selected_experts], num_views)
@@ -132,7 +132,6 @@ def _agreement(routing: Routing, pairs: Array) -> dict[str, jax.Array]:
     # NaN gates choose the same experts everywhere: no agreement, but divergence.
     finite = jnp.isfinite(by_image(routing.gates, num_views).sum((1, 2)))
     finite = finite.reshape(-1, 2).all(axis=1)  # (B,)
-    return {
-        name: jnp.where(finite.reshape(-1, *[1] * (value.ndim - 1)), value, jnp.nan)
-        for name, value in sums.items()
-    }
+    return jax.tree.map(
+        lambda x: jnp.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan), sums
+    )

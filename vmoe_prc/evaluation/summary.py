@@ -1,14 +1,13 @@
 """The table that a run ends with, as plain text of at most 100 columns."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
+from vmoe_prc.config.metric_names import FEWSHOT, MetricName, block_order, parse_names
 from vmoe_prc.workdir.text_tables import aligned_lines
 
 _LOADS_PER_ROW = 8
-_BLOCK = re.compile(r"(?P<block>[^/]*?(?P<number>\d+))/")
-_FEWSHOT = re.compile(r"fewshot/(?P<name>.*)/(?P<shots>\d+)shot$")
+_Metrics = Mapping[MetricName, float]
 _COLUMNS = {
     "top1": "top-1",
     "top2": "top-2",
@@ -46,34 +45,35 @@ def format_summary(
     Returns:
       Lines of at most 100 columns, except where a path is longer.
     """
-    sections = [_accuracy_table(results), _fewshot_table(results)]
-    for split in _splits(results):
-        prefix = f"{split}/"
-        own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
-        sections += [_routing_table(split, own), _load_table(split, own)]
-    sections += [_evaluator_table(results, evaluators), _path_list(paths or {})]
+    metrics = parse_names(results)
+    sections = [_accuracy_table(metrics), _fewshot_table(metrics)]
+    for split in _groups(metrics):
+        sections += [_routing_table(split, metrics), _load_table(split, metrics)]
+    sections += [_evaluator_table(metrics, evaluators), _path_list(paths or {})]
     return "\n\n".join(section for section in sections if section)
 
 
-def _accuracy_table(results: Mapping[str, float]) -> str:
-    splits = [s for s in _splits(results) if f"{s}/accuracy" in results or f"{s}/loss" in results]
-    if not splits:
-        return ""
+def _accuracy_table(metrics: _Metrics) -> str:
+    found = {
+        split: (metrics.get(MetricName("accuracy", split)), metrics.get(MetricName("loss", split)))
+        for split in _groups(metrics)
+    }
     rows = [
-        [
-            split,
-            _percent(results.get(f"{split}/accuracy")),
-            _number(results.get(f"{split}/loss")),
-        ]
-        for split in splits
+        [split, _percent(accuracy), _number(loss)]
+        for split, (accuracy, loss) in found.items()
+        if accuracy is not None or loss is not None
     ]
+    if not rows:
+        return ""
     return _table("Classification", ["split", "accuracy %", "loss"], rows)
 
 
-def _fewshot_table(results: Mapping[str, float]) -> str:
+def _fewshot_table(metrics: _Metrics) -> str:
     """Accuracy by data set and number of shots."""
     found = {
-        (m["name"], int(m["shots"])): v for k, v in results.items() if (m := _FEWSHOT.match(k))
+        (name.dataset, name.shots): value
+        for name, value in metrics.items()
+        if name.dataset is not None and name.shots is not None and name.measure == "shot"
     }
     if not found:
         return ""
@@ -83,27 +83,35 @@ def _fewshot_table(results: Mapping[str, float]) -> str:
     return _table("Few-shot accuracy (%)", ["data set", *(f"{n}-shot" for n in shots)], rows)
 
 
-def _routing_table(split: str, results: Mapping[str, float]) -> str:
-    """Agreement and dropped tokens, a row a block; the last row is over all blocks."""
-    prefixes = {block: f"{block}/" for block in _blocks(results)} | {"all blocks": ""}
-    columns = [c for c in _COLUMNS if any(p + c in results for p in prefixes.values())]
+def _routing_table(split: str, metrics: _Metrics) -> str:
+    """Agreement and dropped tokens, one row per block; the last row is over all blocks."""
+    rows_of = {
+        block: {column: metrics.get(MetricName(column, split, block)) for column in _COLUMNS}
+        for block in (*_blocks(split, metrics), None)
+    }
+    columns = [c for c in _COLUMNS if any(row[c] is not None for row in rows_of.values())]
     if not columns:
         return ""
     rows = [
-        [name, *(_percent(results.get(prefix + column)) for column in columns)]
-        for name, prefix in prefixes.items()
+        [block or "all blocks", *(_percent(row[column]) for column in columns)]
+        for block, row in rows_of.items()
     ]
     title = f"Routing, {split}: agreement of matched patches and dropped tokens (%)"
     return _table(title, ["block", *(_COLUMNS[c] for c in columns)], rows)
 
 
-def _load_table(split: str, results: Mapping[str, float]) -> str:
-    """Each expert's share of the kept tokens, eight experts a row."""
+def _load_table(split: str, metrics: _Metrics) -> str:
+    """Each expert's share of the kept tokens, eight experts per row."""
     rows = []
-    for block in _blocks(results):
-        prefix = f"{block}/load/"
-        experts = sorted(int(k.removeprefix(prefix)) for k in results if k.startswith(prefix))
-        cells = [_percent(results[f"{prefix}{e}"]) for e in experts]
+    for block in _blocks(split, metrics):
+        loads = {
+            name.expert: value
+            for name, value in metrics.items()
+            if (name.group, name.block, name.measure) == (split, block, "load")
+            and name.expert is not None
+        }
+        experts = sorted(loads)
+        cells = [_percent(loads[expert]) for expert in experts]
         for start in range(0, len(cells), _LOADS_PER_ROW):
             name = f"  from {experts[start]}" if start else block
             rows.append([name, *cells[start : start + _LOADS_PER_ROW]])
@@ -115,12 +123,12 @@ def _load_table(split: str, results: Mapping[str, float]) -> str:
     return _table(title, ["block", *map(str, range(columns - 1))], rows)
 
 
-def _evaluator_table(results: Mapping[str, float], labels: Sequence[str]) -> str:
+def _evaluator_table(metrics: _Metrics, labels: Sequence[str]) -> str:
     rows = [
-        [name, _number(value)]
+        [str(name), _number(value)]
         for label in labels
-        for name, value in results.items()
-        if name.startswith(f"{label}/")
+        for name, value in metrics.items()
+        if name.group == label
     ]
     return _table("Other evaluators", ["metric", "value"], rows) if rows else ""
 
@@ -133,14 +141,16 @@ def _path_list(paths: Mapping[str, str | PathLike[str]]) -> str:
     return "\n".join(["Files", _rule("Files"), *lines])
 
 
-def _splits(results: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(name.split("/", 1)[0] for name in results if "/" in name))
+def _groups(names: Iterable[MetricName]) -> list[str]:
+    """The splits among the names, and the other evaluators."""
+    groups = dict.fromkeys(name.group for name in names)
+    return [group for group in groups if group is not None and group != FEWSHOT]
 
 
-def _blocks(results: Iterable[str]) -> list[str]:
-    """The blocks among the names, by number: encoderblock_7 before encoderblock_11."""
-    numbers = {m["block"]: int(m["number"]) for name in results if (m := _BLOCK.match(name))}
-    return sorted(numbers, key=lambda block: (numbers[block], block))
+def _blocks(split: str, names: Iterable[MetricName]) -> list[str]:
+    """The blocks of a split among the names, by number: encoderblock_7 before encoderblock_11."""
+    blocks = {name.block for name in names if name.group == split and name.block is not None}
+    return sorted(blocks, key=block_order)
 
 
 def _percent(share: float | None) -> str:

@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 import vmoe_prc
+from vmoe_prc.config.metric_names import TRAIN, MetricName, parse_names
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.predict.model import TrainedModel
 from vmoe_prc.workdir.history import read_data
@@ -151,19 +152,23 @@ def _metrics(source: epath.Path) -> list[str]:
     path = source / METRICS_FILE
     if not path.exists():
         return [_NOT_RECORDED]
-    last: dict[str, tuple[float, int]] = {}
+    last: dict[MetricName, tuple[float, int]] = {}
     for record in read_metrics(path):
-        for name, value in record.items():
-            split, _, metric = name.partition("/")
-            if metric in _METRICS and split != "train" and isinstance(value, int | float):
+        for name, value in parse_names(record).items():
+            if _is_shown(name) and isinstance(value, int | float):
                 last[name] = value, record["step"]
     if not last:
         return [_NOT_RECORDED]
     rows = [("split", "metric", "value", "step")]
     for name, (value, step) in last.items():
-        split, _, metric = name.partition("/")
-        rows.append((split, _METRICS[metric], f"{value:.2%}", f"{step:,}"))
+        rows.append((str(name.group), _METRICS[name.measure], f"{value:.2%}", f"{step:,}"))
     return markdown_lines(rows)
+
+
+def _is_shown(name: MetricName) -> bool:
+    """Whether a metric is of a split, and over all blocks."""
+    whole = name.block is None and name.bound is None
+    return whole and name.group not in (None, TRAIN) and name.measure in _METRICS
 
 
 def _limits(config: Any) -> list[str]:

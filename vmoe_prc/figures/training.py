@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding
 from matplotlib.figure import Figure
 
 from vmoe_prc.arrays import Array
+from vmoe_prc.config.metric_names import block_order
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
 from vmoe_prc.figures.panels import class_titles, to_display
@@ -83,7 +84,7 @@ def make_training_picture(
             tokens = by_image(values, len(images))
             return tokens.reshape(*batch["image"].shape[:-3], *tokens.shape[1:])
 
-        drawn |= {
+        drawn["blocks"] = {
             block: {"experts": of_images(r.experts), "kept": of_images(r.kept)}
             for block, r in routings.items()
         }
@@ -98,15 +99,16 @@ def make_training_picture(
         drawn = jax.tree.map(lambda x: x[mask], drawn)
         drawn["image"] = to_display(drawn["image"], value_range)
         drawn["titles"] = class_titles(drawn.pop("label"), class_names)
-        blocks = {name: drawn[name] for name in drawn if name.startswith("encoderblock_")}
+        # By number: a jitted function returns them by name, encoderblock_11 before encoderblock_3.
+        drawn["blocks"] = {b: drawn["blocks"][b] for b in sorted(drawn["blocks"], key=block_order)}
         draw = _draw_pairs if "pairs" in drawn else _draw_map
-        return (lambda: draw(model, drawn, blocks)) if blocks else None
+        return (lambda: draw(model, drawn)) if drawn["blocks"] else None
 
     return picture
 
 
-def _draw_pairs(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, Any]) -> Figure:
-    block, routing = list(blocks.items())[-1]
+def _draw_pairs(model: nn.Module, drawn: Mapping[str, Any]) -> Figure:
+    block, routing = list(drawn["blocks"].items())[-1]
     return routing_pairs_figure(
         drawn["image"],
         routing["experts"][..., 0],
@@ -119,7 +121,7 @@ def _draw_pairs(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str,
     )
 
 
-def _draw_map(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, Any]) -> Figure:
+def _draw_map(model: nn.Module, drawn: Mapping[str, Any]) -> Figure:
     size = zip(drawn["image"].shape[1:3], model.patch_size, strict=True)
     grid = tuple(side // patch for side, patch in size)
     routings = {
@@ -129,6 +131,6 @@ def _draw_map(model: nn.Module, drawn: Mapping[str, Any], blocks: Mapping[str, A
             grid,
             num_experts=model.encoder["moe"]["num_experts"],
         )
-        for block, routing in blocks.items()
+        for block, routing in drawn["blocks"].items()
     }
     return routing_map_figure(drawn["image"], routings, labels=drawn["titles"])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Int
+from vmoe_prc.config.metric_names import under
 from vmoe_prc.losses.balance import BalanceLosses
 from vmoe_prc.losses.classification import classification_loss
 from vmoe_prc.losses.consistency import ConsistencyLoss
@@ -65,5 +66,5 @@ def auxiliary_loss(
             losses |= {"consistency_loss": loss, **terms}
         total += block_total
         losses["auxiliary_loss"] = block_total
-        metrics |= {f"{block}/{name}": value for name, value in losses.items()}
+        metrics |= under(block, losses)
     return total, {**metrics, "auxiliary_loss": total}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import Config
+from vmoe_prc.config.metric_names import block_number
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import MODELS
 from vmoe_prc.models.options import MAX_SIZE, ModelOptions
@@ -75,7 +76,7 @@ class TeacherGuidedMoe(VisionTransformerMoe):
                 dtype=jnp.float32,
                 precision=jax.lax.Precision.HIGHEST,
                 dot_general=self._dot_general,
-                name=f"TeacherRouter_{block.rpartition('_')[2]}",
+                name=f"TeacherRouter_{block_number(block)}",
             )(features[block])
             gates = jax.nn.softmax(scores).reshape(routing.gates.shape)
             routings[block] = dataclasses.replace(routing, teacher_gates=gates)

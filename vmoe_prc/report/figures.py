@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vmoe_prc.config.metric_names import MetricName
 from vmoe_prc.evaluation.agreement import PARTS
 from vmoe_prc.figures.agreement_bars import AgreementBar
 from vmoe_prc.figures.palette import line_styles
@@ -85,7 +86,7 @@ def agreement_bars(
     bars = []
     for experiment in experiments:
         metrics = [run.metrics for run in experiment.runs if not run.diverged]
-        names = {field: f"{split}/{field}" for field in PARTS}
+        names = {field: str(MetricName(field, split)) for field in PARTS}
         if metrics and all(name in m for m in metrics for name in names.values()):
             means: dict[str, Any] = {
                 f: float(np.mean([m[n] for m in metrics])) for f, n in names.items()

@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from vmoe_prc.config.metric_names import TRAIN, parse_name, parse_names
 from vmoe_prc.errors import UserError
 from vmoe_prc.workdir.history import Stretch, read_config, read_data, read_history
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
@@ -49,7 +50,8 @@ class Run:
         The other metrics mean nothing then: gates that are NaN choose the same experts for
         all tokens, which looks like perfect agreement.
         """
-        losses = [value for name, value in self.metrics.items() if name.endswith("/loss")]
+        metrics = parse_names(self.metrics)
+        losses = [value for name, value in metrics.items() if name.measure == "loss"]
         return not all(map(math.isfinite, losses))
 
 
@@ -120,4 +122,5 @@ def _has_field(config: Any, field: str) -> bool:
 
 
 def _is_evaluation(record: Mapping[str, float]) -> bool:
-    return any(n.endswith("/accuracy") and not n.startswith("train/") for n in record)
+    names = map(parse_name, record)
+    return any(name.measure == "accuracy" and name.group not in (None, TRAIN) for name in names)

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from vmoe_prc.config.metric_names import MetricName, parse_names
 from vmoe_prc.report import published
 from vmoe_prc.report.experiments import Experiment
 from vmoe_prc.report.runs import Run
@@ -88,13 +88,13 @@ def metrics_of(run: Run, split: str = "test") -> dict[str, float]:
     """Returns the metrics of one run by column, in %; none if the run diverged."""
     if run.diverged:
         return {}
-    names = {ACCURACY: f"{split}/accuracy"} | {
-        column: f"{split}_pairs/{metric}" for column, metric in (AGREEMENT | KAPPAS).items()
+    metrics = parse_names(run.metrics)
+    names = {ACCURACY: MetricName("accuracy", split)} | {
+        column: MetricName(measure, f"{split}_pairs")
+        for column, measure in (AGREEMENT | KAPPAS).items()
     }
-    found = {
-        column: 100 * run.metrics[name] for column, name in names.items() if name in run.metrics
-    }
-    loads = _loads(run.metrics, split)
+    found = {column: 100 * metrics[name] for column, name in names.items() if name in metrics}
+    loads = _loads(metrics, split)
     if loads:
         found[IN_USE] = 100 * statistics.mean(map(_share_in_use, loads))
     return found
@@ -102,7 +102,8 @@ def metrics_of(run: Run, split: str = "test") -> dict[str, float]:
 
 def num_images(runs: Iterable[Run], split: str = "test") -> int | None:
     """Returns the smallest number of images that a run was evaluated on, if runs logged it."""
-    counts = [run.metrics[f"{split}/images"] for run in runs if f"{split}/images" in run.metrics]
+    name = str(MetricName("images", split))
+    counts = [run.metrics[name] for run in runs if name in run.metrics]
     return int(min(counts)) if counts else None
 
 
@@ -117,12 +118,12 @@ def sampling_error(percent: float, count: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / (count + 4))
 
 
-def _loads(metrics: Mapping[str, float], split: str) -> list[list[float]]:
+def _loads(metrics: Mapping[MetricName, float], split: str) -> list[list[float]]:
     """Lists the load of the experts of each MoE block."""
     loads = defaultdict(list)
     for name, load in metrics.items():
-        if match := re.fullmatch(rf"{re.escape(split)}/(\w+)/load/\d+", name):
-            loads[match[1]].append(load)
+        if name.group == split and name.measure == "load" and name.expert is not None:
+            loads[name.block].append(load)
     return list(loads.values())
 
 

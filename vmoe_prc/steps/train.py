@@ -12,6 +12,7 @@ import optax
 
 from vmoe_prc.alignment import shuffle_partners
 from vmoe_prc.arrays import Array, Int
+from vmoe_prc.config.metric_names import MetricName
 from vmoe_prc.losses import (
     BalanceLosses,
     ConsistencyLoss,
@@ -263,7 +264,10 @@ def _choose(
 
 
 def _dropped_choices(routings: Mapping[str, Routing]) -> Metrics:
-    return {f"{block}/dropped": routing.dropped_share for block, routing in routings.items()}
+    return {
+        str(MetricName("dropped", block=block)): routing.dropped_share
+        for block, routing in routings.items()
+    }
 
 
 def _accumulate(gradients: Callable, microsteps: int) -> Callable:

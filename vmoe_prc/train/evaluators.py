@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from vmoe_prc.config.metric_names import under
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
 
@@ -56,7 +57,7 @@ def _create(
 ) -> Evaluator:
     """Creates an evaluator of `config.evaluators`, whose results are prefixed by its label."""
     evaluate = EVALUATORS[section.name](context, **_options(section))
-    return lambda params: {f"{label}/{name}": value for name, value in evaluate(params).items()}
+    return lambda params: under(label, evaluate(params))
 
 
 def _options(section: ml_collections.ConfigDict) -> dict[str, Any]:

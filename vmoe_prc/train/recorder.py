@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.arrays import Array
+from vmoe_prc.config.metric_names import SPEED, TRAIN, MetricName, parse_name, under
 from vmoe_prc.config.registry import LOGGERS
 from vmoe_prc.evaluation.evaluator import Result
 from vmoe_prc.figures.panels import figure_pixels, save_figure
@@ -69,13 +70,12 @@ class Recorder:
 
     def training(self, step: int, metrics: Mapping[str, Array], rates: Mapping[str, float]) -> None:
         """Records the metrics of a training step, and how fast steps are."""
-        scalars: dict[str, Any] = {f"train/{name}": value for name, value in metrics.items()}
+        scalars: dict[str, Any] = dict(metrics)
         # The schedule counts from 0: update n used the rate schedule(n - 1).
         updates = step - int(metrics["skipped_steps"])
         rate = self._program.schedule(max(updates - 1, 0))
-        scalars["train/learning_rate"] = float(np.asarray(rate))
-        scalars |= {f"speed/{name}": value for name, value in rates.items()}
-        self._writer.write_scalars(step, scalars)
+        scalars["learning_rate"] = float(np.asarray(rate))
+        self._writer.write_scalars(step, under(TRAIN, scalars) | under(SPEED, rates))
 
     def evaluation(self, step: int, results: Mapping[str, Result]) -> dict[str, float]:
         """Records the results of evaluators, and returns their metrics."""
@@ -85,12 +85,10 @@ class Recorder:
             for name, draw in results.items():
                 if callable(draw):
                     self._draw(step, name, draw())
-        headlines = ("/accuracy", "/top1", "shot")
         shown = [
             f"{name} {value:.4f}"
             for name, value in metrics.items()
-            # Neither the metrics of single blocks nor the data sets of few-shot evaluation.
-            if name.endswith(headlines) and "encoderblock" not in name
+            if _is_headline(parse_name(name))
         ]
         if shown:
             logging.info("evaluation at step %d: %s", step, ", ".join(shown))
@@ -121,7 +119,12 @@ def _is_evaluated(path: epath.Path, step: int) -> bool:
     if not path.exists():
         return False
     names = [name for record in read_metrics(path) if record["step"] == step for name in record]
-    return any("/" in name and not name.startswith(("train/", "speed/")) for name in names)
+    return any(parse_name(name).group not in (None, TRAIN, SPEED) for name in names)
+
+
+def _is_headline(name: MetricName) -> bool:
+    """Whether a metric is logged after an evaluation: the main ones, over all blocks."""
+    return name.measure in ("accuracy", "top1", "shot") and name.block is None and not name.bound
 
 
 def _create_loggers(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[MetricLogger]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe_prc.arrays import Array
+from vmoe_prc.config.metric_names import block_number
 from vmoe_prc.config.registry import CONSISTENCY_LOSSES
 from vmoe_prc.losses.consistency.divergence import jsd_consistency, l2_consistency
 from vmoe_prc.losses.consistency.options import ConsistencyOptions, LossAndTerms, WeightedOptions
@@ -68,7 +69,7 @@ class ConsistencyLoss:
     def applies_to(self, block: str) -> bool:
         """Whether a block, such as 'encoderblock_3', has the loss."""
         blocks = self.options.blocks
-        return blocks is None or int(block.rpartition("_")[2]) in blocks
+        return blocks is None or block_number(block) in blocks
 
     def __call__(self, routing: Routing, pairs: Array | None) -> LossAndTerms:
         """Computes the loss of one block.

@@ -112,7 +112,7 @@ def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: 
     members = len(whole)
     scalars = {"images": jnp.full(members, len(images), jnp.float32)} | _scores("", whole, labels)
     loads = {b: _load(e, task.num_experts) for b, e in experts.items()}
-    noise = {}
+    noise: dict[float, dict[str, dict[str, jax.Array]]] = {level: {} for level in NOISE_LEVELS}
     for level in NOISE_LEVELS:
         grain = 2 * level * jax.random.normal(keys[1], source.shape)
         _, _, noisy = model(_rgb(jnp.clip(source + grain, -1, 1)))
@@ -120,7 +120,7 @@ def _sums(task: Task, model: _Model, images: jax.Array, labels: jax.Array, key: 
             both = jnp.stack([experts[block][..., 0], noisy[block][..., 0]], axis=2)
             tokens = jnp.arange(both.shape[-1])
             same = jnp.broadcast_to(tokens[:, None], (len(images), len(tokens), 2))
-            noise[f"noise_{level:g}/{block}"] = _pair_sums(both, same, task.num_experts)
+            noise[level][block] = _pair_sums(both, same, task.num_experts)
     views, matrices = _views(key=keys[0], images=source, task=task)
     both, logits, experts = model(views.reshape(-1, *views.shape[2:]))
     predictions = jnp.argmax(both, -1).reshape(members, -1, 2)
@@ -238,9 +238,8 @@ def _finish(total: Mapping[str, Any]) -> dict[str, np.ndarray]:
         result |= _parts(f"{block}/", decompose(sums))
     result |= _parts("", average([decompose(sums) for sums in total["counts"].values()]))
     for level in NOISE_LEVELS:
-        prefix = f"noise_{level:g}/"
-        blocks = [decompose(v) for k, v in total["noise"].items() if k.startswith(prefix)]
-        result |= _parts(prefix, average(blocks))
+        blocks = [decompose(sums) for sums in total["noise"][level].values()]
+        result |= _parts(f"noise_{level:g}/", average(blocks))
     shares = np.stack([load / load.sum(-1, keepdims=True) for load in total["loads"].values()])
     entropy = -np.sum(np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-30)), 0), axis=-1)
     return result | {"use": np.mean(np.exp(entropy) / shares.shape[-1], axis=0)}
