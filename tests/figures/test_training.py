@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vmoe_prc.analysis.opened_run import open_run
 from vmoe_prc.figures.training import make_training_picture
+from vmoe_prc.models.routing import Routing
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.workdir.metrics import read_metrics
 
@@ -36,15 +39,27 @@ def test_one_view_is_a_map(run):
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["image", "encoderblock_1"]
 
 
-def test_blocks_are_drawn_by_number(run):
-    """The jitted step returns them by name, in which 10 comes before 9."""
-    encoder = {**run.model.encoder, "num_layers": 11}
-    encoder["moe"] = {**encoder["moe"], "layers": (9, 10)}
-    model = dataclasses.replace(run.model, encoder=encoder)
-    batch = next(run.batches("test"))
-    with jax.set_mesh(run.mesh):
-        params = jax.jit(model.init)(jax.random.key(0), batch["image"])["params"]
-        figure = make_training_picture(model)(params, batch)()
+class RoutesEverythingTo0(nn.Module):
+    """A model whose two blocks send all tokens of the one group to expert 0."""
+
+    patch_size: tuple[int, int] = (4, 4)
+
+    @property
+    def encoder(self):
+        return {"moe": {"num_experts": 2}}
+
+    def __call__(self, images):
+        tokens = images.shape[1] * images.shape[2] // 16
+        gates = jnp.zeros((1, len(images) * tokens, 2))
+        experts = jnp.zeros((1, len(images) * tokens, 1), jnp.int32)
+        routing = Routing(gates, None, gates, gates, experts, experts == 0)
+        return jnp.zeros((len(images), 10)), {"encoderblock_9": routing, "encoderblock_10": routing}
+
+
+def test_blocks_are_drawn_by_number():
+    """A jitted step returns them by name, in which 10 comes before 9."""
+    batch = {"image": np.zeros((3, 8, 8, 3)), "labels": np.eye(3), "mask": np.ones(3, bool)}
+    figure = make_training_picture(RoutesEverythingTo0())({}, batch)()
     labels = [axis.get_ylabel() for axis in figure.axes[::3]]
     assert labels == ["image", "encoderblock_9", "encoderblock_10"]
 
