@@ -104,7 +104,7 @@ def fuzz_image(files: Files, rng: np.random.Generator, work: pathlib.Path) -> No
     """An image of random pixels in one of six formats."""
     kind = KINDS[rng.integers(len(KINDS))]
     whole = encode(rng.integers(0, 256, (30, 40, 3), np.uint8), kind)
-    image = decode_image(damage(whole, rng), orient=True)
+    image = decode_image(damage(whole, rng), orient=True, background=255)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
         raise WrongDataError(f"{kind}: {image.dtype} of shape {image.shape}")
 

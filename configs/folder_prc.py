@@ -4,11 +4,11 @@
         --config.initialization.prefix=WORKDIR_OF_IMAGENET_PRC
 
 PATH holds CLASS/*.jpg and so on, or train/CLASS/ and test/CLASS/. Files that cannot be used are
-listed with the reason. Photos are turned upright by their EXIF orientation. Steps, batch and
-intervals follow from the number of training images, see `vmoe_prc.recipes.sizes`; the log begins
-with them. Those for 50,000 images are nearly the paper's. Other arguments: `steps=N`, `k=1` one
-expert per token, `prc=off` the V-MoE baseline, `seed=N`, `size=128` the side of the images in
-pixels.
+listed with the reason. Photos are turned upright by their EXIF orientation, and transparent
+pictures laid on white. Steps, batch and intervals follow from the number of training images, see
+`vmoe_prc.recipes.sizes`; the log begins with them. Those for 50,000 images are nearly the paper's.
+Other arguments: `steps=N`, `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`,
+`size=128` the side of the images in pixels.
 
     python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH,pretrained=VIT
 
@@ -23,7 +23,7 @@ from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.pretrained import pretrained_model
 from vmoe_prc.config import ConfigError, complete, parse_arguments
 from vmoe_prc.data.class_folders import scan_class_folders
-from vmoe_prc.recipes import FINE_TUNE_IMAGES_PER_STEP, fine_tune
+from vmoe_prc.recipes import DECODE_PHOTO, FINE_TUNE_IMAGES_PER_STEP, fine_tune
 from vmoe_prc.recipes.sizes import derive_sizes, with_sizes
 
 
@@ -68,8 +68,7 @@ def get_config(arguments: str = ""):
     config = with_sizes(config, sizes)
     for split in config["dataset"].values():
         split["manual_dir"] = args.dir
-        # Phones and cameras store photos as they were held, with a note how to turn them.
-        split["process"] = split["process"].replace("decode", "decode(orient=True)", 1)
+        split["process"] = split["process"].replace("decode", DECODE_PHOTO, 1)
     if args.pretrained:
         try:
             config |= pretrained_model(

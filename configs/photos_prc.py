@@ -12,7 +12,14 @@ import functools
 
 from vmoe_prc.config import ConfigError, complete, parse_arguments
 from vmoe_prc.data.class_folders import scan_class_folders
-from vmoe_prc.recipes import EVALUATION_CAPACITY, adam, finish, router_losses, small_model
+from vmoe_prc.recipes import (
+    DECODE_PHOTO,
+    EVALUATION_CAPACITY,
+    adam,
+    finish,
+    router_losses,
+    small_model,
+)
 from vmoe_prc.recipes.sizes import derive_sizes, with_sizes
 
 PATCHES_PER_SIDE = 8
@@ -39,12 +46,10 @@ def get_config(arguments: str = ""):
         most_steps=10_000,
         steps=args.steps,
     )
-    # Phones and cameras store photos as they were held, with a note how to turn them.
-    decode = "decode(orient=True)"
-    one_view = f"{decode}|inception_crop({args.size}, 50, 100)|flip_lr|{finish(num_classes)}"
+    one_view = f"{DECODE_PHOTO}|inception_crop({args.size}, 50, 100)|flip_lr|{finish(num_classes)}"
     views = f"two_views({args.size}, (50, 100), (50, 100))"
-    two_views = f"{decode}|{views}|flip_lr|{finish(num_classes, two_views=True)}"
-    whole = f"{decode}|resize({args.size})|{finish(num_classes)}"
+    two_views = f"{DECODE_PHOTO}|{views}|flip_lr|{finish(num_classes, two_views=True)}"
+    whole = f"{DECODE_PHOTO}|resize({args.size})|{finish(num_classes)}"
     photos = functools.partial(dict, name="folder", manual_dir=args.dir, cache="loaded")
     config = {
         "description": f"photos of {num_classes} classes, E=4, K={args.k}",

@@ -185,8 +185,10 @@ def test_preprocessing_in_tensorflow(orientation, endian):
     exif = Image.Exif()
     exif.endian = endian
     exif[0x010F], exif[0x0112] = "a maker", orientation
-    encoded = [png(photo, format="JPEG", exif=exif), png(photo), png(photo, format="JPEG")]
-    ours = Preprocessing("decode(orient=True)|resize_small(36)|central_crop(32)|value_range(0, 1)")
+    clear = np.dstack([photo, photo[..., 0]])
+    encoded = [png(photo, format="JPEG", exif=exif), png(clear), png(photo, format="JPEG")]
+    decode = "decode(orient=True, background=255)"
+    ours = Preprocessing(f"{decode}|resize_small(36)|central_crop(32)|value_range(0, 1)")
     theirs = build_preprocessing(ours, (32, 32, 3))(tf.constant(encoded))
     difference = np.abs(theirs - np.stack([ours(x) for x in encoded]))
     # Values halfway between two levels may be rounded to either.

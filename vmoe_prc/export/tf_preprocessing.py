@@ -40,9 +40,23 @@ def build_preprocessing(preprocessing: Preprocessing, size: tuple[int, int, int]
     return lambda images: tf.map_fn(one, images, fn_output_signature=spec)
 
 
-def _decode(orient: bool = False) -> TensorOp:
+def _decode(orient: bool = False, background: int | None = None) -> TensorOp:
+    def opaque(encoded: tf.Tensor) -> tf.Tensor:
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+    def composed(encoded: tf.Tensor) -> tf.Tensor:
+        """Lays a PNG on the background; other formats with alpha do not come here."""
+        pixels = tf.cast(tf.io.decode_png(encoded, channels=4), tf.float32)
+        alpha = pixels[..., 3:] / 255
+        mixed = pixels[..., :3] * alpha + float(background or 0) * (1 - alpha)
+        return tf.cast(tf.round(mixed), tf.uint8)
+
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        if background is None:
+            image = opaque(encoded)
+        else:
+            is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+            image = tf.cond(is_png, lambda: composed(encoded), lambda: opaque(encoded))
         image.set_shape((None, None, 3))
         return _upright(image, _orientation(encoded)) if orient else image
 

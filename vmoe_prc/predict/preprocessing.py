@@ -15,6 +15,8 @@ from vmoe_prc.data.ops.image_ops import ValueRange
 
 # An image: a path, a PIL image, encoded bytes, or an array (H, W, 3) or (H, W) of uint8.
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# Modes of Pillow that a PNG holds as they are.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 # Ops on labels and on the choice of entries, which images without labels do not need.
 _LABEL_OPS = ("onehot", "keep", "drop", "copy")
 
@@ -115,6 +117,11 @@ def _encoded(image: ImageLike) -> bytes:
             message = f"expected uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}"
             raise registry.BadExampleError(message)
         image = Image.fromarray(image)
+    if image.mode in ("I", "F"):
+        raise registry.BadExampleError("pixels of 32 bits")
+    if image.mode not in _PNG_MODES:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     file = io.BytesIO()
-    image.convert("RGB").save(file, format="PNG")
+    # With its orientation, which `decode` follows where training does.
+    image.save(file, format="PNG", exif=image.getexif())
     return file.getvalue()

@@ -32,6 +32,9 @@ FINE_TUNE_RULES = (
     ("^(.*)$", r"\1"),
 )
 FINE_TUNE_IMAGES_PER_STEP = 1024
+# Phones and cameras store photos as they were held, with a note how to turn them; cut-outs and
+# icons have any colour where they are transparent.
+DECODE_PHOTO = "decode(orient=True, background=255)"
 
 
 def parse_description(description: str) -> dict[str, Any]:

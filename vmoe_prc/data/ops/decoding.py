@@ -5,15 +5,17 @@ or refuses, every other format, and JPEGs in which libjpeg-turbo finds a fault. 
 Pillow knows (AVIF, JPEG 2000, TIFF, and WebP variants) go to Pillow, and HEIC to pillow-heif, an
 extra, which turns photos upright.
 
-Channels: gray becomes three equal ones; CMYK and palettes become RGB; alpha is dropped, so that
-colours of transparent pixels show; of 16 bits the upper 8 are kept; of an animation the first
-picture is decoded.
+Channels: gray becomes three equal ones; CMYK and palettes become RGB; of 16 bits the upper 8 are
+kept; of an animation the first picture is decoded. Alpha is dropped, as TensorFlow does, so that
+colours of transparent pixels show; or pictures are laid on a background.
 """
 
+import contextlib
 import io
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -36,31 +38,41 @@ _PILLOW_FORMATS = ("AVIF", "JPEG2000", "TIFF", "WEBP")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Bytes in which the metadata of a JPEG begin.
 _EXIF_WITHIN = 1 << 16
+# Formats with an orientation, and what is in files of PNG, WebP and AVIF that have one. Pillow
+# turns TIFF upright itself.
+_EXIF_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")
+_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"EXIF", b"irot", b"imir")
+_ALPHA_FORMATS = ("PNG", "GIF", "WEBP", "TIFF", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112
 # Positions in TensorFlow's source that its messages name.
 _PLACE = re.compile(r"\{\{.*?\}\}|\[Op:.*")
 
 
-def decode_image(encoded: bytes, orient: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+def decode_image(
+    encoded: bytes, orient: bool = False, background: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image; see the module for formats and channels.
 
     Args:
       encoded: The bytes of the file.
-      orient: Whether to turn JPEGs upright by the orientation in their EXIF data, which
-        cameras and phones write.
+      orient: Whether to turn images upright by the orientation in their EXIF data, which
+        cameras and phones write. TIFF and HEIC are upright in any case.
+      background: Gray, from 0 to 255, on which transparent pictures are laid; None drops alpha.
 
     Raises:
       BadExampleError: If it cannot be decoded or is too large.
     """
     if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS:
-        return _decode_heif(encoded)
-    if not encoded.startswith(_JPEG):
+        return _decode_heif(encoded, background)
+    if encoded.startswith(_JPEG):
+        pixels = _decode_jpeg(encoded)
+        has_exif = b"Exif\0" in encoded[:_EXIF_WITHIN]
+    else:
         _check_size(*_find_size(encoded))
-        return _decode_other(encoded)
-    pixels = _decode_jpeg(encoded)
-    if orient and b"Exif\0" in encoded[:_EXIF_WITHIN]:
-        pixels = _upright(pixels, _find_orientation(encoded))
-    return pixels
+        composed = None if background is None else _compose(encoded, background)
+        pixels = _decode_other(encoded) if composed is None else composed
+        has_exif = any(mark in encoded for mark in _EXIF_MARKS)
+    return _upright(pixels, _find_orientation(encoded)) if orient and has_exif else pixels
 
 
 def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -92,16 +104,14 @@ def _decode_other(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
 def _decode_by_pillow(encoded: bytes, reason: str) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes what TensorFlow refused, for a reason that is given if Pillow refuses it, too."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(encoded), formats=_PILLOW_FORMATS) as image:
-                _check_size(image.height, image.width)
-                if image.mode.startswith("I;16"):
-                    gray = (np.asarray(image) >> 8).astype(np.uint8)
-                    return np.repeat(gray[..., None], 3, axis=-1)
-                if image.mode in ("I", "F"):
-                    raise BadExampleError("pixels of 32 bits")
-                return np.array(image.convert("RGB"))
+        with _quiet(), PIL.Image.open(io.BytesIO(encoded), formats=_PILLOW_FORMATS) as image:
+            _check_size(image.height, image.width)
+            if image.mode.startswith("I;16"):
+                gray = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=-1)
+            if image.mode in ("I", "F"):
+                raise BadExampleError("pixels of 32 bits")
+            return np.array(image.convert("RGB"))
     except BadExampleError:
         raise
     except PIL.UnidentifiedImageError:
@@ -111,7 +121,39 @@ def _decode_by_pillow(encoded: bytes, reason: str) -> UInt8[np.ndarray, "H W 3"]
         raise BadExampleError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _decode_heif(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _compose(encoded: bytes, background: int) -> UInt8[np.ndarray, "H W 3"] | None:
+    """Lays a transparent picture on gray; None for others, and for what cannot be read."""
+    try:
+        with (
+            _quiet(),
+            PIL.Image.open(io.BytesIO(encoded), formats=_ALPHA_FORMATS) as image,
+        ):
+            _check_size(image.height, image.width)
+            if not image.has_transparency_data or image.mode[0] in "IF":
+                return None
+            return _on_gray(image, background)
+    except BadExampleError:
+        raise
+    except Exception:
+        # The decoder of other pictures says why.
+        return None
+
+
+def _on_gray(image: PIL.Image.Image, background: int) -> UInt8[np.ndarray, "H W 3"]:
+    canvas = PIL.Image.new("RGBA", image.size, (background, background, background, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return np.array(canvas.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides the warnings of Pillow, which name no file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _decode_heif(encoded: bytes, background: int | None) -> UInt8[np.ndarray, "H W 3"]:
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports] -- optional
     except ModuleNotFoundError:
@@ -119,7 +161,10 @@ def _decode_heif(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
         image = pillow_heif.open_heif(encoded, convert_hdr_to_8bit=True)
         _check_size(image.size[1], image.size[0])
-        return np.array(image.to_pillow().convert("RGB"))
+        picture = image.to_pillow()
+        if background is not None and picture.has_transparency_data:
+            return _on_gray(picture, background)
+        return np.array(picture.convert("RGB"))
     except BadExampleError:
         raise
     except Exception as error:
@@ -151,10 +196,8 @@ def _find_size(encoded: bytes) -> tuple[int, int]:
 def _find_orientation(encoded: bytes) -> int:
     """Returns the orientation of EXIF, from 1 to 8; 1 (upright) if it is missing or damaged."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
-                value = image.getexif().get(_ORIENTATION, 1)
+        with _quiet(), PIL.Image.open(io.BytesIO(encoded), formats=_EXIF_FORMATS) as image:
+            value = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         # Metadata that Pillow cannot parse are no reason to refuse the pixels.
         return 1

@@ -139,19 +139,23 @@ def check_size(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 @OPS.register()
-def decode(orient: bool = False) -> Op:
+def decode(orient: bool = False, background: int | None = None) -> Op:
     """Decodes `image` to (H, W, 3) uint8: encoded bytes, or an array of pixels, also gray.
 
     Args:
-      orient: Whether to turn JPEGs of cameras upright by the orientation in their EXIF data.
+      orient: Whether to turn photos upright by the orientation in their EXIF data.
         `view_from_image` starts from the upright image.
+      background: Gray on which transparent pictures are laid, 255 for white; None drops alpha,
+        so that the colours of transparent pixels show.
     """
+    if background is not None and background not in range(256):
+        raise ValueError(f"background {background} must be an integer from 0 to 255")
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         require(example, "image")
         image = example["image"]
         if isinstance(image, bytes):
-            image = decode_image(image, orient)
+            image = decode_image(image, orient, background)
         else:
             image = image[..., None] if image.ndim == 2 else image
             image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
