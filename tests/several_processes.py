@@ -10,8 +10,16 @@ TESTS = pathlib.Path(__file__).parent
 TOTAL_DEVICES = 8
 
 
-def start_processes(count, arguments):
-    """Starts `vmoe_prc.main` in `count` processes that share eight virtual devices."""
+def start_processes(count, arguments, module="vmoe_prc.main"):
+    """Starts a program in `count` processes that share eight virtual devices.
+
+    Args:
+      count: Number of processes.
+      arguments: Arguments of the program, those without a dash first.
+      module: The program.
+    """
+    flags_begin = sum(not argument.startswith("--") for argument in arguments)
+    command, options = arguments[:flags_begin], arguments[flags_begin:]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -23,11 +31,12 @@ def start_processes(count, arguments):
             [
                 sys.executable,
                 "-m",
-                "vmoe_prc.main",
+                module,
+                *command,
                 f"--coordinator_address={address}",
                 f"--num_processes={count}",
                 f"--process_id={i}",
-                *arguments,
+                *options,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from vmoe_prc.analysis import commands
-from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.arguments import ArgumentParser, add_process_arguments, process_arguments
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--split", help="a name in config.dataset; by default a test split")
         command.add_argument("--block", action="append", help="such as encoderblock_3; repeatable")
+        add_process_arguments(command)
         add_traceback_argument(command)
         command.add_argument("--output", type=pathlib.Path, help="by default in WORKDIR/analysis")
         return command
@@ -75,7 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = _parser().parse_args(argv)
     setup()
-    return run_program(lambda: args.function(args), args.traceback)
+
+    def program() -> None:
+        from vmoe_prc.runtime import processes
+        from vmoe_prc.runtime.logs import setup_logging
+
+        processes.connect(*process_arguments(args))
+        setup_logging(quiet=not processes.is_main_process())
+        args.function(args)
+
+    return run_program(program, args.traceback)
 
 
 if __name__ == "__main__":

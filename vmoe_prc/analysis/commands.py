@@ -1,5 +1,6 @@
 """The commands of `vmoe_prc.analyze`: each measures, writes files, and prints a table.
 
+With several processes all of them measure, and process 0 writes and prints.
 Libraries are imported inside of the commands, so that `--help` need not wait for them.
 """
 
@@ -27,14 +28,13 @@ def table(args: argparse.Namespace) -> None:
     split = run.choose_split(args.split)
     path = _output(args, f"routing_{split}.parquet")
     rows = write_routing_table(run, split, path, blocks=args.block, k=args.k)
-    print(f"{path}: {rows:,} rows")
+    _say(f"{path}: {rows:,} rows")
 
 
 def agreement(args: argparse.Namespace) -> None:
     """Measures how often two views agree on the experts: by chance, by image, by place."""
     from vmoe_prc.analysis.agreement_table import agreement_bars, agreement_table
     from vmoe_prc.figures.agreement_bars import agreement_figure
-    from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
     split = run.choose_split(args.split, two_views=True)
@@ -43,10 +43,10 @@ def agreement(args: argparse.Namespace) -> None:
     _write_csv(frame, path)
     title = f"{run.name}, {split}: agreement of two views"
     figure = agreement_figure(agreement_bars(frame), title=title)
-    save_figure(figure, path.with_suffix(".png"), dpi=110)
-    print(f"Agreement of two views of {split}, % with 95% interval over images")
+    _save_figure(figure, path.with_suffix(".png"), dpi=110)
+    _say(f"Agreement of two views of {split}, % with 95% interval over images")
     _print(frame, percent=True)
-    print(f"{path}\n{path.with_suffix('.png')}")
+    _say(f"{path}\n{path.with_suffix('.png')}")
 
 
 def robustness(args: argparse.Namespace) -> None:
@@ -55,7 +55,6 @@ def robustness(args: argparse.Namespace) -> None:
 
     from vmoe_prc.analysis.figures.robustness_curves import robustness_figure
     from vmoe_prc.analysis.robustness import UNITS, robustness_table
-    from vmoe_prc.figures.panels import save_figure
 
     levels = _levels(args.perturbation or DEFAULT_PERTURBATIONS)
     parts = []
@@ -66,16 +65,15 @@ def robustness(args: argparse.Namespace) -> None:
     frame = pd.concat(parts, ignore_index=True)
     path = _output(args, f"robustness_{split}.csv")
     _write_csv(frame, path)
-    save_figure(robustness_figure(frame, UNITS), path.with_suffix(".png"), dpi=110)
+    _save_figure(robustness_figure(frame, UNITS), path.with_suffix(".png"), dpi=110)
     _print(frame[frame["block"] == "all"].drop(columns="block"))
-    print(f"{path}\n{path.with_suffix('.png')}")
+    _say(f"{path}\n{path.with_suffix('.png')}")
 
 
 def specialisation(args: argparse.Namespace) -> None:
     """Measures the experts: load, classes, entropy of the gates, similarity."""
     from vmoe_prc.analysis.experts import measure_specialisation
     from vmoe_prc.analysis.figures.expert_panels import specialisation_figure
-    from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
     split = run.choose_split(args.split)
@@ -84,20 +82,19 @@ def specialisation(args: argparse.Namespace) -> None:
     for name, frame in found._asdict().items():
         _write_csv(frame, folder / f"{name}.csv")
     _print(found.blocks)
-    print(folder)
+    _say(folder)
     names = run.split(split).class_names
     for block in found.blocks["block"]:
         path = folder / f"{block}.png"
         title = f"{run.name}, {split}"
         figure = specialisation_figure(found, block, title=title, class_names=names)
-        save_figure(figure, path, dpi=110)
-        print(path)
+        _save_figure(figure, path, dpi=110)
+        _say(path)
 
 
 def pictures(args: argparse.Namespace) -> None:
     """Draws the experts of patches; several runs side by side on the same images."""
     from vmoe_prc.analysis.figures.pictures import draw_pictures
-    from vmoe_prc.figures.panels import save_figure
 
     folder = _output(args, "pictures")
     sequences = _levels(args.perturbation) if args.perturbation else None
@@ -110,15 +107,14 @@ def pictures(args: argparse.Namespace) -> None:
     )
     for picture in drawn:
         path = folder / (re.sub(r"[^-.=\w]+", "-", picture.name).strip("-") + ".png")
-        save_figure(picture.figure, path)
-        print(path)
+        _save_figure(picture.figure, path)
+        _say(path)
 
 
 def swap(args: argparse.Namespace) -> None:
     """Exchanges the routing: accuracy with random experts, with those of the other view, ..."""
     from vmoe_prc.analysis.figures.measures import swap_figure
     from vmoe_prc.analysis.swap import swap_test
-    from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
     found = swap_test(run, args.split, noise=args.noise, seed=args.seed)
@@ -126,18 +122,17 @@ def swap(args: argparse.Namespace) -> None:
     for name, frame in found._asdict().items():
         _write_csv(frame, folder / f"{name}.csv")
     path = folder / "swap.png"
-    save_figure(swap_figure(found, title=run.name), path, dpi=110)
+    _save_figure(swap_figure(found, title=run.name), path, dpi=110)
     _print(found.routings)
-    print("\nDifferences of accuracy (points), with 95% interval over images")
+    _say("\nDifferences of accuracy (points), with 95% interval over images")
     _print(found.gains, percent=True)
-    print(f"{folder}\n{path}")
+    _say(f"{folder}\n{path}")
 
 
 def ramp(args: argparse.Namespace) -> None:
     """Follows images under growing noise: jumps and drops by position in the routing group."""
     from vmoe_prc.analysis.figures.measures import ramp_figure
     from vmoe_prc.analysis.ramp import ramp_test
-    from vmoe_prc.figures.panels import save_figure
 
     (run,) = _open(args)
     found = ramp_test(
@@ -152,12 +147,12 @@ def ramp(args: argparse.Namespace) -> None:
     for name, frame in found._asdict().items():
         _write_csv(frame, folder / f"{name}.csv")
     path = folder / "ramp.png"
-    save_figure(ramp_figure(found, title=run.name), path, dpi=110)
+    _save_figure(ramp_figure(found, title=run.name), path, dpi=110)
     _print(
         found.positions.pivot(index="capacity", columns="position", values="dropped"), index=True
     )
     _print(found.capacities)
-    print(f"{folder}\n{path}")
+    _say(f"{folder}\n{path}")
 
 
 def capacity(args: argparse.Namespace) -> None:
@@ -201,12 +196,10 @@ def _write_with_figure(
     path = _output(args, f"{name}.csv")
     _write_csv(frame, path)
     _print(frame)
-    print(path)
+    _say(path)
     if figure is not None:
-        from vmoe_prc.figures.panels import save_figure
-
-        save_figure(figure, path.with_suffix(".png"), dpi=110)
-        print(path.with_suffix(".png"))
+        _save_figure(figure, path.with_suffix(".png"), dpi=110)
+        _say(path.with_suffix(".png"))
 
 
 def _levels(arguments: Sequence[str]) -> Mapping[str, tuple[float, ...]]:
@@ -231,15 +224,19 @@ def _open(args: argparse.Namespace) -> "list[OpenedRun]":
     """Opens the runs and checkpoints, in this order."""
     from vmoe_prc.analysis.opened_run import name_apart, open_checkpoint, open_run
     from vmoe_prc.config.files import read_config_file
+    from vmoe_prc.runtime.processes import connect_devices, raise_everywhere
 
     if bool(args.checkpoint) != bool(args.config):
         given, missing = ("checkpoint", "config") if args.checkpoint else ("config", "checkpoint")
         expected = f"needs --{missing}: a checkpoint has no configuration"
         raise ConfigError(f"--{given}", getattr(args, given), expected)
     steps = getattr(args, "step", None) or [None]
-    runs = [open_run(workdir, step) for workdir in args.workdir for step in steps]
-    for checkpoint in args.checkpoint:
-        runs.append(open_checkpoint(read_config_file(args.config, "--config"), checkpoint))
+    with raise_everywhere():
+        runs = [open_run(workdir, step) for workdir in args.workdir for step in steps]
+        for checkpoint in args.checkpoint:
+            runs.append(open_checkpoint(read_config_file(args.config, "--config"), checkpoint))
+    for run in runs:
+        connect_devices(run.mesh)
     if not runs:
         raise ConfigError("--workdir", None, "expected the work directory of a run")
     if len(runs) > 1 and not args.several:
@@ -255,6 +252,8 @@ def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
 
 
 def _write_csv(frame: "pd.DataFrame", path: pathlib.Path) -> None:
+    if not _speaks():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_csv(path, index=False)
 
@@ -263,4 +262,22 @@ def _print(frame: "pd.DataFrame", *, percent: bool = False, index: bool = False)
     def number(x: float) -> str:
         return f"{100 * x:.2f}" if percent else f"{x:.4f}"
 
-    print(frame.to_string(index=index, float_format=number))
+    _say(frame.to_string(index=index, float_format=number))
+
+
+def _save_figure(figure: Any, path: pathlib.Path, **options: Any) -> None:
+    from vmoe_prc.figures.panels import save_figure
+
+    if _speaks():
+        save_figure(figure, path, **options)
+
+
+def _say(text: object) -> None:
+    if _speaks():
+        print(text)
+
+
+def _speaks() -> bool:
+    from vmoe_prc.runtime.processes import is_main_process
+
+    return is_main_process()

@@ -11,7 +11,6 @@ from sklearn.cluster import MiniBatchKMeans
 from vmoe_prc.analysis.choices import make_routing_step
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.arrays import Float, Int
-from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import merge_views
@@ -87,7 +86,7 @@ def information_table(
     (E - 1) (values - 1) / (2 * tokens). That on classes is over the images with labels.
 
     Args:
-      run: The opened run, on one process.
+      run: The opened run.
       split: Name of a split; by default one with one view.
       blocks: Blocks to measure; all blocks with experts by default.
       seed: Seed of the clusters.
@@ -102,8 +101,6 @@ def information_table(
     Raises:
       ConfigError: If there is no such split or block.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "information is measured by one")
     split = run.choose_split(split)
     choices = first_choices(run, split, blocks)
     num_experts = run.num_experts

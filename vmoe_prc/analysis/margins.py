@@ -13,7 +13,7 @@ import pandas as pd
 from vmoe_prc.analysis.external_routing import apply_with_logits
 from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.swap import swap_routings
-from vmoe_prc.arrays import Array, Float
+from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import ConfigError
 from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
@@ -65,7 +65,7 @@ def margin_table(
         found: dict[str, list[Mapping[str, np.ndarray]]] = {block: [] for block in blocks}
         for batch in run.batches(split):
             for block, step in steps.items():
-                values, mask = jax.device_get((step(run.params, batch["image"]), batch["mask"]))
+                values, mask = jax.device_get(step(run.params, batch["image"], batch["mask"]))
                 found[block].append({name: x[mask] for name, x in values.items()})
     for block, parts in found.items():
         total = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -87,8 +87,13 @@ def margin_table(
 
 
 def _measure(
-    model: nn.Module, k: int, block: str, params: Any, images: Float[Array, "N H W C"]
-) -> dict[str, jax.Array]:
+    model: nn.Module,
+    k: int,
+    block: str,
+    params: Any,
+    images: Float[Array, "N H W C"],
+    mask: Bool[jax.Array, " N"],
+) -> tuple[dict[str, jax.Array], jax.Array]:
     def margins(images):
         outputs, routings = apply_model(model, params, images)
         logits = {b: by_image(r.logits, len(images)) for b, r in routings.items()}
@@ -103,9 +108,10 @@ def _measure(
     switched = jnp.where(nearest[..., None], switched, logits[block])
     # Blocks after this one route with their own logits.
     after, _ = apply_with_logits(model, params, images, {block: switched})
-    return {
+    values = {
         "margin": margin,
         "distance": margin.min(axis=1) / jnp.maximum(norm, 1e-12),
         "jump": jnp.linalg.norm((after - outputs).astype(jnp.float32), axis=-1),
         "norm": jnp.linalg.norm(outputs.astype(jnp.float32), axis=-1),
     }
+    return values, mask

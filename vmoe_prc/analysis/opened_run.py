@@ -24,7 +24,8 @@ from vmoe_prc.config.registry import ROUTERS
 from vmoe_prc.data.feed import eval_batches
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.models import create_model
-from vmoe_prc.runtime.mesh import create_mesh, tree_shardings
+from vmoe_prc.runtime.mesh import create_mesh, shard, tree_shardings
+from vmoe_prc.runtime.processes import process_zero_first
 from vmoe_prc.workdir.history import read_config
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, CONFIG_FILE
 from vmoe_prc.workdir.paths import user_path
@@ -140,14 +141,16 @@ class OpenedRun:
         raise ConfigError("--split", split, f"needs {needed} of each image, as two_views makes")
 
     def split(self, name: str) -> Split:
-        """Returns a split of the run's data, which is opened once.
+        """Returns a split of the run's data, which is opened once; all processes call it.
 
         Raises:
           ConfigError: If its data cannot be used on this machine.
         """
         config, opened = self.config.dataset[name], self._splits.get(name)
         if opened is None or opened.config != config:
-            opened = self._splits[name] = open_split(config, f"config.dataset.{name}")
+            with process_zero_first():  # It may have to prepare the data.
+                opened = open_split(config, f"config.dataset.{name}")
+            self._splits[name] = opened
         return opened
 
     def num_images(self, split: str) -> int:
@@ -251,7 +254,7 @@ def open_checkpoint(
     params = flax.traverse_util.unflatten_dict(flat, sep="/")["params"]
     rules = config.params_axis_resources if config.model.encoder.moe.layers else ()
     shardings = tree_shardings({"params": params}, rules, mesh)["params"]
-    return OpenedRun(name, config, model, jax.device_put(params, shardings), mesh)
+    return OpenedRun(name, config, model, jax.tree.map(shard, params, shardings), mesh)
 
 
 def name_apart(

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,8 @@ class Perturbation:
       levels: Default levels.
       unit: Unit of the levels.
       apply: The function (images, level, seed) -> images.
-      on_host: Whether it takes and returns NumPy arrays, and cannot be jitted.
+      on_host: Whether it takes and returns NumPy arrays, and cannot be jitted; it takes one
+        seed for each image.
     """
 
     levels: tuple[float, ...]
@@ -100,9 +102,9 @@ def central_crop(images: Images, removed: Scalar, seed: Scalar = 0) -> Images:
     )
 
 
-def jpeg(images: Images, loss: Scalar, seed: Scalar = 0) -> np.ndarray:
+def jpeg(images: Images, loss: Scalar, seeds: Any = 0) -> np.ndarray:
     """Compresses with JPEG at quality 100 - `loss`."""
-    del seed
+    del seeds
     from PIL import Image
 
     def compress(image):
@@ -113,20 +115,21 @@ def jpeg(images: Images, loss: Scalar, seed: Scalar = 0) -> np.ndarray:
     return _on_bytes(images, compress)
 
 
-def corruption(name: str, images: Images, severity: Scalar, seed: Scalar) -> np.ndarray:
+def corruption(name: str, images: Images, severity: Scalar, seeds: Any) -> np.ndarray:
     """Applies a corruption of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261).
 
     Args:
       name: One of `CORRUPTIONS`.
       images: The images.
       severity: 1 to 5; 0 changes nothing.
-      seed: Seed of its random choices.
+      seeds: (N,) seeds of the random choices; or one seed, of all images.
     """
     if not severity:
         return np.asarray(images)
     import imagecorruptions
 
-    def corrupt(image):
+    def corrupt(image, seed):
+        np.random.seed(seed)
         # Some corruptions take a seed; the others draw from NumPy's global state.
         seeds = {"seed": np.random.randint(2**31)} if name in _SEEDED else {}
         return imagecorruptions.corrupt(
@@ -134,9 +137,8 @@ def corruption(name: str, images: Images, severity: Scalar, seed: Scalar) -> np.
         )
 
     state = np.random.get_state()
-    np.random.seed(seed)
     try:
-        return _on_bytes(images, corrupt)
+        return _on_bytes(images, corrupt, np.broadcast_to(seeds, len(images)).tolist())
     finally:
         np.random.set_state(state)
 
@@ -170,7 +172,7 @@ def _warp(images: Images, source: Callable) -> Images:
     return jnp.moveaxis(jax.vmap(jax.vmap(channel))(planes), 1, -1)
 
 
-def _on_bytes(images: Images, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _on_bytes(images: Images, function: Callable[..., np.ndarray], *rows: list) -> np.ndarray:
     pixels = np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)
-    changed = np.stack([function(image) for image in pixels])
+    changed = np.stack([function(*each) for each in zip(pixels, *rows, strict=True)])
     return changed.astype(np.float32) / np.float32(255)

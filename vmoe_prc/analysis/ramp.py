@@ -20,7 +20,8 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config import ConfigError
 from vmoe_prc.models import apply_model
-from vmoe_prc.runtime.mesh import batch_sharding, replicated
+from vmoe_prc.runtime.mesh import batch_sharding, replicated, shard
+from vmoe_prc.runtime.processes import gathered
 
 # Capacity factors; None is dropless.
 CAPACITIES = (None, 4.0, 1.5, 1.05)
@@ -61,7 +62,7 @@ def ramp_test(
     """Classifies `levels` levels of noise of each image, in order, at several capacities.
 
     Args:
-      run: The opened run, on one process.
+      run: The opened run.
       split: Name of a split with one view.
       capacities: Capacity factors to try; None is dropless.
       num_images: Images to ramp, from the beginning of the split.
@@ -73,11 +74,9 @@ def ramp_test(
       ConfigError: If there is no such split, or the model has no MoE blocks.
     """
     run.choose_blocks()
-    if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "ramps are measured by one process")
     split = run.choose_split(split, two_views=False)
     with jax.set_mesh(run.mesh):
-        batch = jax.device_get(next(run.batches(split)))
+        batch = gathered(next(run.batches(split)))
         images = batch["image"][batch["mask"]]
         group = _group_images(run, images)
         if levels % (group * run.mesh.size):
@@ -159,7 +158,7 @@ def _follow(
 
     step = jax.jit(step, out_shardings=replicated(run.mesh))
     sharding = batch_sharding(run.mesh)
-    found = [jax.device_get(step(run.params, jax.device_put(ramp, sharding))) for ramp in ramps]
+    found = [jax.device_get(step(run.params, shard(ramp, sharding))) for ramp in ramps]
     return {name: np.stack([x[name] for x in found]) for name in found[0]}
 
 
@@ -198,10 +197,13 @@ def _batch_dependence(run: OpenedRun, batch: dict[str, np.ndarray], seed: int) -
     order of the batch draws their neighbours anew.
     """
     sharding = batch_sharding(run.mesh)
-    predict = jax.jit(lambda params, x: apply_model(run.model, params, x)[0].argmax(-1))
+    predict = jax.jit(
+        lambda params, x: apply_model(run.model, params, x)[0].argmax(-1),
+        out_shardings=replicated(run.mesh),
+    )
     order = np.random.default_rng(seed).permutation(len(batch["image"]))
     first, second = (
-        np.asarray(predict(run.params, jax.device_put(images, sharding)))
+        np.asarray(predict(run.params, shard(images, sharding)))
         for images in (batch["image"], batch["image"][order])
     )
     return float(np.mean((first[order] != second)[batch["mask"][order]]))

@@ -24,6 +24,7 @@ from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 from vmoe_prc.evaluation.bootstrap import percentile_interval, resampled_totals
 from vmoe_prc.evaluation.decomposition import average, decompose, decomposition_sums
+from vmoe_prc.runtime.mesh import batch_sharding, own_rows, replicated
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
 
 # Steps and target of each attack.
@@ -85,7 +86,7 @@ def robustness_table(
     an image, with a pixel range of 1.
 
     Args:
-      run: The opened run, on one process.
+      run: The opened run.
       split: Name of a split with one view.
       levels: Levels by kind of perturbation, see `KINDS` and `default_levels`.
       blocks: Blocks to compare; all blocks with experts by default.
@@ -107,12 +108,11 @@ def robustness_table(
       ConfigError: If there is no such split, block or kind, or the split has two views.
     """
     split, blocks = run.choose_split(split, two_views=False), run.choose_blocks(blocks)
-    if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "robustness is measured by one process")
     _check_kinds(levels, run.batch_spec(split)["image"].shape)
     routes = [jax.jit(make_routing_step(model.model)) for model in (run.dropless(), run)]
     scale = run.value_range(split).size
-    compare = jax.jit(functools.partial(_compare, blocks, run, scale))
+    compare = functools.partial(_compare, blocks, run, scale)
+    compare = jax.jit(compare, out_shardings=replicated(run.mesh))
     sums: dict[tuple[str, float], _Sums] = {}
     # Agreement is a function of the sums of each image, which are resampled.
     parts: dict[tuple[str, float], list[_PairSums]] = {}
@@ -125,13 +125,12 @@ def robustness_table(
                     perturbed = perturb[kind](batch, level, index)
                     after = [route(run.params, perturbed) for route in routes]
                     compared = compare(batch, before, perturbed, after)
-                    found, of_images = jax.device_get(compared)
+                    found, of_images, mask = jax.device_get(compared)
                     found = jax.tree.map(np.float64, found)
                     total = sums.get((kind, level))
                     sums[kind, level] = (
                         found if total is None else jax.tree.map(np.add, total, found)
                     )
-                    mask = np.asarray(batch["mask"])
                     of_images = jax.tree.map(lambda x, mask=mask: x[mask], of_images)
                     parts.setdefault((kind, level), []).append(of_images)
     return pd.DataFrame(
@@ -165,14 +164,17 @@ def make_perturbation(run: OpenedRun, split: str, kind: str, seed: int) -> Calla
         # Adding the change keeps unperturbed images exactly as they are.
         return images + value_range.size * (perturbation.apply(unit, level, seed) - unit)
 
-    apply = apply if perturbation.on_host else jax.jit(apply)
-
-    def perturb(batch, level, index):
+    def perturb_own_rows(batch, level, index):
         images = batch["image"]
-        given = np.asarray(images) if perturbation.on_host else images
-        return jax.device_put(apply(given, level, seed + index), images.sharding)
+        rows, own = own_rows(images)
+        # Each image has its own seed: results do not depend on the number of processes.
+        changed = apply(own, level, seed + index * len(images) + rows)
+        return jax.make_array_from_process_local_data(images.sharding, changed, images.shape)
 
-    return perturb
+    if perturbation.on_host:
+        return perturb_own_rows
+    jitted = jax.jit(apply, out_shardings=batch_sharding(run.mesh))
+    return lambda batch, level, index: jitted(batch["image"], level, seed + index)
 
 
 def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
@@ -189,7 +191,9 @@ def _check_kinds(kinds: Iterable[str], image_shape: tuple[int, ...]) -> None:
             raise ConfigError("--perturbation", kind, library)
 
 
-def _compare(blocks, run, scale, batch, before, perturbed, after) -> tuple[_Sums, _PairSums]:
+def _compare(
+    blocks, run, scale, batch, before, perturbed, after
+) -> tuple[_Sums, _PairSums, jax.Array]:
     """Sums differences over the images that count, and over the patches of each image.
 
     Args:
@@ -202,7 +206,7 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> tuple[_Sums
       after: Results of the routing steps on these.
 
     Returns:
-      The sums, and those of `decomposition_sums` of each image.
+      The sums, those of `decomposition_sums` of each image, and the mask.
     """
     images, mask = batch["image"], batch["mask"]
     distance = _norm(perturbed - images) / scale
@@ -240,7 +244,7 @@ def _compare(blocks, run, scale, batch, before, perturbed, after) -> tuple[_Sums
         clean, noisy = (x.experts[:, patches, :1] for x in (a, b))
         counted = jnp.broadcast_to(mask[:, None], clean.shape[:2])
         of_images[block] = decomposition_sums(clean, noisy, counted, run.num_experts)
-    return _Sums(sums, of_blocks), of_images
+    return _Sums(sums, of_blocks), of_images, mask
 
 
 def _selection(choices: Choices) -> jax.Array:

@@ -1,5 +1,6 @@
 """Similarity of the experts of a block: of their weights, and of their outputs."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from vmoe_prc.analysis.opened_run import OpenedRun
 from vmoe_prc.analysis.specialisation import pair_rows
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.models.moe import MlpBlock
+from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.runtime.processes import gathered
 from vmoe_prc.steps.views import merge_views
 
 # Tokens sampled per batch, and batches per split.
@@ -46,7 +49,7 @@ def similarity_table(
     outputs = _output_similarity(run, split, blocks)
     rows = []
     for block in blocks:
-        weights = weight_similarity(jax.device_get(_expert_params(run.params, block)))
+        weights = weight_similarity(gathered(_expert_params(run.params, block)))
         for measure, values in (("weights", weights), ("outputs", outputs[block])):
             pairs = pair_rows(block, values, ("expert", "other", "value"))
             rows.append(pairs.assign(measure=measure))
@@ -85,7 +88,7 @@ def hsic(features: Float[Array, "E n D"]) -> Float[Array, "E E"]:
 def _output_similarity(
     run: OpenedRun, split: str, blocks: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "E E"]]:
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(run.mesh))
     def step(params, batch, rows):
         images, _ = merge_views(batch["image"], batch["labels"])
         outputs = expert_outputs(run, params, images, blocks, rows)
@@ -148,7 +151,7 @@ def token_rows(run: OpenedRun, batch: dict[str, jax.Array]) -> np.ndarray:
     patch_height, patch_width = run.config.model.patch_size
     tokens = (height // patch_height) * (width // patch_width) + run.class_token
     per_image = tokens * (2 if views else 1)
-    images = np.flatnonzero(jax.device_get(batch["mask"]))
+    images = np.flatnonzero(gathered(batch["mask"]))
     rows = (images[:, None] * per_image + np.arange(per_image)).ravel()
     return rows[np.linspace(0, len(rows) - 1, min(TOKENS, len(rows))).astype(np.int64)]
 

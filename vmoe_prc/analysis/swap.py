@@ -71,7 +71,7 @@ def swap_test(
     """Measures accuracy and likelihood of images with labels under exchanged routings; dropless.
 
     Args:
-      run: The opened run, on one process.
+      run: The opened run.
       split: Name of a split; by default one with two views, whose first view is classified.
         With one view there is no routing by another view.
       noise: Standard deviation of the noise, with a pixel range of 1.
@@ -82,8 +82,6 @@ def swap_test(
         MoE blocks.
     """
     run.choose_blocks()
-    if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "routing is swapped by one process")
     split = split or _default_split(run)
     split = run.choose_split(split)
     make = functools.partial(_scores, run.dropless().model, run.value_range(split), noise)
@@ -92,8 +90,7 @@ def swap_test(
     with jax.set_mesh(run.mesh):
         for index, batch in enumerate(run.batches(split)):
             key = jax.random.fold_in(jax.random.key(seed), index)
-            counted = batch["mask"] & is_labelled(batch["labels"])
-            mask, scores = jax.device_get((counted, step(run.params, batch, key)))
+            scores, mask = jax.device_get(step(run.params, batch, key))
             parts.append({name: values[mask] for name, values in scores.items()})
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(scores["clean/own/accuracy"]):
@@ -159,8 +156,13 @@ def _scores(
     params: Any,
     batch: Mapping[str, jax.Array],
     key: jax.Array,
-) -> dict[str, jax.Array]:
-    """Returns (B,) hits and likelihoods, named `{images}/{routing}/{accuracy or nll}`."""
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Scores images under all routings.
+
+    Returns:
+      (B,) hits and likelihoods, named `{images}/{routing}/{accuracy or nll}`, and (B,) bool,
+      whether the image counts.
+    """
     two_views = batch["image"].ndim == 5
     images = batch["image"][:, 0] if two_views else batch["image"]
     keys = jax.random.split(key, 4)
@@ -204,7 +206,7 @@ def _scores(
         right = is_correct(logits, batch["labels"])
         scores[f"{kind}/{routing}/accuracy"] = right.astype(jnp.float32)
         scores[f"{kind}/{routing}/nll"] = nll
-    return scores
+    return scores, batch["mask"] & is_labelled(batch["labels"])
 
 
 def _routings(scores: Mapping[str, Float[np.ndarray, " N"]]) -> pd.DataFrame:

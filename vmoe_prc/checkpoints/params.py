@@ -22,6 +22,7 @@ from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import flattened, nested
 from vmoe_prc.checkpoints.torch_vit import TorchVit
+from vmoe_prc.runtime.mesh import shard
 from vmoe_prc.runtime.trees import named_leaves
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER, PARAMS_FILE, PREPROCESSING_FILE
 from vmoe_prc.workdir.paths import user_path
@@ -108,14 +109,12 @@ def open_params(prefix: str | os.PathLike[str]) -> StoredParams:
         return _open_vmoe_format(path)
     arrays = read_params(path)
 
-    def place(name: str, sharding: jax.sharding.Sharding) -> jax.Array:
-        value = arrays[name]
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
     return StoredParams(
         {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in arrays.items()},
         lambda names: {name: arrays[name] for name in names},
-        lambda shardings: {name: place(name, sharding) for name, sharding in shardings.items()},
+        lambda shardings: {
+            name: shard(arrays[name], sharding) for name, sharding in shardings.items()
+        },
     )
 
 

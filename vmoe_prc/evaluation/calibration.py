@@ -1,6 +1,7 @@
 """Whether probabilities are to be trusted: log-likelihood, Brier score and calibration error."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
+from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import is_correct, is_labelled
 from vmoe_prc.steps.views import merge_views
 
@@ -81,7 +83,7 @@ def calibration(context: EvaluationContext, *, split: str, num_bins: int) -> Eva
         expected = f"expected one of {', '.join(context.splits)}"
         raise ConfigError("config.evaluators", split, expected, nearest(split, context.splits))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(context.mesh))
     def sums(params: Any, batch):
         images, labels = merge_views(batch["image"], batch["labels"])
         mask = jnp.repeat(batch["mask"], len(images) // len(batch["mask"]))

@@ -4,6 +4,7 @@ A ridge regression from the representations of a few images a class to their cla
 strength of its regularisation is chosen on a validation split.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from vmoe_prc.errors import RunError
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
 from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
+from vmoe_prc.runtime.processes import share_out
 from vmoe_prc.steps.views import Batch
 
 RepresentationStep = Callable[[Any, Batch], tuple[Array, Array, Array]]
@@ -46,7 +48,7 @@ def fewshot_evaluator(
         }
         for name, sections in fewshot_sections(data).items()
     }
-    # Every process fits the regressions on all of the representations.
+    # The processes share out the regressions; each is fitted on all of the representations.
     step = jax.jit(make_representation_step(context.model), out_shardings=replicated(context.mesh))
 
     def run(params: Any) -> dict[str, float]:
@@ -111,8 +113,9 @@ def fewshot_accuracies(
 ) -> dict[str, float]:
     """Fits and tests a ridge regression for each number of shots.
 
-    Representations are standardised by the training examples; the targets are 1 for the
-    class of an image and -1 for the others.
+    With several processes all of them call it, with the same examples; each fits and tests some
+    of the regressions. Representations are standardised by the training examples; the targets
+    are 1 for the class of an image and -1 for the others.
 
     Args:
       examples: Representations and classes of the splits 'train', 'val' and 'test'.
@@ -129,14 +132,28 @@ def fewshot_accuracies(
     rng = np.random.default_rng(seed)
     by_class = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     strongest_first = sorted(l2_regs, reverse=True)
-    results = {}
-    for shot in shots:
+
+    @functools.cache
+    def fit(shot: int, l2: float) -> Callable[[Array], np.ndarray]:
         chosen = np.concatenate([indices[:shot] for indices in by_class])
-        fits = [_fit(features[chosen], labels[chosen], l2) for l2 in strongest_first]
-        validation = [_accuracy(fit, examples["val"]) for fit in fits]
-        best = int(np.argmax(validation))
-        results[MetricName("shot", shots=shot)] = _accuracy(fits[best], examples["test"])
-        results[MetricName("shot_l2", shots=shot)] = float(strongest_first[best])
+        return _fit(features[chosen], labels[chosen], l2)
+
+    tasks = [(shot, l2) for shot in shots for l2 in strongest_first]
+    validation = share_out([lambda t=t: _accuracy(fit(*t), examples["val"]) for t in tasks])
+    table = np.reshape(validation, (len(shots), len(strongest_first)))
+    best = {s: strongest_first[i] for s, i in zip(shots, table.argmax(axis=1), strict=True)}
+    # In the same order, so that each process tests what it has fitted.
+    test = share_out(
+        [
+            lambda t=t: _accuracy(fit(*t), examples["test"]) if t[1] == best[t[0]] else np.nan
+            for t in tasks
+        ]
+    )
+    accuracies = dict(zip(tasks, test, strict=True))
+    results = {}
+    for shot, l2 in best.items():
+        results[MetricName("shot", shots=shot)] = accuracies[shot, l2]
+        results[MetricName("shot_l2", shots=shot)] = float(l2)
     return {str(name): value for name, value in results.items()}
 
 

@@ -18,6 +18,35 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args([_with_dashes(arg) for arg in args], namespace)
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `processes.connect`, as options that `main` has, too."""
+    group = parser.add_argument_group(
+        "several processes, where JAX does not find them as it does on TPU pods and under Slurm"
+    )
+    group.add_argument("--coordinator-address", metavar="HOST:PORT", help="of process 0")
+    group.add_argument(
+        "--num-processes", type=int, metavar="N", help="do not start with another number"
+    )
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument(
+        "--initialization-timeout",
+        type=float,
+        default=900,
+        metavar="SECONDS",
+        help="how long the processes wait for each other at the address, 900 by default",
+    )
+
+
+def process_arguments(args: argparse.Namespace) -> tuple[str | None, int | None, int | None, float]:
+    """Returns what `add_process_arguments` has parsed, as `processes.connect` takes it."""
+    return (
+        args.coordinator_address,
+        args.num_processes,
+        args.process_id,
+        args.initialization_timeout,
+    )
+
+
 def _with_dashes(argument: str) -> str:
     if not argument.startswith("--"):
         return argument

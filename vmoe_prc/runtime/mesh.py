@@ -90,6 +90,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, REPLICATED)
 
 
+def shard(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array that every process has on the devices: each process sends its parts."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def own_rows(array: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices along the first axis that this process has, and these rows."""
+    parts = {x.index[0].indices(len(array))[:2]: x.data for x in array.addressable_shards}
+    spans = sorted(parts)
+    rows = np.concatenate([np.arange(*span) for span in spans])
+    return rows, np.concatenate([np.asarray(parts[span]) for span in spans])
+
+
 def kernel_spec(shape: Sequence[int], num_devices: int) -> PartitionSpec:
     """Splits the largest dimension that the devices divide over all of them, if there is one.
 

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ _MESSAGE_SIZE = 1024
 # How long process 0 may download and prepare a data set while the others wait. If it dies, JAX
 # ends the others when its heartbeat is missed, after 100 s.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
+# What JAX says where a program has used it before.
+_TOO_LATE = "before any JAX calls"
 # Environment variables in which launchers give the number of processes.
 _COUNT_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "SKYPILOT_NUM_NODES", "WORLD_SIZE")
 
@@ -29,7 +32,7 @@ def connect(
     process_id: int | None = None,
     timeout_seconds: float = 900,
 ) -> None:
-    """Joins this process to the others of the run, before anything else of JAX.
+    """Joins this process to the others of the run, before anything else of JAX, once.
 
     Without an address JAX finds the processes: on TPU pods, under Slurm and Open MPI, and on
     Kubernetes. Where it finds none this process is alone, unless `num_processes` or an
@@ -47,7 +50,7 @@ def connect(
       RunError: If the others cannot be reached, or some are missing after the timeout.
     """
     explicit = _explicit_arguments(coordinator_address, num_processes, process_id)
-    if num_processes == 1:
+    if num_processes == 1 or jax.distributed.is_initialized():
         return
     if explicit:
         meet(*explicit, timeout_seconds)
@@ -66,6 +69,9 @@ def connect(
         if explicit:
             raise
     except RuntimeError as error:
+        # A program that has used JAX, such as a notebook, is alone unless it says otherwise.
+        if not explicit and _TOO_LATE in str(error):
+            return
         raise RunError(f"the processes of this run do not find each other: {error}") from None
     _check_count(num_processes, jax.process_count(), os.environ)
     if jax.process_count() > 1:
@@ -101,7 +107,7 @@ def _check_count(expected: int | None, found: int, environ: Mapping[str, str]):
         return
     if found > 1:
         return
-    advice = "--num_processes=1 trains in this process alone"
+    advice = "--num_processes=1 uses this process alone"
     for variable in _COUNT_VARIABLES:
         if environ.get(variable, "1") not in ("", "1"):
             reason = f"JAX has found only one process; {advice}"
@@ -167,6 +173,31 @@ def process_zero_first() -> Iterator[None]:
     finally:
         if is_main_process():
             _barrier("process_zero_first")
+
+
+def gathered(arrays: Any) -> Any:
+    """Returns a tree of global arrays as whole NumPy arrays, in every process."""
+    return multihost_utils.process_allgather(arrays, tiled=True)
+
+
+def share_out(tasks: Sequence[Callable[[], float]]) -> list[float]:
+    """Calls each function in one of the processes, by turns; all of them get all results.
+
+    Args:
+      tasks: Functions without collectives, the same ones in the same order in every process.
+
+    Raises:
+      RunError: If another process fails; a process that fails raises its own exception.
+    """
+    count, results = jax.process_count(), np.zeros(len(tasks))
+    with raise_everywhere():
+        for i in range(jax.process_index(), len(tasks), count):
+            results[i] = tasks[i]()
+    if count == 1:
+        return results.tolist()
+    # As bytes: JAX would round to float32.
+    rows = multihost_utils.process_allgather(results.view(np.uint8)).view(np.float64)
+    return [float(rows[i % count, i]) for i in range(len(tasks))]
 
 
 def broadcast_from_process_zero(text: str) -> str:

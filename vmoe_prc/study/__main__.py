@@ -10,7 +10,7 @@ import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
-from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.arguments import ArgumentParser, add_process_arguments, process_arguments
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
@@ -31,8 +31,7 @@ def _study(args: argparse.Namespace) -> int:
         print(write_results(study) or "no run is done")
         return 0
     if args.only:
-        processes = (args.coordinator_address, args.num_processes, args.process_id)
-        return _execute(study, _find(study, args.only), processes)
+        return _execute(study, _find(study, args.only), process_arguments(args))
     try:
         return _carry_out(study)
     except KeyboardInterrupt:
@@ -58,16 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         metavar="ARM/seed=N",
-        help="carry out only this run, in this process, as one job of an array does; or the run of "
-        "this index in the list of --dry_run, from 0",
+        help="carry out only this run, in this process, as one job of an array does, or in several "
+        "processes; or the run of this index in the list of --dry_run, from 0",
     )
     parser.add_argument(
         "--collect", action="store_true", help="write the tables of the runs that are done"
     )
-    processes = parser.add_argument_group("several processes for the run of --only")
-    processes.add_argument("--coordinator-address", metavar="HOST:PORT", help="of process 0")
-    processes.add_argument("--num-processes", type=int)
-    processes.add_argument("--process-id", type=int)
+    add_process_arguments(parser)
     add_traceback_argument(parser)
     return parser
 

@@ -51,8 +51,7 @@ def carry_out(study: Study, after_run: Callable[[], object], say: Say = print) -
 def execute(study: Study, run: PlannedRun) -> None:
     """Trains a run and measures its robustness, in this process; resumes a run that has begun.
 
-    With several processes all of them call it. They leave the robustness to one process that
-    is given the run afterwards.
+    With several processes all of them call it.
 
     Raises:
       ConfigError: If the configuration cannot be used.
@@ -66,11 +65,13 @@ def execute(study: Study, run: PlannedRun) -> None:
         summary = loop.train_and_evaluate(run.config, run.workdir)
         if jax.process_index() == 0:
             print(summary)
-    if study.options["robustness"] and jax.process_count() == 1:
+    if study.options["robustness"]:
         _measure_robustness(study, run)
 
 
 def _measure_robustness(study: Study, run: PlannedRun) -> None:
+    import jax
+
     from vmoe_prc.analysis.opened_run import open_run
     from vmoe_prc.analysis.robustness import robustness_table
     from vmoe_prc.workdir.atomic import atomic_write
@@ -80,6 +81,8 @@ def _measure_robustness(study: Study, run: PlannedRun) -> None:
     if options["examples"]:
         opened = opened.with_examples(split, options["examples"])
     table = robustness_table(opened, split, options["perturbations"])
+    if jax.process_index() != 0:
+        return
     with atomic_write(robustness_path(run)) as path:
         table.to_csv(path, index=False)
 

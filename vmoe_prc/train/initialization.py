@@ -13,6 +13,7 @@ from vmoe_prc.checkpoints.names import flattened
 from vmoe_prc.checkpoints.params import open_params
 from vmoe_prc.checkpoints.transfer import format_table, plan_reading, transfer
 from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.mesh import shard
 from vmoe_prc.steps.state import TrainState
 
 FIELD = "config.initialization"
@@ -61,7 +62,7 @@ def initialize(
     new = {
         name: parts[copied[name]].astype(x.dtype)
         if name in copied
-        else _place(arrays[name], x.sharding)
+        else shard(arrays[name], x.sharding)
         if name in arrays
         else x
         for name, x in old.items()
@@ -74,8 +75,3 @@ def initialize(
 def _zeros(array: jax.ShapeDtypeStruct) -> np.ndarray:
     """Stands for an array that is not read; takes no memory."""
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
-
-
-def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Each process sends its own devices' parts of an array that all have read."""
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

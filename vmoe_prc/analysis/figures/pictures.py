@@ -22,7 +22,8 @@ from vmoe_prc.figures.routing_maps import (
     sequence_figure,
 )
 from vmoe_prc.figures.view_pairs import routing_pairs_figure
-from vmoe_prc.runtime.mesh import batch_sharding
+from vmoe_prc.runtime.mesh import batch_sharding, replicated, shard
+from vmoe_prc.runtime.processes import gathered
 from vmoe_prc.steps.accuracy import main_class
 from vmoe_prc.steps.views import match_views
 
@@ -116,8 +117,6 @@ def draw_pictures(
       ConfigError: If there is no such split, block or perturbation, or a run cannot take
         the images of the first.
     """
-    if jax.process_count() > 1:
-        raise ConfigError("processes", jax.process_count(), "figures are drawn by one process")
     if num_images < 1:
         raise ConfigError("--images", num_images, "expected at least 1")
     sequences = sequences or SEQUENCES
@@ -138,13 +137,13 @@ def draw_pictures(
 
 def make_patch_router(run: OpenedRun) -> PatchRouter:
     """Builds the function from images on the host to `PatchRouting` by block."""
-    step = jax.jit(make_routing_step(run.model))
+    step = jax.jit(make_routing_step(run.model), out_shardings=replicated(run.mesh))
     patch_height, patch_width = run.config.model.patch_size
 
     def route(images):
         grid = (images.shape[1] // patch_height, images.shape[2] // patch_width)
         with jax.set_mesh(run.mesh):
-            images = jax.device_put(images, batch_sharding(run.mesh))
+            images = shard(images, batch_sharding(run.mesh))
             _, choices = jax.device_get(step(run.params, images))
         return {
             block: PatchRouting.of_tokens(
@@ -178,8 +177,8 @@ def _sequence(
     first, rows = models[0].run, examples.rows[:SEQUENCE_IMAGES]
     perturb = make_perturbation(first, split, kind, seed=0)
     with jax.set_mesh(first.mesh):
-        batch = {"image": jax.device_put(examples.batch["image"], batch_sharding(first.mesh))}
-        steps = [np.asarray(perturb(batch, float(level), 0)) for level in levels]
+        batch = {"image": shard(examples.batch["image"], batch_sharding(first.mesh))}
+        steps = [gathered(perturb(batch, float(level), 0)) for level in levels]
     routings = {}
     for model in models:
         parts = [model.route(step)[model.block][rows] for step in steps]
@@ -257,7 +256,7 @@ def first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> Ex
       ConfigError: If another run cannot take the images of the first.
     """
     with jax.set_mesh(runs[0].mesh):
-        batch: dict[str, Any] = jax.device_get(next(runs[0].batches(split)))
+        batch: dict[str, Any] = gathered(next(runs[0].batches(split)))
     shape = batch["image"].shape
     for run in runs[1:]:
         size = run.batch_spec("train")["image"].shape[-3:]
