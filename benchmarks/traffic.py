@@ -1,7 +1,7 @@
 r"""Computes, without devices, what a recipe's training step sends and where its state lies.
 
-    python -m benchmarks.traffic --config=configs/imagenet_prc.py --image_size=224 \
-        --devices=64 --partitions=8 [--shard_dense_params]
+    python -m benchmarks.traffic --config=configs/imagenet_prc.py --image-size=224 \
+        --devices=64 --partitions=8 [--shard-dense-params]
 
 `arrays` and `MB` are those of one device and step in float32, `MB sent` what leaves the
 device; `docs/PARALLELISM.md` has the formula, and tests hold compiled steps to it.
@@ -14,12 +14,12 @@ import jax
 
 from benchmarks.timing import format_table
 from vmoe_prc.config import check_batch, complete
+from vmoe_prc.config.files import read_config_file
 from vmoe_prc.models import create_model
 from vmoe_prc.models.traffic import Traffic, step_traffic
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.runtime.mesh import abstract_mesh
 from vmoe_prc.steps.state import TrainState, abstract_train_state
-from vmoe_prc.study.plan import read_config_file
 
 MEGABYTE = 1e6
 # Longer than any warm-up; nothing here depends on it.
@@ -32,10 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="a recipe and its arguments")
-    parser.add_argument("--image_size", type=int, required=True, help="side in pixels")
+    parser.add_argument("--image-size", type=int, required=True, help="side in pixels")
     parser.add_argument("--devices", type=int, required=True)
     parser.add_argument("--partitions", type=int, required=True, help="num_expert_partitions")
-    parser.add_argument("--shard_dense_params", action="store_true")
+    parser.add_argument("--shard-dense-params", action="store_true")
     args = parser.parse_args(argv)
     traffic, state = describe(args)
     rows = [

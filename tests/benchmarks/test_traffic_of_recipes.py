@@ -5,11 +5,11 @@ import pytest
 from benchmarks import traffic
 from vmoe_prc.config import ConfigError
 
-IMAGENET = ["--config=configs/imagenet_prc.py", "--image_size=224", "--partitions=8"]
+IMAGENET = ["--config=configs/imagenet_prc.py", "--image-size=224", "--partitions=8"]
 
 
 def test_the_worked_example_of_the_docs(capsys):
-    traffic.main([*IMAGENET, "--devices=64", "--shard_dense_params"])
+    traffic.main([*IMAGENET, "--devices=64", "--shard-dense-params"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "tokens all-to-all expert 8 8 14.16 12.39" in lines
     assert "kernels all-gather data x expert 64 49 93.31 91.85" in lines
