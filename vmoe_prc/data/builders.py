@@ -21,6 +21,7 @@ from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.files import SplitInfo
 from vmoe_prc.data.locks import file_lock
 from vmoe_prc.data.remote import is_remote
+from vmoe_prc.data.shards import ImageListBuilder
 
 _DatasetInfo: Any = vars(dataset_info_pb2)["DatasetInfo"]  # made by protobuf on import
 INFO_FILE = "dataset_info.json"
@@ -118,11 +119,15 @@ def _set_folder(factory: Any) -> None:
         setattr(factory, "pkg_dir_path", epath.Path(inspect.getfile(factory)).parent)  # noqa: B010
 
 
-def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:
+def prepare_once(
+    make: Callable[[], Builder], processes: int | None = None, **options: Any
+) -> Builder:
     """Prepares a data set unless it is prepared, while other processes that want to wait.
 
     Args:
       make: Function of `builder_factory`.
+      processes: Processes that write, where the data set can be written by several; None is one
+        for each core.
       **options: Of TFDS's `download_and_prepare`.
     """
     builder = make()
@@ -133,6 +138,8 @@ def prepare_once(make: Callable[[], Builder], **options: Any) -> Builder:
         builder = make()
         if builder.is_prepared():
             return builder
+        if isinstance(builder, ImageListBuilder):
+            builder.processes = processes
         try:
             # TFDS writes to another directory, and renames it at the end. It prints lines such as
             # "Unknown size (download: Unknown size".

@@ -46,6 +46,12 @@ _SHORT_SIDE = flags.DEFINE_integer(
 _QUALITY = flags.DEFINE_integer(
     "quality", 95, "Quality of the JPEGs of --short_side.", lower_bound=1, upper_bound=100
 )
+_PROCESSES = flags.DEFINE_integer(
+    "processes",
+    None,
+    "Processes that write class folders and ImageNet-21k; by default one for each core.",
+    lower_bound=1,
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
 
 
@@ -59,6 +65,7 @@ def prepare(
     data_dir: str | os.PathLike[str] | None = None,
     *,
     partial: bool = False,
+    processes: int | None = None,
 ) -> tfds.core.DatasetBuilder:
     """Prepares a data set as ArrayRecord files, unless that is done already.
 
@@ -67,6 +74,7 @@ def prepare(
       files: Directory with files of the data set; those that are missing are downloaded.
       data_dir: Where to write.
       partial: Whether to accept files that lack examples.
+      processes: See `prepare_once`.
 
     Raises:
       ConfigError: If the data set is unknown, or files that it needs are missing, damaged or
@@ -90,7 +98,7 @@ def prepare(
         elif builder.url_infos:
             # Logged first, since it takes minutes until TFDS gives up on a server.
             logging.info("downloading: %s %s", name, _instructions(builder))
-        return _make(make, name, manual_dir, partial)
+        return _make(make, name, manual_dir, partial, processes)
     except tfds.core.DatasetNotFoundError:
         known = [*DATASETS, *tfds.list_builders()]
         raise ConfigError("data set", name, "unknown", nearest(name, known)) from None
@@ -109,12 +117,18 @@ def _check_directory(name: str, files: str) -> None:
         raise ConfigError("--from", files, expected)
 
 
-def _make(make: Callable[[], Builder], name: str, manual_dir: str | None, partial: bool) -> Builder:
+def _make(
+    make: Callable[[], Builder],
+    name: str,
+    manual_dir: str | None,
+    partial: bool,
+    processes: int | None,
+) -> Builder:
     # Data sets of `DATASETS` that take files know their directory, which may be remote.
     own = manual_dir is None or takes_files(name)
     config = tfds.download.DownloadConfig(manual_dir=None if own else manual_dir)
     try:
-        builder = prepare_once(make, download_config=config)
+        builder = prepare_once(make, processes, download_config=config)
     except (ConfigError, DatasetError):
         raise
     except Exception as error:
@@ -172,7 +186,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name a data set, such as cifar10")
     setup_logging()
     for name in argv[1:]:
-        builder = prepare(name, _FROM.value, _DATA_DIR.value, partial=_PARTIAL.value)
+        builder = prepare(
+            name,
+            _FROM.value,
+            _DATA_DIR.value,
+            partial=_PARTIAL.value,
+            processes=_PROCESSES.value,
+        )
         _print_splits(builder)
         if _SHORT_SIDE.value is not None:
             _print_splits(resize_dataset(builder, _SHORT_SIDE.value, _QUALITY.value))

@@ -2,26 +2,25 @@
 
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
+from etils import epath
 
 from vmoe_prc.config.registry import DATASETS
-from vmoe_prc.data.class_folders import ImageFile, scan_class_folders, summarize
+from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.ops.decoding import decode_image
-from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.data.remote import relative
+from vmoe_prc.data.shards import LEFT_OUT_FILE, ImageListBuilder, Item
 
-LEFT_OUT_FILE = "left_out.json"
 # Classes whose numbers of images are logged one by one.
 MOST_CLASSES = 50
 
 
 @DATASETS.register("folder")
-class Folder(tfds.core.GeneratorBasedBuilder):
+class Folder(ImageListBuilder):
     """Images of a directory; what is left out is logged and kept in `LEFT_OUT_FILE`.
 
     Args:
@@ -40,7 +39,6 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         if manual_dir is None:
             raise DatasetError("the data set 'folder' needs the directory of the images here")
         self._folders = scan_class_folders(manual_dir)
-        self._unreadable: list[tuple[str, str]] = []
         config = tfds.core.BuilderConfig(name=self._folders.state)
         super().__init__(config=config, data_dir=data_dir)
 
@@ -67,40 +65,23 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    def list_items(self, manual_dir: Callable[[], epath.Path]) -> dict[str, list[Item]]:
+        """Lists the images of each split."""
+        del manual_dir
         _log_counts(self._folders.counts())
         for line in self._folders.warnings():
             logging.warning("%s: %s", self._folders.root, line)
         return {
-            split: self._generate_examples(split, files)
+            split: [
+                Item(relative(x.path, self._folders.root), x.label, str(x.path), x.size)
+                for x in files
+            ]
             for split, files in self._folders.splits.items()
         }
 
-    def _generate_examples(
-        self, split: str, files: Sequence[ImageFile]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        count = 0
-        for file in files:
-            name = relative(file.path, self._folders.root)
-            try:
-                image = file.path.read_bytes()
-                decode_image(image)
-            except (BadExampleError, OSError) as error:
-                self._unreadable.append((name, f"unreadable ({error})"))
-                continue
-            count += 1
-            yield name, {"image": image, "label": file.label, "file_name": name}
-        if not count:
-            reasons = "; ".join(summarize(self._unreadable))
-            raise DatasetError(f"no image of the split {split} can be read: {reasons}")
-
-    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        self._unreadable = []
-        super()._download_and_prepare(*args, **kwargs)
-        left_out = [*self._folders.left_out, *self._unreadable]
-        (pathlib.Path(self.data_dir) / LEFT_OUT_FILE).write_text(json.dumps(left_out, indent=1))
-        for line in summarize(self._unreadable):
-            logging.warning("%s: %s", self._folders.root, line)
+    def list_left_out(self) -> list[tuple[str, str]]:
+        """Returns (path, reason) of files and folders that are not used."""
+        return list(self._folders.left_out)
 
 
 def _log_counts(counts: dict[str, dict[str, int]]) -> None:

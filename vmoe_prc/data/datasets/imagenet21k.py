@@ -1,26 +1,31 @@
 """TFDS builder of ImageNet-21k, which TFDS itself does not have."""
 
-import functools
-import io
+import contextlib
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import tensorflow_datasets as tfds
+from etils import epath
 
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.official import files_of, open_member, read_member
+from vmoe_prc.data.jobs import num_cores, run_jobs
+from vmoe_prc.data.official import files_of, open_member
+from vmoe_prc.data.shards import ImageListBuilder, Item
 
 NUM_CLASSES = 21_843
 ARCHIVE = "fall11_whole.tar"
+# Archives of classes that another process is started for.
+ARCHIVES_PER_PROCESS = 500
 
 
 @DATASETS.register("imagenet21k")
-class Imagenet21k(tfds.core.GeneratorBasedBuilder):
+class Imagenet21k(ImageListBuilder):
     """All of ImageNet (Deng et al., CVPR 2009); a label is the rank of its synset by name."""
 
+    CHECKED = False
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "One split, full."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -42,20 +47,61 @@ class Imagenet21k(tfds.core.GeneratorBasedBuilder):
             homepage="https://image-net.org/",
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {"full": self._generate_examples(pathlib.Path(dl_manager.manual_dir))}
-
-    def _generate_examples(self, directory: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    def list_items(self, manual_dir: Callable[[], epath.Path]) -> dict[str, list[Item]]:
+        """Finds the images in the archives of all classes."""
+        directory = pathlib.Path(manual_dir())
         labels = {synset: label for label, synset in enumerate(class_names(directory))}
-        for synset, open_archive in _class_archives(directory):
-            with open_archive() as file, tarfile.open(fileobj=file) as images:
-                for member in files_of(images, f"{synset}.tar"):
-                    example = {
-                        "image": read_member(images, member),
-                        "label": labels[synset],
-                        "file_name": member.name,
-                    }
-                    yield member.name, example
+        archives = [
+            Archive(labels[synset], path, offset, size)
+            for synset, path, offset, size in _archives(directory)
+        ]
+        processes = min(self.processes or num_cores(), len(archives) // ARCHIVES_PER_PROCESS)
+        found = run_jobs(find_images, archives, processes)
+        return {"full": [item for items in found for item in items]}
+
+
+class Archive(NamedTuple):
+    """The archive of a class, which may be in another archive.
+
+    Attributes:
+      label: The class.
+      path: The file.
+      offset: Where the archive begins in it.
+      size: Its bytes.
+    """
+
+    label: int
+    path: str
+    offset: int
+    size: int
+
+
+def find_images(archive: Archive) -> list[Item]:
+    """Finds where the images of a class are.
+
+    Raises:
+      DatasetError: If the archive is cut or damaged.
+    """
+    # Of an uncompressed archive in another one `tarfile` needs the place only.
+    whole = tarfile.TarInfo(archive.path)
+    whole.offset_data, whole.size = archive.offset, archive.size
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(archive.path, "rb"))
+        if archive.offset:
+            outer = stack.enter_context(tarfile.open(fileobj=file))
+            file = open_member(outer, whole)
+        name = f"{archive.path}, class {archive.label}" if archive.offset else archive.path
+        try:
+            images = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+        except (tarfile.TarError, EOFError) as error:
+            raise DatasetError(f"{name} is damaged: {error}") from error
+        return [
+            Item(
+                *(member.name, archive.label, archive.path, member.size),
+                archive.offset + member.offset_data,
+            )
+            for member in files_of(images, name)
+        ]
 
 
 def class_names(directory: pathlib.Path) -> list[str]:
@@ -65,7 +111,7 @@ def class_names(directory: pathlib.Path) -> list[str]:
       FileNotFoundError: If there are none.
       DatasetError: If there are too many, or the archive of archives is damaged.
     """
-    synsets = sorted(synset for synset, _ in _class_archives(directory))
+    synsets = sorted(synset for synset, *_ in _archives(directory))
     if not synsets:
         raise FileNotFoundError(f"{directory} has no {ARCHIVE}, nor archives n*.tar of classes")
     if len(synsets) > NUM_CLASSES:
@@ -73,15 +119,13 @@ def class_names(directory: pathlib.Path) -> list[str]:
     return synsets
 
 
-def _class_archives(
-    directory: pathlib.Path,
-) -> Iterator[tuple[str, Callable[[], io.BufferedReader]]]:
-    """Yields each class and a function that opens its archive until the next one is yielded."""
+def _archives(directory: pathlib.Path) -> Iterator[tuple[str, str, int, int]]:
+    """Yields (synset, path, offset, size) of the archive of each class."""
     whole = directory / ARCHIVE
     if not whole.exists():
         for path in sorted(directory.glob("n*.tar")):
-            yield path.stem, functools.partial(path.open, "rb")
+            yield path.stem, str(path), 0, path.stat().st_size
         return
     with tarfile.open(whole) as classes:
         for member in files_of(classes, str(whole)):
-            yield pathlib.Path(member.name).stem, functools.partial(open_member, classes, member)
+            yield pathlib.Path(member.name).stem, str(whole), member.offset_data, member.size
