@@ -29,7 +29,14 @@ def test_rules_are_regexes_with_operations():
 
 @pytest.mark.parametrize(
     ("rule", "message"),
-    [("kernel", "gives 4 numbers for params/head/kernel"), (("kernel", "median"), "'median'")],
+    [
+        ("kernel", "gives 4 numbers for params/head/kernel"),
+        (("kernel", "median"), "'median'"),
+        *((rule, "expected a regex, or") for rule in (0, (), (3, "norm"), None, {"kernel": 1})),
+        *((("kernel", x), "expected an operation, or") for x in (1, ("norm",), ("norm", "ab"))),
+        (("kernel", ("norm", (1.5,))), "expected an operation, or"),
+        (("kernel", ("norm", 7)), "out of bounds"),
+    ],
 )
 def test_errors(rule, message):
     with pytest.raises(ValueError, match=message):

@@ -30,17 +30,28 @@ def parse_rules(rules: Sequence[Any]) -> list[tuple[re.Pattern[str], list[tuple[
     """
     parsed = []
     for rule in rules:
-        regex, *operations = (rule,) if isinstance(rule, str) else rule
-        steps = []
-        for operation in operations:
-            name, axes = (operation, None) if isinstance(operation, str) else operation
-            if name not in OPERATIONS:
-                allowed = ", ".join(OPERATIONS)
-                raise ValueError(f"{rule!r}: unknown operation {name!r}; allowed: {allowed}")
-            axes = (axes,) if isinstance(axes, int) else axes and tuple(axes)
-            steps.append((name, axes))
-        parsed.append((re.compile(regex), steps))
+        parts = (rule,) if isinstance(rule, str) else rule
+        if not isinstance(parts, tuple | list) or not parts or not isinstance(parts[0], str):
+            raise ValueError(f"{rule!r}: expected a regex, or (regex, operation, ...)")
+        operations = [_parse_operation(rule, operation) for operation in parts[1:]]
+        parsed.append((re.compile(parts[0]), operations))
     return parsed
+
+
+def _parse_operation(rule: Any, operation: Any) -> tuple[str, Axes]:
+    match (operation, None) if isinstance(operation, str) else operation:
+        case [str(name), None | int() | [*_] as axes]:
+            axes = (axes,) if isinstance(axes, int) else axes and tuple(axes)
+        case _:
+            name, axes = "", ("",)
+    if not all(type(axis) is int for axis in axes or ()):
+        raise ValueError(
+            f"{rule!r}: expected an operation, or (operation, axes), not {operation!r}"
+        )
+    if name not in OPERATIONS:
+        allowed = ", ".join(OPERATIONS)
+        raise ValueError(f"{rule!r}: unknown operation {name!r}; allowed: {allowed}")
+    return name, axes
 
 
 def summarize(tree: Any, rules: Sequence[Any], max_summary_values: int = 1) -> dict[str, jax.Array]:
