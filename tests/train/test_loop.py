@@ -141,6 +141,12 @@ def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, t
         ("dataset.test.name", "digitz", "did you mean 'digits'"),
         ("dataset.test.split", "val", "no such split; allowed: train .1,438 examples., test"),
         ("optimizer.learning_rate.warmup_steps", 6, "warmup_steps = 6 must be less than the 6"),
+        (
+            "initialization.prefix",
+            "None",
+            "prefix = '.*/None': .*/None: not a run's work directory",
+        ),
+        ("initialization.prefix", "x.npz", r"prefix = '.*/x.npz': .*/x.npz: no such file"),
     ],
 )
 def test_errors_before_anything_is_written(digits_dir, tmp_path, field, value, message):

@@ -79,6 +79,25 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return _named_params(flattened(params))
 
 
+def check_is_checkpoint(prefix: str | os.PathLike[str]) -> None:
+    """Checks that there is something that `read_params` reads, without reading it.
+
+    Raises:
+      CheckpointError: If there is not.
+    """
+    path = user_path(prefix)
+    if path.suffix in (".npz", ".safetensors"):
+        if not path.exists():
+            raise CheckpointError(f"{prefix}: no such file")
+    elif not (
+        _is_vmoe_format(path)
+        or any((path / name).exists() for name in (PREPROCESSING_FILE, CHECKPOINT_FOLDER))
+        or vmoe_orbax.is_vmoe_workdir(path)
+        or pretrained.is_torch_folder(path)
+    ):
+        raise CheckpointError(f"{prefix}: not {FORMATS}")
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredParams:
     """Parameters in storage, of which parts can be read.

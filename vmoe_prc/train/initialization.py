@@ -10,13 +10,30 @@ import numpy as np
 
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.names import flattened
-from vmoe_prc.checkpoints.params import open_params
+from vmoe_prc.checkpoints.params import check_is_checkpoint, open_params
 from vmoe_prc.checkpoints.transfer import format_table, plan_reading, transfer
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import shard
 from vmoe_prc.steps.state import TrainState
 
 FIELD = "config.initialization"
+
+
+def check_prefix(options: Mapping[str, Any]) -> None:
+    """Checks that a new run has the checkpoint that it starts from, without reading it.
+
+    Args:
+      options: `config.initialization`.
+
+    Raises:
+      ConfigError: If there is none.
+    """
+    if options["prefix"] is None:
+        return
+    try:
+        check_is_checkpoint(options["prefix"])
+    except CheckpointError as error:
+        raise ConfigError(f"{FIELD}.prefix", options["prefix"], str(error)) from None
 
 
 def initialize(
