@@ -12,7 +12,8 @@ name, another choice. It may end in three ways:
 
 A traceback, a number that is not finite in the metrics, or a configuration that takes more
 than `--timeout` seconds is a fault: exit status 1. `--train=0.1` trains a share of those that
-are accepted; the others are built only. On CPU.
+are accepted; the others are built only, and so are those of more than 20 steps or 64 blocks. On
+CPU.
 """
 
 import argparse
@@ -41,8 +42,10 @@ from vmoe_prc.config.sections import fields_of
 from vmoe_prc.errors import RunError
 
 STEPS = 3
-# More steps than this are only built: they are no fault, but take long.
+# More steps or blocks than this are only built: they are no fault, but take long. Blocks are
+# compiled one by one, each in about 2 s of a core here.
 MOST_STEPS = 20
+MOST_BLOCKS = 64
 MEMORY = 8 * 2**30
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 SMALL = {
@@ -169,7 +172,8 @@ def run(config: dict[str, Any], train: bool, workdir: pathlib.Path) -> tuple[str
 
     try:
         built = program.build_program(complete(config))
-        if not train or built.total_steps > MOST_STEPS:
+        blocks = built.config.model.encoder.num_layers
+        if not train or built.total_steps > MOST_STEPS or blocks > MOST_BLOCKS:
             return "built", ""
         loop.train_and_evaluate(complete(config), workdir)
     except ConfigError as error:

@@ -79,3 +79,12 @@ def test_no_array_of_the_state_is_copied(
     assert compiled.memory_analysis().alias_size_in_bytes == on_device
     # Parameters are named after our arguments: what XLA saves before it overwrites them.
     assert re.findall(r"= (\w+\[\d[\d,]*\])\S* copy\(%state", compiled.as_text()) == []
+
+
+def test_a_user_is_told_that_many_blocks_compile_for_long(digits_dir, monkeypatch, caplog):
+    config = small_config(digits_dir)
+    program.build_program(config)
+    assert "compiled one by one" not in caplog.text
+    monkeypatch.setattr(program, "MANY_BLOCKS", 1)
+    program.build_program(config)
+    assert "num_layers = 2: blocks are compiled one by one" in caplog.text

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from absl import logging
 from jax.sharding import Mesh
 
 from vmoe_prc.config import ConfigError, check_batch, complete, evaluation_model
@@ -32,6 +33,9 @@ from vmoe_prc.train.fit_to_devices import fit_to_devices
 from vmoe_prc.train.memory import check_batches_fit, check_state_fits
 from vmoe_prc.train.step import build_step, images_per_step
 from vmoe_prc.workdir.paths import absolute_path
+
+# Deeper models than any published ViT compile for so long that we say so.
+MANY_BLOCKS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +143,12 @@ def build_program(
     total_steps = config.train_steps or math.ceil(
         config.train_epochs * splits["train"].num_examples / images_per_step(batch_spec)
     )
+    if (blocks := config.model.encoder.num_layers) > MANY_BLOCKS:
+        logging.warning(
+            "config.model.encoder.num_layers = %d: blocks are compiled one by one; before the "
+            "first step this may take many minutes",
+            blocks,
+        )
     step = build_step(config, mesh, batch_spec, total_steps)
     check_state_fits(step.abstract_state, mesh.local_devices)
     context = _evaluation_context(config, mesh, splits, between_batches)
