@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.errors import RunError
 from vmoe_prc.workdir.lock import LOCK_FILE, lock, lock_workdir, renewed_lock
 
 HOLDER = """
@@ -44,6 +45,19 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path):
     for _ in range(2):
         with lock_workdir(workdir):
             pass
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["renamed", "in the place of another"])
+def test_a_directory_that_is_renamed(tmp_path, again):
+    workdir = epath.Path(tmp_path / "run")
+    with lock_workdir(workdir) as check_held:
+        check_held()
+        workdir.rename(tmp_path / "renamed")
+        with (
+            lock_workdir(workdir) if again else contextlib.nullcontext(),
+            pytest.raises(RunError, match="run: was removed or renamed while this run was in it"),
+        ):
+            check_held()
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

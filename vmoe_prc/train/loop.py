@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -26,7 +27,7 @@ from vmoe_prc.runtime.processes import (
 from vmoe_prc.steps.state import TrainState
 from vmoe_prc.train.cluster_upcycling import cluster_experts
 from vmoe_prc.train.evaluators import ScheduledEvaluator, evaluate
-from vmoe_prc.train.initialization import initialize
+from vmoe_prc.train.initialization import check_prefix, initialize
 from vmoe_prc.train.non_finite import check_finite, check_params, check_progress
 from vmoe_prc.train.profiling import profiler
 from vmoe_prc.train.program import Program, build_program
@@ -72,9 +73,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
         # All of the configuration is checked before anything is written.
         with raise_everywhere(), process_zero_first():
             program = build_program(config, between_batches=notice.end_evaluation)
+            if not (workdir / CHECKPOINT_FOLDER).exists():
+                check_prefix(program.config.initialization.to_dict())
         connect_devices(program.mesh)
         with (
-            lock_workdir(workdir),
+            lock_workdir(workdir) as check_held,
             log_file(log),
             _write_errors(workdir),
             jax.set_mesh(program.mesh),
@@ -85,7 +88,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | os.Path
             if jax.process_count() > 1:
                 # Machines come and go, and GPUs must compile alike on all of them.
                 use_compilation_cache(workdir / COMPILATION_CACHE_FOLDER)
-            return _run(program, workdir, notice)
+            return _run(program, workdir, notice, check_held)
 
 
 class _EvaluationEndedError(Exception):
@@ -108,7 +111,9 @@ class _Notice:
             raise _EvaluationEndedError
 
 
-def _run(program: Program, workdir: epath.Path, notice: _Notice) -> str:
+def _run(
+    program: Program, workdir: epath.Path, notice: _Notice, check_held: Callable[[], None]
+) -> str:
     options = program.config.save_checkpoint
     with Checkpointer(
         workdir / CHECKPOINT_FOLDER,
@@ -119,8 +124,11 @@ def _run(program: Program, workdir: epath.Path, notice: _Notice) -> str:
     ) as checkpointer:
         state = _restore_or_create(program, workdir, checkpointer)
         with Recorder(program, workdir, int(state.step)) as recorder:
-            state, results = _train(program, state, workdir, checkpointer, recorder, notice)
+            state, results = _train(
+                program, state, workdir, checkpointer, recorder, notice, check_held
+            )
             checkpointer.wait()
+            check_held()
         checkpoint = workdir / CHECKPOINT_FOLDER / str(checkpointer.latest_step())
         paths = {"checkpoint": checkpoint, **recorder.paths}
         summary = format_summary(results, paths, tuple(program.config.evaluators))
@@ -160,6 +168,7 @@ def _train(
     checkpointer: Checkpointer,
     recorder: Recorder,
     notice: _Notice,
+    check_held: Callable[[], None],
 ) -> tuple[TrainState, dict[str, float]]:
     """Takes the remaining steps; returns the last state and the metrics of its evaluation."""
     config, total_steps, start = program.config, program.total_steps, int(state.step)
@@ -207,6 +216,7 @@ def _train(
                 check_finite(program, state, workdir)
                 check_params(program, state)
                 with timer.paused(metrics):
+                    check_held()
                     # Metrics on disk are never behind the checkpoint.
                     recorder.flush()
                     checkpointer.save(step, state, latest or None)
@@ -277,4 +287,6 @@ def _write_errors(workdir: epath.Path) -> Iterator[None]:
     try:
         yield
     except WRITE_ERRORS as error:
-        raise RunError(f"{workdir}: {error.__cause__ or error}") from error
+        # Errors of TensorFlow name its function in braces.
+        text = re.sub(r"\{\{.*?\}\}", "", str(error.__cause__ or error))
+        raise RunError(f"{workdir}: {' '.join(text.split())}") from error

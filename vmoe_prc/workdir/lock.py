@@ -7,42 +7,60 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
 from etils import epath
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.processes import is_main_process, raise_everywhere
 
 LOCK_FILE = ".lock"
 
+# Raises RunError if the directory at the path is no longer the one that is locked.
+CheckHeld = Callable[[], None]
+
 
 @contextlib.contextmanager
-def lock_workdir(workdir: epath.Path) -> Iterator[None]:
+def lock_workdir(workdir: epath.Path) -> Iterator[CheckHeld]:
     """Holds the work directory for all processes of this run: process 0 locks it.
 
     Args:
       workdir: Directory of the run.
 
+    Yields:
+      A function that all processes call together before they write what another run must not
+      find among its files. It raises `RunError` if the directory was removed or renamed.
+
     Raises:
       ConfigError: If another run holds it, it cannot be written, or it is not the same
         directory for all processes.
     """
+    check_held: CheckHeld = _held_elsewhere
+
+    def check() -> None:
+        with raise_everywhere():
+            check_held()
+
     with contextlib.ExitStack() as stack:
         with raise_everywhere():
             if is_main_process():
-                stack.enter_context(lock(workdir))
+                check_held = stack.enter_context(lock(workdir))
         with raise_everywhere():
             if not (workdir / LOCK_FILE).exists():
                 expected = f"process {jax.process_index()} does not see the files of process 0"
                 raise ConfigError("--workdir", str(workdir), expected)
-        yield
+        yield check
+
+
+def _held_elsewhere() -> None:
+    """Leaves the check to process 0."""
 
 
 @contextlib.contextmanager
-def lock(workdir: epath.Path) -> Iterator[None]:
+def lock(workdir: epath.Path) -> Iterator[CheckHeld]:
     """Holds the work directory for this process; it is made if missing.
 
     Args:
@@ -56,14 +74,14 @@ def lock(workdir: epath.Path) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             remote = "://" in os.fspath(workdir)
-            stack.enter_context(renewed_lock(path) if remote else kernel_lock(path))
+            check = stack.enter_context(renewed_lock(path) if remote else kernel_lock(path))
         except OSError as error:
             raise ConfigError("--workdir", str(workdir), f"cannot be written: {error}") from None
-        yield
+        yield check
 
 
 @contextlib.contextmanager
-def kernel_lock(path: epath.Path) -> Iterator[None]:
+def kernel_lock(path: epath.Path) -> Iterator[CheckHeld]:
     """Locks a file by the kernel, which frees it when the process ends, however it does.
 
     Raises:
@@ -78,12 +96,21 @@ def kernel_lock(path: epath.Path) -> Iterator[None]:
         file.truncate(0)
         file.write(_owner())
         file.flush()
+
+        def check() -> None:
+            try:
+                held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            except FileNotFoundError:
+                held = False
+            if not held:
+                raise RunError(f"{path.parent}: was removed or renamed while this run was in it")
+
         # The file stays: who removed it might remove another run's.
-        yield
+        yield check
 
 
 @contextlib.contextmanager
-def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None]:
+def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[CheckHeld]:
     """Holds a lease: a file that is rewritten regularly, where the file system has no locks.
 
     A file that is no longer rewritten was left behind by a run that was killed, and is taken
@@ -115,8 +142,12 @@ def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[None
 
     thread = threading.Thread(target=renew, daemon=True)
     thread.start()
+
+    def check() -> None:
+        """Finds nothing: directories of object stores are names, and the lease is written anew."""
+
     try:
-        yield
+        yield check
     finally:
         stopped.set()
         thread.join()
