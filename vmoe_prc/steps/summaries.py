@@ -39,12 +39,10 @@ def parse_rules(rules: Sequence[Any]) -> list[tuple[re.Pattern[str], list[tuple[
 
 
 def _parse_operation(rule: Any, operation: Any) -> tuple[str, Axes]:
-    match (operation, None) if isinstance(operation, str) else operation:
-        case [str(name), None | int() | [*_] as axes]:
-            axes = (axes,) if isinstance(axes, int) else axes and tuple(axes)
-        case _:
-            name, axes = "", ("",)
-    if not all(type(axis) is int for axis in axes or ()):
+    name, axes = operation, None
+    if isinstance(operation, tuple | list) and len(operation) == 2:
+        name, axes = operation[0], _parse_axes(operation[1])
+    if not isinstance(name, str) or not all(type(axis) is int for axis in axes or ()):
         raise ValueError(
             f"{rule!r}: expected an operation, or (operation, axes), not {operation!r}"
         )
@@ -52,6 +50,12 @@ def _parse_operation(rule: Any, operation: Any) -> tuple[str, Axes]:
         allowed = ", ".join(OPERATIONS)
         raise ValueError(f"{rule!r}: unknown operation {name!r}; allowed: {allowed}")
     return name, axes
+
+
+def _parse_axes(axes: Any) -> Axes:
+    if axes is None:
+        return None
+    return tuple(axes) if isinstance(axes, tuple | list) else (axes,)
 
 
 def summarize(tree: Any, rules: Sequence[Any], max_summary_values: int = 1) -> dict[str, jax.Array]:
