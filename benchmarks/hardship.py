@@ -44,12 +44,14 @@ class Hardship:
       disturb: Called after its first checkpoint, with its work directory.
       prepare: Called before it starts, with its work directory.
       disk: Whether its work directory is on a small file system.
+      lost_metrics: Whether it takes away metrics that were written.
     """
 
     limit: tuple[str, int] | None = None
     disturb: Callable[[pathlib.Path], None] | None = None
     prepare: Callable[[pathlib.Path], None] | None = None
     disk: bool = False
+    lost_metrics: bool = False
 
 
 def remove(workdir: pathlib.Path) -> None:
@@ -84,7 +86,7 @@ def make_read_only(workdir: pathlib.Path) -> None:
 HARDSHIPS = {
     **{f"no file over {size:,} bytes": Hardship(("RLIMIT_FSIZE", size)) for size in FILE_SIZES},
     **{f"{count} open files": Hardship(("RLIMIT_NOFILE", count)) for count in OPEN_FILES},
-    "removed": Hardship(disturb=remove),
+    "removed": Hardship(disturb=remove, lost_metrics=True),
     "renamed": Hardship(disturb=rename),
     "checkpoints removed": Hardship(disturb=remove_checkpoints),
     "read-only": Hardship(prepare=make_read_only),
@@ -158,7 +160,7 @@ def try_hardship(name: str, folder: pathlib.Path) -> tuple[str, list[str]]:
         if process.wait():
             faults.append(f"does not resume: {log.read_text(errors='replace')[-500:]}")
         else:
-            faults += soak.differences(workdir, folder / "undisturbed")
+            faults += soak.differences(workdir, folder / "undisturbed", hardship.lost_metrics)
     said = lines[-1].replace(str(place), "") if lines else ""
     return f"| {name} | {status} | {said[:150]} |", faults
 

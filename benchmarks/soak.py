@@ -223,8 +223,14 @@ def describe(fault: Fault) -> str:
     return f"{name} {fault.moment}, {reached}{unfinished}: {lost(fault)} steps lost"
 
 
-def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
-    """Names arrays that are not equal bit for bit, and metrics that are not equal."""
+def differences(a: pathlib.Path, b: pathlib.Path, lost_metrics: bool = False) -> list[str]:
+    """Names arrays that are not equal bit for bit, and metrics that are not equal.
+
+    Args:
+      a: A work directory.
+      b: The one of the undisturbed run.
+      lost_metrics: Whether `a` may lack metrics of steps.
+    """
     found = []
     for part in ("params", "opt_state", "ema_params"):
         first, second = (
@@ -238,16 +244,16 @@ def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:
             if x.dtype != y.dtype or x.tobytes() != y.tobytes():
                 found.append(f"{part}{jax.tree_util.keystr(path)} differs")
     first, second = (
-        [
-            {k: v for k, v in m.items() if k != "time" and not k.startswith("speed/")}
+        {
+            m["step"]: {k: v for k, v in m.items() if k != "time" and not k.startswith("speed/")}
             for m in read_metrics(w / METRICS_FILE)
-        ]
+        }
         for w in (a, b)
     )
-    found += [
-        f"metrics of step {x['step']} differ" for x, y in zip(first, second, strict=False) if x != y
-    ]
-    return found + ([f"{len(first)} and {len(second)} steps"] if len(first) != len(second) else [])
+    steps = first.keys() & second.keys()
+    found += [f"metrics of step {s} differ" for s in sorted(steps) if first[s] != second[s]]
+    same_steps = first.keys() <= second.keys() if lost_metrics else first.keys() == second.keys()
+    return found if same_steps else [*found, f"{len(first)} and {len(second)} steps"]
 
 
 def report(faults: list[Fault], failures: list[str], steps: int) -> str:
