@@ -41,21 +41,16 @@ def parse_rules(rules: Sequence[Any]) -> list[tuple[re.Pattern[str], list[tuple[
 def _parse_operation(rule: Any, operation: Any) -> tuple[str, Axes]:
     name, axes = operation, None
     if isinstance(operation, tuple | list) and len(operation) == 2:
-        name, axes = operation[0], _parse_axes(operation[1])
+        name, axes = operation
+        if axes is not None:
+            axes = tuple(axes) if isinstance(axes, tuple | list) else (axes,)
     if not isinstance(name, str) or not all(type(axis) is int for axis in axes or ()):
-        raise ValueError(
-            f"{rule!r}: expected an operation, or (operation, axes), not {operation!r}"
-        )
+        expected = "expected an operation, or (operation, axes)"
+        raise ValueError(f"{rule!r}: {expected}, not {operation!r}")
     if name not in OPERATIONS:
         allowed = ", ".join(OPERATIONS)
         raise ValueError(f"{rule!r}: unknown operation {name!r}; allowed: {allowed}")
     return name, axes
-
-
-def _parse_axes(axes: Any) -> Axes:
-    if axes is None:
-        return None
-    return tuple(axes) if isinstance(axes, tuple | list) else (axes,)
 
 
 def summarize(tree: Any, rules: Sequence[Any], max_summary_values: int = 1) -> dict[str, jax.Array]:
