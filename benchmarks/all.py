@@ -24,6 +24,7 @@ NAMES = (
     "exports",
     "evaluation",
     "input_pipeline",
+    "worker_processes",
 )
 
 

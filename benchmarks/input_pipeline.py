@@ -138,16 +138,14 @@ def rows_of(times: dict[str, timing.Times], count: int) -> list[dict[str, object
     ]
 
 
-def run(args: argparse.Namespace, data_dir: str) -> None:
-    """Measures every stage."""
-    builder = Photographs(data_dir=data_dir)
-    builder.download_and_prepare()
-    section = {
-        "name": builder.name,
+def section(data_dir: str, batch_size: int) -> dict[str, object]:
+    """Makes a section of `config.dataset` for the photographs, without `process`."""
+    return {
+        "name": Photographs.name,
         "data_dir": data_dir,
         "manual_dir": None,
         "split": "train",
-        "batch_size": args.batch_size,
+        "batch_size": batch_size,
         "shuffle_buffer": NUM_PHOTOGRAPHS,
         "shuffle_block": 1,
         "workers": 0,
@@ -155,8 +153,14 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
         "max_bad_examples": 0,
         "prefetch": "autotune",
     }
+
+
+def run(args: argparse.Namespace, data_dir: str) -> None:
+    """Measures every stage."""
+    Photographs(data_dir=data_dir).download_and_prepare()
+    shared = section(data_dir, args.batch_size)
     splits = {
-        name: open_split(ml_collections.ConfigDict(section | {"process": process}))
+        name: open_split(ml_collections.ConfigDict(shared | {"process": process}))
         for name, process in STAGES.items()
     }
     splits = {DECODE: splits["crops"], **splits}

@@ -88,10 +88,9 @@ def share_of_bytes(split: Split, process_count: int) -> float:
     return most / int(sizes.sum())
 
 
-def run(args: argparse.Namespace, data_dir: str) -> None:
-    """Measures and reports."""
-    prepare_once(lambda: Dots(args.examples, data_dir=data_dir))
-    section = {
+def section(data_dir: str) -> dict[str, object]:
+    """Makes a section of `config.dataset` for the small images."""
+    return {
         "name": "dots",
         "data_dir": data_dir,
         "manual_dir": None,
@@ -106,7 +105,12 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
         "prefetch": 1,
         "prefetch_device": 1,
     }
-    split = open_split(ml_collections.ConfigDict(section))
+
+
+def run(args: argparse.Namespace, data_dir: str) -> None:
+    """Measures and reports."""
+    prepare_once(lambda: Dots(args.examples, data_dir=data_dir))
+    split = open_split(ml_collections.ConfigDict(section(data_dir)))
     time_first_batch(split, 0)
     steps = {place: int(place * args.examples) // BATCH_SIZE for place in PLACES}
     seconds: dict[float, list[float]] = {place: [] for place in PLACES}

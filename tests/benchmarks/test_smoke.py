@@ -21,6 +21,7 @@ from benchmarks import (
     prc_cost,
     startup,
     train_step,
+    worker_processes,
 )
 from vmoe_prc import recipes
 
@@ -125,6 +126,15 @@ def test_input_pipeline(run, monkeypatch):
     assert [row["stage"] for row in rows] == ["decode", *input_pipeline.STAGES]
     assert rows[0]["% of decoding"] == rows[0]["% of decoding, CPU"] == 100
     assert all(row["images/s"] > 0 for row in rows)
+
+
+def test_worker_processes(run, monkeypatch, capsys):
+    monkeypatch.setattr(input_pipeline, "NUM_PHOTOGRAPHS", 4)
+    flags = "--workers=1", "--batches=2", "--batch-size=2", "--examples=640"
+    [row] = run(worker_processes.main, *flags)
+    assert row["batches"] == 3 * 640 // 64 - worker_processes.WARM_UP
+    assert len(row["RSS, MB"].split()) == worker_processes.EPOCHS
+    assert "was killed by SIGKILL" in capsys.readouterr().out
 
 
 def test_photographs_are_of_the_size_they_claim():

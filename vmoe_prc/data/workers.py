@@ -13,10 +13,12 @@ import importlib
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.context
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.shared_memory import SharedMemory
@@ -60,14 +62,93 @@ class Task:
 
 
 class _Process(multiprocessing.context.SpawnProcess):
-    """A process whose pool ends it although it ignores SIGTERM."""
+    """A process whose pool ends it although it ignores SIGTERM.
+
+    Attributes:
+      ended_by_pool: Whether it was alive when the pool ended it.
+    """
+
+    ended_by_pool = False
 
     def terminate(self) -> None:
+        # A pool that is broken ends all of its processes, also those that are dead.
+        self.ended_by_pool = not multiprocessing.connection.wait([self.sentinel], timeout=0)
         self.kill()
 
 
 class _Context(multiprocessing.context.SpawnContext):
-    Process = _Process
+    """Starts the processes of a pool, and keeps them.
+
+    Attributes:
+      processes: All that were started.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[_Process] = []
+
+    def Process(self, *args: Any, **options: Any) -> _Process:  # noqa: N802
+        process = _Process(*args, **options)
+        self.processes.append(process)
+        return process
+
+    def deaths(self) -> str:
+        """Says which processes have ended although the pool did not end them."""
+        return ", ".join(
+            f"process {process.pid} {_ending(process.exitcode)}"
+            for process in self.processes
+            if process.exitcode and not process.ended_by_pool
+        )
+
+
+def _ending(status: int) -> str:
+    if status > 0:
+        return f"ended with status {status}"
+    return f"was killed by {signal.Signals(-status).name}"
+
+
+class _Memory(SharedMemory):
+    """Shared memory that may be deleted before the arrays in it, which keep it mapped."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(BufferError):
+            super().__del__()
+
+
+class _Memories:
+    """Shared memory for the rows of a step, taken again when no array is in it any more.
+
+    Args:
+      spec: Shapes and dtypes of a row.
+      rows: Number of rows.
+    """
+
+    def __init__(self, spec: Spec, rows: int):
+        self._spec = spec
+        self._size = sum(_size(x, rows) for x in spec.values())
+        self._all: list[_Memory] = []
+        self._free: collections.deque[_Memory] = collections.deque()
+
+    def take(self) -> _Memory:
+        """Returns memory that is in no use."""
+        if self._free:
+            return self._free.popleft()
+        self._all.append(_Memory(create=True, size=self._size))
+        return self._all[-1]
+
+    def lend(self, memory: _Memory, count: int) -> Batch:
+        """Returns the arrays in it, with `count` rows; when all are deleted it is free again."""
+        whole = _bytes_of(memory)
+        # JAX keeps a reference to an array until it has sent it, on CPU as long as it uses it.
+        weakref.finalize(whole, self._free.append, memory).atexit = False
+        return _arrays(whole, self._spec, count)
+
+    def close(self) -> None:
+        """Gives everything back to the system, once the arrays that are left are deleted."""
+        for memory in self._all:
+            memory.unlink()
+        self._all.clear()
+        self._free.clear()
 
 
 class _Worker:
@@ -90,7 +171,8 @@ class _Worker:
         if memory not in self._memories:
             self._memories[memory] = SharedMemory(memory)
         positions, numbers = self._rows.chunk(step, self._rows.rows_per_step)
-        arrays = _arrays(self._memories[memory], self._preprocess.spec, len(positions))
+        whole = _bytes_of(self._memories[memory])
+        arrays = _arrays(whole, self._preprocess.spec, len(positions))
         good = np.zeros(len(positions), np.bool_)
         for begin in range(0, len(positions), CHUNK):
             part = slice(begin, begin + CHUNK)
@@ -148,34 +230,32 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
         )
         workers = most
     with contextlib.ExitStack() as stack:
-        # Two batches per worker: one that is being made, one that is finished.
-        memories = [stack.enter_context(_memory(split.spec, rows)) for _ in range(2 * workers)]
-        pool = concurrent.futures.ProcessPoolExecutor(workers, _Context(), _start, (task,))
+        memories = _Memories(split.spec, rows.rows_per_step)
+        stack.callback(memories.close)
+        context = _Context()
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (task,))
         stack.callback(pool.shutdown, cancel_futures=True)
-        pending: collections.deque[tuple[SharedMemory, concurrent.futures.Future[Any]]]
+        pending: collections.deque[tuple[_Memory, concurrent.futures.Future[Any]]]
         pending = collections.deque()
-        free = collections.deque(memories)
         try:
             while True:
-                while free and (step := next(steps, None)) is not None:
-                    memory = free.popleft()
+                # Two batches per worker: one that is being made, one that is finished.
+                while len(pending) < 2 * workers and (step := next(steps, None)) is not None:
+                    memory = memories.take()
                     pending.append((memory, pool.submit(_make, memory.name, step)))
                 if not pending:
                     return
                 memory, future = pending.popleft()
                 positions, numbers, good = future.result()
-                arrays = _arrays(memory, split.spec, len(positions))
-                # A copy: the memory is written again while the batch is on its way.
-                batch = {key: x.copy() for key, x in arrays.items()}
-                del arrays
-                free.append(memory)
-                yield positions, numbers, good, batch
+                yield positions, numbers, good, memories.lend(memory, len(positions))
         except PreprocessError as error:
             raise RunError(f"{split.name}: {split.field}.process: {error}") from error
         except BrokenProcessPool as error:
+            pool.shutdown(cancel_futures=True)
             raise RunError(
                 f"{split.name}: a worker process of the input pipeline has died (killed, or out of "
-                f"memory); {split.field}.workers = {workers}"
+                f"memory): {context.deaths() or 'nothing is known of its end'}; "
+                f"{split.field}.workers = {workers}"
             ) from error
 
 
@@ -186,22 +266,18 @@ def _steps(rows: Rows) -> Iterator[int]:
         step += 1
 
 
-@contextlib.contextmanager
-def _memory(spec: Spec, rows: Rows) -> Iterator[SharedMemory]:
-    size = sum(_size(x, rows.rows_per_step) for x in spec.values())
-    memory = SharedMemory(create=True, size=size)
-    try:
-        yield memory
-    finally:
-        memory.close()
-        memory.unlink()
+def _bytes_of(memory: SharedMemory) -> np.ndarray:
+    assert memory.buf is not None, "the memory is open"
+    return np.frombuffer(memory.buf, np.uint8)
 
 
-def _arrays(memory: SharedMemory, spec: Spec, count: int) -> Batch:
-    """Returns arrays for rows of a batch, one after the other in shared memory."""
+def _arrays(whole: np.ndarray, spec: Spec, count: int) -> Batch:
+    """Returns arrays for rows of a batch, one after the other in an array of bytes."""
     arrays, offset = {}, 0
     for key, x in spec.items():
-        arrays[key] = np.ndarray((count, *x.shape), x.dtype, memory.buf, offset)
+        shape = (count, *x.shape)
+        end = offset + math.prod(shape) * np.dtype(x.dtype).itemsize
+        arrays[key] = whole[offset:end].view(x.dtype).reshape(shape)
         offset += _size(x, count)
     return arrays
 
