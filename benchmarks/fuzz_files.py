@@ -36,7 +36,7 @@ from vmoe_prc.data import pipeline
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 from vmoe_prc.data.setup import setup_tensorflow
 from vmoe_prc.data.split import open_split
 from vmoe_prc.errors import RunError

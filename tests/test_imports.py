@@ -124,7 +124,7 @@ def test_the_block_on_tensorflow_works():
     assert run_without_tensorflow("import vmoe_prc.data.pipeline").returncode != 0
 
 
-@pytest.mark.parametrize("module", ["vmoe_prc", "vmoe_prc.main"])
+@pytest.mark.parametrize("module", ["vmoe_prc", "vmoe_prc.main", "vmoe_prc.data.prepare"])
 def test_importing_loads_no_framework(module):
     code = f"import {module}, sys; sys.exit(bool({{'jax', 'tensorflow'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,7 +16,7 @@ from tiny_images import encode, pixels
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 from vmoe_prc.data.split import open_split
 
 SIDE = 8

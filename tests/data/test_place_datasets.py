@@ -11,7 +11,7 @@ from vmoe_prc.data import clutter
 from vmoe_prc.data.clutter import FashionScenes, cluttered_scenes
 from vmoe_prc.data.datasets.photo_patches import PhotoPatches, draw_patches
 from vmoe_prc.data.idx import FILES, read_idx
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 
 
 def write_idx(path, array):

@@ -15,7 +15,7 @@ from tiny_images import huge_png
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 from vmoe_prc.data.resized import resize_dataset
 from vmoe_prc.data.split import open_split
 

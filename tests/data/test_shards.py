@@ -14,7 +14,7 @@ from tiny_images import encode
 from vmoe_prc.data import shards
 from vmoe_prc.data.files import FileRecords
 from vmoe_prc.data.jobs import run_jobs
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 
 IMAGES = 60
 
@@ -75,7 +75,7 @@ def test_a_stopped_preparation_resumes(photos, tmp_path, monkeypatch):
 SCRIPT = """
 import sys
 from vmoe_prc.data import shards
-from vmoe_prc.data.prepare import prepare
+from vmoe_prc.data.preparation import prepare
 shards.SHARD_BYTES = 5_000
 prepare("folder", sys.argv[1], sys.argv[2], processes=2)
 """
