@@ -40,7 +40,13 @@ def build_preprocessing(preprocessing: Preprocessing, size: tuple[int, int, int]
     return lambda images: tf.map_fn(one, images, fn_output_signature=spec)
 
 
-def _decode(orient: bool = False, background: int | None = None) -> TensorOp:
+def _decode(
+    orient: bool = False, background: int | None = None, min_side: int | None = None
+) -> TensorOp:
+    if min_side is not None:
+        expected = "is not written to a SavedModel: leave it out, so that all pixels are decoded"
+        raise ConfigError("min_side of decode", min_side, expected)
+
     def opaque(encoded: tf.Tensor) -> tf.Tensor:
         return tf.io.decode_image(encoded, channels=3, expand_animations=False)
 

@@ -3,6 +3,7 @@
 import struct
 import sys
 
+import cv2
 import numpy as np
 import PIL.ImageOps
 import pytest
@@ -131,3 +132,19 @@ def test_damaged_files_are_bad_examples_or_images(kind):
         else:
             assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
             assert image.size
+
+
+def test_large_jpegs_are_decoded_at_a_part_of_their_size():
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (12, 16, 3), np.uint8)
+    picture = np.asarray(Image.fromarray(coarse).resize((801, 600), Image.Resampling.BICUBIC))
+    encoded = encode(picture, "jpeg", quality=95)
+    whole = decode_image(encoded)
+    for min_side, shape in ((None, (600, 801)), (301, (600, 801)), (300, (300, 401))):
+        pixels = decode_image(encoded, min_side=min_side)
+        assert pixels.shape == (*shape, 3)
+        resized = cv2.resize(whole, shape[::-1], interpolation=cv2.INTER_AREA)
+        # Of 255; two reductions of an odd width are not aligned to the same pixels.
+        assert np.abs(pixels.astype(int) - resized).mean() < 2
+    assert decode_image(encoded, min_side=75).shape == (75, 101, 3)
+    assert decode_image(encode(picture, "png"), min_side=75).shape == picture.shape

@@ -49,7 +49,10 @@ _PLACE = re.compile(r"\{\{.*?\}\}|\[Op:.*")
 
 
 def decode_image(
-    encoded: bytes, orient: bool = False, background: int | None = None
+    encoded: bytes,
+    orient: bool = False,
+    background: int | None = None,
+    min_side: int | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image; see the module for formats and channels.
 
@@ -58,6 +61,8 @@ def decode_image(
       orient: Whether to turn images upright by the orientation in their EXIF data, which
         cameras and phones write. TIFF and HEIC are upright in any case.
       background: Gray, from 0 to 255, on which transparent pictures are laid; None drops alpha.
+      min_side: JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, by a smaller inverse DCT, if
+        their shorter side then still has this many pixels; None decodes all pixels.
 
     Raises:
       BadExampleError: If it cannot be decoded or is too large.
@@ -65,7 +70,7 @@ def decode_image(
     if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS:
         return _decode_heif(encoded, background)
     if encoded.startswith(_JPEG):
-        pixels = _decode_jpeg(encoded)
+        pixels = _decode_jpeg(encoded, min_side)
         has_exif = b"Exif\0" in encoded[:_EXIF_WITHIN]
     else:
         _check_size(*_find_size(encoded))
@@ -75,19 +80,34 @@ def decode_image(
     return _upright(pixels, _find_orientation(encoded)) if orient and has_exif else pixels
 
 
-def _decode_jpeg(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _decode_jpeg(encoded: bytes, min_side: int | None) -> UInt8[np.ndarray, "H W 3"]:
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(encoded)
     except ValueError:
         return _decode_other(encoded)
     _check_size(int(height), int(width))
     if colorspace in _COLORSPACES:
+        min_height, min_width = _scaled_size(int(height), int(width), min_side)
         try:
-            return simplejpeg.decode_jpeg(encoded, "RGB", fastdct=True, fastupsample=False)
+            return simplejpeg.decode_jpeg(
+                encoded,
+                "RGB",
+                fastdct=True,
+                fastupsample=False,
+                min_height=min_height,
+                min_width=min_width,
+            )
         except ValueError:
             # TensorFlow still decodes slightly damaged files.
             pass
     return _decode_other(encoded)
+
+
+def _scaled_size(height: int, width: int, min_side: int | None) -> tuple[int, int]:
+    """Returns the height and width at which a JPEG is decoded."""
+    fitting = [n for n in (8, 4, 2) if min_side and min(height, width) >= n * min_side]
+    factor = fitting[0] if fitting else 1
+    return -(-height // factor), -(-width // factor)
 
 
 def _decode_other(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
