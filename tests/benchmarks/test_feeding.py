@@ -3,12 +3,15 @@
 import argparse
 import pathlib
 
+import pytest
+
 from benchmarks import feeding
 from benchmarks.cost import Work
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "DATA.md"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table_of_its_command(capsys):
     assert feeding.main(["--cpu=1833", "--parent=16", "--sizes=8,32,128,512"]) == 0
     table = capsys.readouterr().out.strip()
