@@ -23,7 +23,7 @@ class MlpBlock(nn.Module):
       dropout_rate: Dropout after either layer.
       deterministic: Whether dropout is off.
       dtype: Dtype of the computation; the parameters are float32.
-      dot_general: Product with the kernels; that of JAX if None.
+      dot_general: Product with the kernels; JAX's own if None.
       gelu: 'tanh' or 'exact'.
     """
 
@@ -72,7 +72,7 @@ class MlpMoeBlock(nn.Module):
         and each member has the tokens of one copy and 1 / M of the experts.
       num_shared_experts: Experts that every token uses, with weight 1, as one MLP that is as
         many times as wide (DeepSeekMoE, arXiv 2401.06066).
-      dot_general: Product with the kernels of the router and the shared experts; that of JAX
+      dot_general: Product with the kernels of the router and the shared experts; JAX's own
         if None.
       gelu: GELU of the experts: 'tanh' or 'exact'.
     """

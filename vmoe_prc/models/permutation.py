@@ -69,7 +69,7 @@ def unpermute(
       y: (R, D).
       weights: (N, K) float32; products and sums are float32.
       rows: The rows of the choices.
-      dtype: Dtype of the result; that of `y` if None.
+      dtype: Dtype of the result; the dtype of `y` if None.
     """
     return _unpermute(jnp.dtype(dtype or y.dtype), y, weights, rows)
 

@@ -193,7 +193,7 @@ class Encoder(nn.Module):
         input) or 'all_but_products' (all but the results of products with kernels).
       dtype: Dtype of the computation of the blocks.
       output_dtype: Dtype of the last norm.
-      dot_general: Product with the kernels of the dense layers; that of JAX if None.
+      dot_general: Product with the kernels of the dense layers; JAX's own if None.
     """
 
     num_layers: int
@@ -386,7 +386,7 @@ class EncoderBlock(nn.Module):
       attention_qk_norm: Whether queries and keys are normalised.
       deterministic: Whether dropout and routing noise are off.
       dtype: Dtype of the computation.
-      dot_general: Product with the kernels of the dense layers; that of JAX if None.
+      dot_general: Product with the kernels of the dense layers; JAX's own if None.
     """
 
     mlp: Config
@@ -453,7 +453,7 @@ class MapHead(nn.Module):
       layer_norm_epsilon: Added to variances.
       qk_norm: Whether queries and keys are normalised.
       dtype: Dtype of the computation.
-      dot_general: Product with the kernels of the dense layers; that of JAX if None.
+      dot_general: Product with the kernels of the dense layers; JAX's own if None.
     """
 
     mlp_dim: int

@@ -24,7 +24,7 @@ def main_class(labels: Float[Array, "N classes"]) -> Int[Array, " N"]:
 def is_correct(
     logits: Float[Array, "N classes"], labels: Float[Array, "N classes"]
 ) -> Bool[Array, " N"]:
-    """Returns whether the largest logit is that of a class of the largest weight.
+    """Returns whether the class of the largest logit has the largest weight.
 
     Of several labels of equal weight any is right; an image without labels is never right.
     """

@@ -51,7 +51,7 @@ def make_gradients(
 
     A batch has `image` (B, H, W, 3) or, for two views, (B, 2, H, W, 3), `labels`
     (B, classes), and for two views `view_from_image` (B, 2, 3, 3). Metrics are float32
-    scalars over the whole batch, whatever devices it is on. `step` counts the steps
+    scalars over the whole batch, on any number of devices. `step` counts the steps
     before this one; the randomness is a function of it and of the seed.
 
     Args:

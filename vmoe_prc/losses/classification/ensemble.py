@@ -1,4 +1,4 @@
-"""Losses of ensembles by V-MoE's names: each member learns by itself, on its row of logits.
+"""Losses of ensembles by V-MoE's names: each member learns separately, from its row of logits.
 
 In evaluation the model averages its members' probabilities, so that these are also the losses of
 the ensemble, see `models.vit.ensemble_logits`.

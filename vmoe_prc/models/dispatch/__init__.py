@@ -8,7 +8,7 @@ each choice of each token. The methods differ in how they move the data:
 
 * `einsum` multiplies by one-hot masks (G, S, E, C), as in the V-MoE paper: friendly to
   matrix units, but its cost grows with S * E * C.
-* `gather` moves rows by their indices, forward and backward: the cost is that of a copy.
+* `gather` moves rows by their indices, forward and backward: it costs as much as a copy.
 * `dropless` has no buffers, and capacity does not matter: see `dispatch.dropless`.
 
 A method is a subclass of `DispatchMethod` or of `BufferMethod` that registers itself in

@@ -96,7 +96,7 @@ class EnsembleRouter(NoisyTopExpertsPerItemRouter):
 
     @nn.nowrap
     def _among_all(self, gates: Float[Array, "G T M F"]) -> Float[Array, "G S E"]:
-        """Returns the gates among all experts: zero for those of other members."""
+        """Returns the gates among all experts: zero for the experts of other members."""
         own = jnp.eye(self.ensemble_size)[..., None] * gates[..., None, :]  # (G, S/M, M, M, E/M)
         return own.reshape(len(gates), -1, self.num_experts)
 

@@ -56,7 +56,7 @@ class NoisyRouter(nn.Module):
       dtype: Dtype in which logits and gates are computed; the `Routing` record is float32.
       deterministic: Whether to route without noise.
       dispatcher: `name` of the dispatch method, and its options.
-      dot_general: Product with the kernel; that of JAX if None.
+      dot_general: Product with the kernel; JAX's own if None.
       tokens_per_image: T, for routers that look at whole images.
     """
 
