@@ -71,7 +71,7 @@ def remove_checkpoints(workdir: pathlib.Path) -> None:
 
 def fill(workdir: pathlib.Path) -> None:
     """Fills the file system."""
-    with (workdir.parent / "ballast").open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), (workdir.parent / "ballast").open("wb") as file:
         while True:
             file.write(bytes(2**14))
             file.flush()
