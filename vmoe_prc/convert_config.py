@@ -7,7 +7,6 @@ changed is noted; what has no counterpart is refused, all of it at once, with wh
 instead.
 """
 
-import argparse
 import dataclasses
 import pprint
 import re
@@ -20,6 +19,7 @@ from vmoe_prc.config.files import read_released
 from vmoe_prc.config.values import plain
 from vmoe_prc.data.ops import registry as ops
 from vmoe_prc.errors import UserError
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 # Fields without effect here, by their ends, with the reason.
@@ -443,7 +443,7 @@ def _short(value: Any) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.convert_config", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("source", metavar="FILE[:ARGUMENTS]", help="config file of V-MoE or PRC")

@@ -15,6 +15,7 @@ from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.config.reference import explain
 from vmoe_prc.errors import PreemptedError
+from vmoe_prc.runtime.arguments import with_underscores
 from vmoe_prc.runtime.programs import run_program, setup
 
 _CONFIG = flags.DEFINE_string(
@@ -136,7 +137,7 @@ def main(argv: list[str], changes: dict[str, Any]):
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the flags but those of fields; what is wrong with them becomes a `ConfigError`."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(with_underscores(argv))
     except flags.Error as error:
         message = " ".join(str(error).split())
         raise ConfigError("command line", " ".join(argv[1:]), message) from None

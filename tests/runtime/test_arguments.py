@@ -1,6 +1,6 @@
 """Options with dashes and underscores."""
 
-from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.arguments import ArgumentParser, with_underscores
 
 
 def test_dashes_and_underscores_are_the_same():
@@ -14,3 +14,10 @@ def test_dashes_and_underscores_are_the_same():
     ):
         args = parser.parse_args(words)
         assert args.dry_run and args.work_dir == "a_b"
+
+
+def test_flags_of_absl_may_have_dashes():
+    argv = ["main", "--num-processes=2", "--data-dir", "a-b", "--from=x-y", "-", "--"]
+    assert with_underscores(argv) == [
+        *("main", "--num_processes=2", "--data_dir", "a-b", "--from=x-y", "-", "--")
+    ]

@@ -22,6 +22,7 @@ from vmoe_prc.config import ConfigError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.arguments import ArgumentParser
 
 if TYPE_CHECKING:
     import jax
@@ -81,7 +82,7 @@ def _save(compiled: "jax.stages.Compiled", path: pathlib.Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.compile",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags
 
+from vmoe_prc.runtime.arguments import with_underscores
 from vmoe_prc.runtime.programs import run_program
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point; `runtime.programs` has the exit statuses."""
-    sys.exit(run_program(lambda: app.run(main)))
+    sys.exit(run_program(lambda: app.run(main, with_underscores(sys.argv))))
 
 
 if __name__ == "__main__":

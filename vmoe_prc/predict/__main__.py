@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime.programs import run_program
+from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,7 @@ def _report(failed: Sequence[tuple[str, str]], total: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -142,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "images", nargs="*", metavar="IMAGE", help="file, folder, pattern, or - for a list on stdin"
     )
     parser.add_argument("--config", help="configuration of a checkpoint that has none with it")
-    parser.add_argument("--top_k", "--top-k", type=_positive, default=5, help="classes per image")
+    parser.add_argument("--top-k", type=_positive, default=5, help="classes per image")
     parser.add_argument("--format", choices=("text", "csv", "jsonl"), default="text")
     parser.add_argument("--batch", type=_positive, default=32, help="images at a time")
     parser.add_argument(
@@ -160,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="with --evaluate: write its tables and figures",
     )
+    add_traceback_argument(parser)
     return parser
 
 

@@ -15,7 +15,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
         """Parses arguments, with underscores in the names of options turned into dashes."""
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_dashes(arg) for arg in args], namespace)
+        return super().parse_known_args([_renamed(arg, "_", "-") for arg in args], namespace)
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,14 @@ def process_arguments(args: argparse.Namespace) -> tuple[str | None, int | None,
     )
 
 
-def _with_dashes(argument: str) -> str:
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Returns a command line for absl's flags, whose names have underscores instead of dashes."""
+    return [_renamed(argument, "-", "_") for argument in argv]
+
+
+def _renamed(argument: str, old: str, new: str) -> str:
+    """Replaces letters in the name of an option."""
     if not argument.startswith("--"):
         return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
+    name, equals, value = argument[2:].partition("=")
+    return "--" + name.replace(old, new) + equals + value

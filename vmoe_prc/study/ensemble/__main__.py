@@ -6,7 +6,6 @@ The study file has `get_stages(data)`, see `configs/studies/routing_worth.py`. E
 one line of JSON per member to DIR/STAGE.jsonl.
 """
 
-import argparse
 import json
 import pathlib
 import runpy
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.study.ensemble.members import Variant
 from vmoe_prc.study.ensemble.probes import evaluate
 from vmoe_prc.study.ensemble.training import Task, make_training, stack_members
@@ -74,7 +74,7 @@ def run_stage(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the stages that are asked for; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.study.ensemble", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--study", required=True, type=pathlib.Path, help="Python file")

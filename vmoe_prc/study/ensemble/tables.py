@@ -3,7 +3,6 @@
 python -m vmoe_prc.study.ensemble.tables DIR/main.jsonl --reference="V-MoE, batch balance"
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.workdir.text_tables import markdown_lines
 
 Result = Mapping[str, Any]
@@ -86,7 +86,7 @@ def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables of a file of results; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m vmoe_prc.study.ensemble.tables",
         description=(__doc__ or "").partition("\n")[0],
     )
