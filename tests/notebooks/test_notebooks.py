@@ -1,5 +1,6 @@
 """The notebooks run from a clean kernel, and are stored as they ran."""
 
+import json
 import os
 import pathlib
 import re
@@ -96,3 +97,25 @@ def test_routing_tables_trains_what_is_missing(tmp_path, digits_dir):
         metrics = read_run(workdir / name).metrics
         assert float(top1) == pytest.approx(100 * metrics["test_pairs/top1"], abs=0.006)
     assert tops.keys() == {"prc", "vmoe"}
+
+
+def test_the_tutorial_makes_the_photos_of_the_example():
+    notebook = nbformat.read(ROOT / "notebooks" / "own_photos.ipynb", as_version=4)
+    example = (ROOT / "examples" / "make_photos.py").read_text().rstrip()
+    assert example in [cell.source for cell in code_cells(notebook)]
+
+
+@pytest.mark.slow
+def test_own_photos_from_a_folder_to_a_server(tmp_path):
+    notebook = nbformat.read(ROOT / "notebooks" / "own_photos.ipynb", as_version=4)
+    folder = tmp_path / "tutorial"
+    environment = {"VMOE_PRC_WORKDIR": str(folder), "VMOE_PRC_STEPS": "12"}
+    text = run(notebook, tmp_path, TFDS_DATA_DIR=str(tmp_path / "data"), **environment)
+    run_folder = folder / "workdir" / "photos"
+    assert json.loads((run_folder / "config.json").read_text())["train_steps"] == 12
+    assert (run_folder / "mistakes-worst.png").exists()
+    assert (folder / "shared" / "README.md").exists()
+    assert float(re.search(r"largest difference of the probabilities (\S+)", text)[1]) < 1e-4
+    # The answer of the server: a class and its probability.
+    name, probability = re.findall(r"\['(\w+)', (0\.\d+)\]", text)[-1]
+    assert name in {path.name for path in (folder / "photos").iterdir()} and float(probability) > 0
