@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
 from configs import digits_models
 from vmoe_prc.data.builders import builder_factory
+from vmoe_prc.data.shards import ImageListBuilder, Item
 
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
 
@@ -31,8 +33,19 @@ def prepare(name, splits, data_dir):
         | ({"head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0)} if "head_bbox" in features else {})
         for example in RandomFakeGenerator(features, num_examples=NUM_EXAMPLES)
     ]
-    builder._split_generators = lambda dl_manager: {s: enumerate(examples) for s in splits}
+    if isinstance(builder, ImageListBuilder):
+        items = list(write_items(examples, data_dir.parent))
+        builder.list_items = lambda manual_dir: dict.fromkeys(splits, items)
+    else:
+        builder._split_generators = lambda dl_manager: {s: enumerate(examples) for s in splits}
     builder.download_and_prepare()
+
+
+def write_items(examples, directory):
+    for i, example in enumerate(examples):
+        path = directory / f"{i}.JPEG"
+        PIL.Image.fromarray(example["image"]).save(path)
+        yield Item(path.name, int(example["label"]), str(path), path.stat().st_size)
 
 
 RECIPES = {

@@ -4,6 +4,8 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from etils import epath
@@ -80,3 +82,25 @@ def test_where_no_kernel_locks_files(tmp_path):
     with renewed_lock(path, **options):
         assert path.read_text() != left
     assert not path.exists()
+
+
+def test_a_lease_that_is_being_rewritten_names_its_owner(tmp_path):
+    path, stop = epath.Path(tmp_path / "lock"), threading.Event()
+
+    def rewrite():
+        count = 0
+        while not stop.wait(0.01):
+            path.write_text("")
+            time.sleep(0.1)
+            count += 1
+            path.write_text(f"process 7 on host 1 {count}")
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        with pytest.raises(ConfigError, match="process 7 on host"):
+            with renewed_lock(path, renew_seconds=0.4):
+                pass
+    finally:
+        stop.set()
+        thread.join()

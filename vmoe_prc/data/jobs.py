@@ -71,7 +71,7 @@ class _Process:
     def __init__(self):
         paths = os.pathsep.join(filter(None, sys.path))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "vmoe_prc.data.jobs"],
+            [sys.executable, "-c", f"from {__name__} import answer_jobs; answer_jobs()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -120,7 +120,7 @@ def _end_with_input(requests: BinaryIO, to_jobs: BinaryIO) -> None:
     os._exit(1)
 
 
-def main() -> None:
+def answer_jobs() -> None:
     """Answers jobs from standard input on standard output."""
     # A terminal signals all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -133,7 +133,3 @@ def main() -> None:
     )
     forward.start()
     _serve(os.fdopen(reader, "rb"), answers)
-
-
-if __name__ == "__main__":
-    main()

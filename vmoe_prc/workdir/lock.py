@@ -128,8 +128,8 @@ def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[Chec
     path.write_text(name)
     # If two processes start at the same time, the one that wrote last holds the lease.
     time.sleep(renew_seconds / 2)
-    if not path.read_text().startswith(name):
-        raise _in_use(path, path.read_text())
+    if not (now := _read(path)).startswith(name):
+        raise _in_use(path, now)
 
     def renew():
         count = 0
@@ -157,14 +157,23 @@ def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[Chec
 def _wait_until_abandoned(path: epath.Path, renew_seconds: float) -> None:
     if not path.exists():
         return
-    before, deadline = path.read_text(), time.monotonic() + 3 * renew_seconds
+    before, deadline = _read(path), time.monotonic() + 3 * renew_seconds
     logging.info("%s exists; waiting to see whether its run is alive", path)
     while time.monotonic() < deadline:
         time.sleep(renew_seconds / 4)
         if not path.exists():
             return
-        if (now := path.read_text()) != before:
+        if (now := _read(path)) != before:
             raise _in_use(path, now)
+
+
+def _read(path: epath.Path) -> str:
+    # While it is rewritten, a local file is empty for a moment.
+    for _ in range(100):
+        if text := path.read_text():
+            return text
+        time.sleep(0.01)
+    return ""
 
 
 def _owner() -> str:
