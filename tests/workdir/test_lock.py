@@ -98,9 +98,9 @@ def test_a_lease_that_is_being_rewritten_names_its_owner(tmp_path):
     thread = threading.Thread(target=rewrite)
     thread.start()
     try:
-        with pytest.raises(ConfigError, match="process 7 on host"):
-            with renewed_lock(path, renew_seconds=0.4):
-                pass
+        lease = renewed_lock(path, renew_seconds=0.4)
+        with pytest.raises(ConfigError, match="process 7 on host"), lease:
+            pass
     finally:
         stop.set()
         thread.join()
