@@ -33,6 +33,10 @@ class Case(NamedTuple):
     flags: tuple[str, ...]
 
 
+REMAT = "--config.model.encoder.remat=blocks"
+LARGE = "configs/imagenet21k_vmoe.py:experts=32,backbone="
+
+
 def _partitions(number: int) -> str:
     return f"--config.num_expert_partitions={number}"
 
@@ -47,6 +51,9 @@ CASES = {
     "s32_h100x1": Case("configs/imagenet_prc.py", "h100:1", (HALF,)),
     "s32_h100x1_dropless": Case("configs/imagenet_prc.py", "h100:1", (HALF, DROPLESS)),
     "b16_h100x8": Case("configs/imagenet21k_vmoe.py", "h100:8", (HALF, _partitions(8))),
+    "l16_h100x8": Case(f"{LARGE}L/16", "h100:8", (HALF, REMAT, _partitions(8))),
+    "h14_last5_h100x64": Case(f"{LARGE}H/14,last=5", "h100:64", (HALF, REMAT, _partitions(32))),
+    "h14_h100x64": Case(f"{LARGE}H/14", "h100:64", (HALF, REMAT, _partitions(32))),
     "b16_v5p": Case("configs/imagenet21k_vmoe.py", "v5p:4x4x4", (HALF, _partitions(8))),
 }
 

@@ -83,6 +83,10 @@ def test_vmoe_b16_has_experts_in_every_second_block():
     assert config.model.encoder.moe.layers == (1, 3, 5, 7, 9, 11)
     assert config.mixup.concentration == 0.5
     assert imagenet21k_vmoe.get_config("prc=on").dataset.train.batch_size == 2048
+    huge = imagenet21k_vmoe.get_config("backbone=H/14,experts=32,last=5").model
+    assert (huge.patch_size, huge.hidden_size) == ((14, 14), 1280)
+    assert huge.encoder.moe.num_experts == 32
+    assert huge.encoder.moe.layers == (23, 25, 27, 29, 31)
 
 
 @pytest.mark.parametrize("recipe", [folder_prc, photos_prc])
