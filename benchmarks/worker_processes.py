@@ -29,7 +29,6 @@ import ml_collections
 
 from benchmarks import input_pipeline, resume, timing
 from vmoe_prc.data import pipeline
-from vmoe_prc.data.builders import prepare_once
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.errors import RunError
 
@@ -172,11 +171,8 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
     """Measures all, prints three tables and the error."""
     rows = rates(args, data_dir)
     print(timing.format_table(rows))
-    prepare_once(lambda: resume.Dots(args.examples, data_dir=data_dir))
-    splits = [
-        open_split(ml_collections.ConfigDict({**resume.section(data_dir), "workers": workers}))
-        for workers in args.workers
-    ]
+    resume.write(data_dir, args.examples)
+    splits = [resume.open_records(data_dir, workers) for workers in args.workers]
     ends = [epochs(split) for split in splits]
     print(f"\n{EPOCHS} epochs of {args.examples:,} small images")
     timing.report(args, ends, rates=rows)
