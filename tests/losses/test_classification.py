@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe_prc.losses import classification_loss
+from vmoe_prc.losses import class_probabilities, classification_loss
 
 LOGITS = jnp.array([[2.0, -1.0, 0.5], [0.0, 0.0, 3.0]])
 LABELS = jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -39,3 +39,12 @@ def test_errors():
         classification_loss(LOGITS, LABELS, "hinge")
     with pytest.raises(ValueError, match=r"need labels of the same shape, not \(1, 3\)"):
         classification_loss(LOGITS, LABELS[:1])
+
+
+@pytest.mark.parametrize("prefix", ["", "ensemble_"])
+def test_probabilities_are_those_of_the_loss(prefix):
+    logits = jnp.array([[0.0, 2.0, -1.0]])
+    softmax = class_probabilities(logits, f"{prefix}softmax_xent")
+    np.testing.assert_allclose(softmax, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+    sigmoid = class_probabilities(logits, f"{prefix}sigmoid_xent")
+    np.testing.assert_allclose(sigmoid, 1 / (1 + np.exp(-logits)), rtol=1e-5)

@@ -6,7 +6,7 @@ from typing import Any
 from vmoe_prc.config.derived import EVALUATION_MODEL, Config, evaluation_model
 from vmoe_prc.config.errors import ConfigError, check_regex, nearest
 from vmoe_prc.config.metric_names import FEWSHOT, MetricName, parse_name
-from vmoe_prc.config.registry import DISPATCHERS, ROUTERS, SCHEDULES
+from vmoe_prc.config.registry import CLASSIFICATION_LOSSES, DISPATCHERS, ROUTERS, SCHEDULES
 from vmoe_prc.config.values import plain
 
 # Metrics of every split that is evaluated, the last four of splits with two views.
@@ -234,7 +234,7 @@ def _check_ensemble(config: Mapping[str, Any]) -> None:
             "cannot be computed for an ensemble, whose members route by themselves",
         )
     average = model["ensemble_average"]
-    if ("sigmoid" in loss["name"]) != (average == "sigmoid"):
+    if average != CLASSIFICATION_LOSSES.options(loss["name"]).ACTIVATION:
         raise ConfigError(
             "config.model.ensemble_average", average, f"does not fit config.loss {loss['name']!r}"
         )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vmoe_prc.checkpoints.request import ExportRequest
-from vmoe_prc.config.registry import EXPORTS
+from vmoe_prc.config.registry import CLASSIFICATION_LOSSES, EXPORTS
 from vmoe_prc.predict.model import TrainedModel, open_model
 from vmoe_prc.workdir.atomic import atomic_write
 from vmoe_prc.workdir.paths import user_path
@@ -48,8 +48,8 @@ def build_onnx(model: TrainedModel):
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), model.params)
     graph = Graph()
     logits, choices = add_model(graph, model.model_options((height, width)), params, INPUT, grid)
-    is_sigmoid = model.config.loss.name == "sigmoid_xent"
-    probabilities = graph.op("Sigmoid" if is_sigmoid else "Softmax", logits)
+    activation = CLASSIFICATION_LOSSES.options(model.config.loss.name).ACTIVATION
+    probabilities = graph.op("Sigmoid" if activation == "sigmoid" else "Softmax", logits)
     classes = ("n", len(model.classes))
     outputs: dict[str, tuple[str, str, tuple[str | int, ...]]] = {
         "logits": (logits, "float32", classes),

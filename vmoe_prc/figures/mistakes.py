@@ -26,6 +26,7 @@ from vmoe_prc.figures.panels import (
     plain_text,
     to_display,
 )
+from vmoe_prc.losses.classification import class_probabilities
 from vmoe_prc.models import apply_model
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.accuracy import is_labelled, main_class
@@ -59,7 +60,6 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
     if split not in context.splits:
         expected = f"expected one of {', '.join(context.splits)}"
         raise ConfigError("config.evaluators", split, expected, nearest(split, context.splits))
-    is_sigmoid = "sigmoid" in context.config.loss.name
     num_classes, data = context.config.model.num_classes, context.splits[split]
     names = class_titles(np.arange(num_classes), data.class_names)
 
@@ -67,14 +67,15 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
         images, labels = merge_views(batch["image"], batch["labels"])
         mask = jnp.repeat(batch["mask"], len(images) // len(batch["mask"]))
         logits, _ = apply_model(context.model, params, images, mask)
-        probabilities = jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)
+        probabilities = class_probabilities(logits, context.config.loss.name)
         classes, counted = main_class(labels), mask & is_labelled(labels)
-        wrong = counted & (jnp.argmax(probabilities, axis=-1) != classes)
-        # Only the worst of a batch leave the devices.
+        predicted = jnp.argmax(probabilities, axis=-1)
+        wrong = counted & (predicted != classes)
+        # Of the images and probabilities only the worst of a batch leave the devices.
         _, worst = jax.lax.top_k(
             jnp.where(wrong, probabilities.max(axis=-1), -1), min(MOST_IMAGES, len(images))
         )
-        return (classes, probabilities, counted), (
+        return (classes, predicted, counted), (
             images[worst],
             classes[worst],
             probabilities[worst],
@@ -87,12 +88,9 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
     def run(params: Any) -> dict[str, Result]:
         counts, worst = np.zeros((num_classes, num_classes), np.int64), None
         for batch in data.batches():
-            (classes, probabilities, counted), *found = jax.device_get(
-                classify(params, dict(batch))
-            )
-            predicted = probabilities.argmax(axis=-1)
+            (classes, predicted, counted), found = jax.device_get(classify(params, dict(batch)))
             counts += confusion_matrix(classes[counted], predicted[counted], num_classes)
-            worst = _worst(found[0], worst)
+            worst = _worst(found, worst)
         if worst is None:
             return {}
         images, classes, probabilities = worst

@@ -9,11 +9,17 @@ import jax.numpy as jnp
 from vmoe_prc.arrays import Array, Int
 from vmoe_prc.config.metric_names import under
 from vmoe_prc.losses.balance import BalanceLosses
-from vmoe_prc.losses.classification import classification_loss
+from vmoe_prc.losses.classification import class_probabilities, classification_loss
 from vmoe_prc.losses.consistency import ConsistencyLoss
 from vmoe_prc.models.routing import Routing
 
-__all__ = ["BalanceLosses", "ConsistencyLoss", "auxiliary_loss", "classification_loss"]
+__all__ = [
+    "BalanceLosses",
+    "ConsistencyLoss",
+    "auxiliary_loss",
+    "class_probabilities",
+    "classification_loss",
+]
 
 
 def auxiliary_loss(

@@ -17,6 +17,7 @@ from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.checkpoints.metadata import read_metadata
 from vmoe_prc.checkpoints.params import check_params, read_params
 from vmoe_prc.config import ConfigError, complete, evaluation_model
+from vmoe_prc.losses.classification import class_probabilities
 from vmoe_prc.models import apply_model, create_model
 from vmoe_prc.predict.preprocessing import ImageLike, Preprocessing, evaluation_preprocessing
 
@@ -206,8 +207,7 @@ class TrainedModel:
         return outputs
 
     def _probabilities(self, logits: Array) -> Array:
-        is_sigmoid = self.config.loss.name == "sigmoid_xent"
-        return jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)
+        return class_probabilities(logits, self.config.loss.name)
 
     @functools.cache  # noqa: B019  A model lives as long as the program.
     def _apply(self, headless: bool) -> Callable[[Any, jax.Array], Any]:

@@ -6,13 +6,14 @@ A loss is a function (logits, labels, options) -> loss per image that registers 
 
 from typing import Any
 
+import jax
 import optax
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config.registry import CLASSIFICATION_LOSSES
 from vmoe_prc.losses.classification.options import ClassificationOptions
 
-__all__ = ["ClassificationOptions", "classification_loss"]
+__all__ = ["ClassificationOptions", "class_probabilities", "classification_loss"]
 
 
 def classification_loss(
@@ -42,3 +43,14 @@ def classification_loss(
     if chosen.label_smoothing:
         labels = optax.smooth_labels(labels, chosen.label_smoothing)
     return loss(logits, labels, chosen)
+
+
+def class_probabilities(logits: Float[Array, "N classes"], name: str) -> Float[Array, "N classes"]:
+    """Returns the probabilities of a model that was trained with a loss.
+
+    Args:
+      logits: (N, classes) float32.
+      name: Name of the loss, such as 'softmax_xent' or 'sigmoid_xent'.
+    """
+    is_sigmoid = CLASSIFICATION_LOSSES.options(name).ACTIVATION == "sigmoid"
+    return jax.nn.sigmoid(logits) if is_sigmoid else jax.nn.softmax(logits)

@@ -5,7 +5,7 @@ import optax
 
 from vmoe_prc.arrays import Array, Float
 from vmoe_prc.config.registry import CLASSIFICATION_LOSSES
-from vmoe_prc.losses.classification.options import ClassificationOptions
+from vmoe_prc.losses.classification.options import ClassificationOptions, SigmoidOptions
 
 
 @CLASSIFICATION_LOSSES.register(options=ClassificationOptions)
@@ -19,7 +19,7 @@ def softmax_xent(
     return optax.softmax_cross_entropy(logits, labels)
 
 
-@CLASSIFICATION_LOSSES.register(options=ClassificationOptions)
+@CLASSIFICATION_LOSSES.register(options=SigmoidOptions)
 def sigmoid_xent(
     logits: Float[Array, "N classes"],
     labels: Float[Array, "N classes"],

@@ -9,7 +9,7 @@ import dataclasses
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import CLASSIFICATION_LOSSES
 from vmoe_prc.losses.classification.cross_entropy import sigmoid_xent, softmax_xent
-from vmoe_prc.losses.classification.options import ClassificationOptions
+from vmoe_prc.losses.classification.options import ClassificationOptions, SigmoidOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,5 +21,11 @@ class EnsembleOptions(ClassificationOptions):
     )
 
 
+class SigmoidEnsembleOptions(EnsembleOptions, SigmoidOptions):
+    """Options of `ensemble_sigmoid_xent`."""
+
+
 CLASSIFICATION_LOSSES.register("ensemble_softmax_xent", options=EnsembleOptions)(softmax_xent)
-CLASSIFICATION_LOSSES.register("ensemble_sigmoid_xent", options=EnsembleOptions)(sigmoid_xent)
+CLASSIFICATION_LOSSES.register("ensemble_sigmoid_xent", options=SigmoidEnsembleOptions)(
+    sigmoid_xent
+)
