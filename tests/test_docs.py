@@ -20,6 +20,14 @@ def test_links_lead_to_files(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_are_included(page):
+    # Formatters take the lines for a program, and the site shows what is left of them.
+    lines = re.findall(r"^ *-+ *8 *<.*$", page.read_text(), re.MULTILINE)
+    names = [re.fullmatch(r'--8<-- "(\S+)"', line) for line in lines]
+    assert all(name and (ROOT / name[1]).exists() for name in names)
+
+
 @pytest.mark.slow
 def test_the_page_of_commands_is_current():
     path = ROOT / ".ci" / "write_cli.py"
@@ -35,3 +43,5 @@ def test_the_site_builds_without_warnings(tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "auxiliary_loss" in (tmp_path / "api" / "index.html").read_text()
+    included = re.sub("<.*?>", "", (tmp_path / "extending" / "index.html").read_text())
+    assert "class ThresholdRouter" in included
