@@ -12,10 +12,11 @@ from tiny_images import huge_png
 
 import vmoe_prc
 from vmoe_prc.config import ConfigError
+from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.predict.__main__ import main
 from vmoe_prc.predict.inputs import find_images
-from vmoe_prc.predict.labelled import evaluate_labelled, labels_of
+from vmoe_prc.predict.labelled import count_trained_on, evaluate_labelled, labels_of
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,9 @@ def test_the_command_names_and_skips_bad_files(finished, photos, capsys, form):
 
 def test_routing_is_written(finished, photos, tmp_path, capsys):
     paths = good(photos)
-    assert main([str(finished[0]), *paths, f"--routing={tmp_path}"]) == 0
+    # Options may be between the images.
+    arguments = [str(finished[0]), paths[0], f"--routing={tmp_path}", *paths[1:]]
+    assert main(arguments) == 0
     table = pd.read_csv(tmp_path / "routing.csv")
     routings = vmoe_prc.open(finished[0]).routing(paths)
     assert len(table) == sum(r.experts.size for r in routings.values())
@@ -147,6 +150,17 @@ def test_numbers_of_an_evaluation():
     assert found.mistakes.to_dict("records") == [
         {"image": "c", "class": "dog", "predicted": "cat", "probability": 0.6}
     ]
+
+
+def test_images_of_the_training_are_counted(photos):
+    trained_on = {"train": {"name": "folder", "manual_dir": str(photos)}}
+    files = scan_class_folders(photos).splits
+    train, test = ([str(file.path) for file in files[split]] for split in ("train", "test"))
+    assert train and test
+    assert count_trained_on([*train[:2], *test], trained_on) == 2
+    assert count_trained_on(train, {"train": {"name": "digits", "manual_dir": None}}) == 0
+    gone = {"train": {"name": "folder", "manual_dir": str(photos / "none")}}
+    assert count_trained_on(train, gone) == 0
 
 
 def test_labels_are_folder_names():

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 1 if an image could not be read."""
-    args = _parser().parse_args(argv)
+    # Images may be on both sides of the options.
+    args = _parser().parse_intermixed_args(argv)
     if not args.images and not args.evaluate:
         raise ConfigError("IMAGE", None, "expected an image, a folder, a pattern, or --evaluate")
     # Imported here so that --help need not wait for JAX and TensorFlow.
@@ -64,7 +65,7 @@ def _predict(args: argparse.Namespace, model: "TrainedModel", names: list[str]) 
 def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str]) -> int:
     import numpy as np
 
-    from vmoe_prc.predict.labelled import evaluate_labelled, labels_of
+    from vmoe_prc.predict.labelled import count_trained_on, evaluate_labelled, labels_of
 
     by_name = dict(zip(names, labels_of(names, args.evaluate, model.classes), strict=True))
     failed: list[tuple[str, str]] = []
@@ -80,6 +81,12 @@ def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str])
         raise ConfigError("--evaluate", args.evaluate, "none of its images can be read")
     labels = np.array([by_name[name] for name in read])
     result = evaluate_labelled(read, labels, probabilities, model.classes)
+    if trained_on := count_trained_on(read, model.config.dataset.to_dict()):
+        print(
+            f"warning: the model was trained on {trained_on} of these images; their accuracy says "
+            "nothing of others",
+            file=sys.stderr,
+        )
     print(f"accuracy {result.accuracy:.2%} of {len(read)} images\n")
     percent = result.classes.assign(accuracy=result.classes["accuracy"].map("{:.1%}".format))
     print(percent.to_string(index=False))

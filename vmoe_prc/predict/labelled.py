@@ -2,13 +2,16 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from vmoe_prc.arrays import Float, Int
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.data.class_folders import scan_class_folders
+from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.evaluation.mistakes import confusion_matrix, worst_mistakes
 
 WORST = 20
@@ -59,6 +62,24 @@ def labels_of(paths: Sequence[str], folder: str, classes: Sequence[str]) -> Int[
             raise ConfigError("--evaluate", name, expected, nearest(name, classes))
         labels.append(known[-1])
     return np.array(labels, np.int64)
+
+
+def count_trained_on(paths: Sequence[str], datasets: Mapping[str, Any]) -> int:
+    """Counts the images that a model was trained on, as far as its class folders are still there.
+
+    Args:
+      paths: Images.
+      datasets: `config.dataset` of the model.
+    """
+    train = datasets.get("train")
+    if train is None or train["name"] != "folder" or not train["manual_dir"]:
+        return 0
+    try:
+        files = scan_class_folders(train["manual_dir"]).splits["train"]
+    except DatasetError:
+        return 0
+    known = {os.path.realpath(str(file.path)) for file in files}
+    return sum(os.path.realpath(path) in known for path in paths)
 
 
 def evaluate_labelled(

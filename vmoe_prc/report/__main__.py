@@ -16,7 +16,7 @@ PAGE_FILE = "report.html"
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     return run_program(lambda: _report(args), args.traceback)
 
 

@@ -19,7 +19,7 @@ MOST_MODELS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command until it is interrupted; returns its exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     return run_program(lambda: _serve(args), args.traceback)
 
 
