@@ -6,7 +6,6 @@ import shutil
 from typing import ClassVar
 
 import etils.epath.gpath
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +20,6 @@ from vmoe_prc.checkpoints.export import main
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.metadata import read_metadata
 from vmoe_prc.checkpoints.params import open_params, read_params, write_params
-from vmoe_prc.checkpoints.transfer import transfer
-from vmoe_prc.models import VisionTransformerMoe
-from vmoe_prc.recipes import FINE_TUNE_RULES, upcycling_rules
 
 RELEASED = pathlib.Path(__file__).parents[1] / "data" / "golden" / "vmoe_checkpoint" / "vmoe_tiny"
 PARAMS = {
@@ -204,15 +200,6 @@ def test_parts_of_another_file(tmp_path):
         np.testing.assert_array_equal(stored.read({name})[name], value)
 
 
-def test_reads_bfloat16_in_npz_files(tmp_path):
-    """NumPy writes it as two bytes without a type."""
-    x = jnp.asarray([[1.5, -2.25]], jnp.bfloat16)
-    np.savez(tmp_path / "x.npz", **{"head/kernel": np.asarray(x)})
-    read = read_params(tmp_path / "x.npz")["params/head/kernel"]
-    assert read.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(read, x)
-
-
 def test_reads_the_current_checkpoints_of_v_moe(tmp_path):
     """Those that its program writes with Orbax: WORKDIR/ckpt/STEP/state."""
     state = {"step": np.int32(7), "params": {"head": {"kernel": np.arange(6.0).reshape(2, 3)}}}
@@ -229,49 +216,3 @@ def test_reads_the_current_checkpoints_of_v_moe(tmp_path):
     read = read_params(tmp_path)
     assert list(read) == ["params/head/kernel"]
     np.testing.assert_array_equal(read["params/head/kernel"], state["params"]["head"]["kernel"])
-
-
-def test_released_vit_files_have_the_names_of_our_rules(tmp_path):
-    """Names, shapes and numbering are those of the files of google-research/vision_transformer."""
-    rng, width, heads = np.random.default_rng(0), 8, 2
-    block = "Transformer/encoderblock_0"
-    attention = f"{block}/MultiHeadDotProductAttention_1"
-    shapes = {
-        "cls": (1, 1, width),
-        "embedding/kernel": (4, 4, 3, width),
-        "embedding/bias": (width,),
-        "Transformer/posembed_input/pos_embedding": (1, 5, width),
-        **{f"{attention}/{n}/kernel": (width, heads, 4) for n in ("query", "key", "value")},
-        **{f"{attention}/{n}/bias": (heads, 4) for n in ("query", "key", "value")},
-        f"{attention}/out/kernel": (heads, 4, width),
-        f"{attention}/out/bias": (width,),
-        **{f"{block}/LayerNorm_{i}/{n}": (width,) for i in (0, 2) for n in ("scale", "bias")},
-        f"{block}/MlpBlock_3/Dense_0/kernel": (width, 16),
-        f"{block}/MlpBlock_3/Dense_0/bias": (16,),
-        f"{block}/MlpBlock_3/Dense_1/kernel": (16, width),
-        f"{block}/MlpBlock_3/Dense_1/bias": (width,),
-        "Transformer/encoder_norm/scale": (width,),
-        "Transformer/encoder_norm/bias": (width,),
-        "pre_logits/kernel": (width, width),
-        "pre_logits/bias": (width,),
-        "head/kernel": (width, 10),
-        "head/bias": (10,),
-    }
-    np.savez(tmp_path / "vit.npz", **{k: rng.normal(size=s) for k, s in shapes.items()})
-    source = read_params(tmp_path / "vit.npz")
-    moe = {"num_experts": 4, "layers": (0,), "group_size": 10}
-    for layers, rules in (((), FINE_TUNE_RULES), ((0,), upcycling_rules((0,), 4))):
-        encoder = {"num_layers": 1, "mlp_dim": 16, "num_heads": heads}
-        model = VisionTransformerMoe(
-            3, (4, 4), width, {**encoder, "moe": {**moe, "layers": layers}}, deterministic=True
-        )
-        images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-        target = jax.eval_shape(model.init, jax.random.key(0), images)
-        target = flax.traverse_util.flatten_dict(target, sep="/")
-        arrays, _ = transfer(source, target, rules, raise_if_target_unmatched=False)
-        new = {"params/head/kernel", "params/head/bias"}
-        new |= {"params/Encoder/encoderblock_0/Moe/Router/dense/kernel"} if layers else set()
-        assert target.keys() - arrays.keys() == new
-    dense = source["params/Encoder/encoderblock_0/Mlp/Dense_1/kernel"]
-    experts = arrays["params/Encoder/encoderblock_0/Moe/Mlp/Dense_1/kernel"]
-    np.testing.assert_allclose(experts, np.broadcast_to(dense, (4, 16, width)), rtol=1e-6)

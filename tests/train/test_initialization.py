@@ -4,17 +4,21 @@ import pathlib
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 
+from vmoe_prc.checkpoints import vmoe_format
 from vmoe_prc.checkpoints.manager import Checkpointer
 from vmoe_prc.checkpoints.params import read_params, write_params
 from vmoe_prc.config import ConfigError
 from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.recipes import FINE_TUNE_RULES, upcycling_rules
 from vmoe_prc.runtime.mesh import create_mesh
-from vmoe_prc.steps.state import abstract_train_state, create_train_state
+from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_state
 from vmoe_prc.steps.train import make_train_step
 from vmoe_prc.train.initialization import initialize
 
@@ -160,3 +164,102 @@ def test_a_checkpoint_that_cannot_be_used(tmp_path):
     for name in ("missing", "empty", "missing.npz", "broken.npz", "missing.safetensors"):
         with pytest.raises(ConfigError, match=rf"config.initialization.prefix = .*{name}"):
             initialize(state, {**OPTIONS, "prefix": str(tmp_path / name)})
+
+
+def their_optimizer(direction):
+    """The parts of the released programs' optimisers, in their places."""
+    return optax.chain(
+        optax.identity(),
+        optax.clip_by_global_norm(1.0),
+        direction,
+        optax.add_decayed_weights(0.1, mask={"head": {"kernel": True, "bias": False}}),
+        optax.inject_hyperparams(lambda learning_rate: optax.scale(-learning_rate))(
+            optax.linear_schedule(1e-2, 0.0, 8)
+        ),
+        optax.identity(),
+    )
+
+
+def write_orbax(path, state):
+    with ocp.CheckpointManager(
+        path / "ckpt", item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+    ) as manager:
+        manager.save(3, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)))
+    return path
+
+
+def write_vmoe(path, state):
+    vmoe_format.save(path / "ckpt_3", state, num_shards=2)
+    return path / "ckpt_3"
+
+
+OURS = {
+    "adam": (optax.scale_by_adam(), {"name": "adam"}),
+    "sgd": (optax.trace(0.9), {"name": "sgd", "momentum": 0.9}),
+    "adafactor": (
+        optax.chain(
+            optax.scale_by_factored_rms(
+                min_dim_size_to_factor=2,
+                decay_rate_fn=lambda step, _: jnp.minimum(1 - (step + 1.0) ** -0.8, 0.999),
+            ),
+            optax.ema(0.9, debias=False, accumulator_dtype=jnp.bfloat16),
+        ),
+        {"name": "adafactor", "min_dim_size_to_factor": 2},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_vmoe, n) for n in OURS] + [(write_orbax, "adam")]
+)
+def test_continues_a_run_of_v_moe(write, name, tmp_path):
+    """Three steps there and three here are six steps there."""
+    rng = np.random.default_rng(0)
+    gradients = [
+        {"head": {"bias": rng.normal(size=3), "kernel": rng.normal(size=(4, 3))}} for _ in range(6)
+    ]
+    gradients = jax.tree.map(jnp.float32, gradients)
+    direction, options = OURS[name]
+    theirs = their_optimizer(direction)
+    params = jax.tree.map(jnp.ones_like, gradients[0])
+    opt_state = theirs.init(params)
+    for step, gradient in enumerate(gradients):
+        if step == 3:
+            state = {"step": np.int32(3), "params": params, "opt_state": opt_state}
+            prefix = write(tmp_path, jax.tree.map(np.asarray, state))
+        updates, opt_state = theirs.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    rate = {"schedule": "warmup_linear_decay", "peak_value": 1e-2, "warmup_steps": 0}
+    optimizer = create_optimizer(
+        total_steps=8,
+        learning_rate={**rate, "end_value": 0.0},
+        weight_decay=[("kernel", 0.1)],
+        gradient_clip={"global_norm": 1.0},
+        **options,
+    )
+    fresh = jax.tree.map(jnp.zeros_like, params)
+    state = TrainState(jnp.int32(0), fresh, optimizer.init(fresh), None, 0, 0)
+    state, _ = initialize(state, {**OPTIONS, "prefix": str(prefix), "optimizer_state": True})
+    assert int(state.step) == 3
+    ours, opt_state = state.params, state.opt_state
+    for gradient in gradients[3:]:
+        updates, opt_state = optimizer.update(gradient, opt_state, ours)
+        ours = optax.apply_updates(ours, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours, params)
+
+
+def test_an_optimiser_without_a_state_to_load(tmp_path):
+    params = {"head": {"kernel": jnp.ones((4, 3))}}
+    optimizer = create_optimizer(total_steps=8, name="adam", learning_rate=0.1)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), None, 0, 0)
+    options = {**OPTIONS, "prefix": str(tmp_path / "x"), "optimizer_state": True}
+    vmoe_format.save(tmp_path / "x", {"params": params})
+    with pytest.raises(ConfigError, match="holds no state of an optimiser"):
+        initialize(state, options)
+    momentum = {"2": {"trace": params}}
+    vmoe_format.save(tmp_path / "x", {"params": params, "step": np.int32(3), "opt_state": momentum})
+    with pytest.raises(ConfigError, match=r"needs 'mu' of 'head/kernel' of shape .*is nothing"):
+        initialize(state, options)
+    rules = [("^(.*)$", r"\1", "zoom")]
+    with pytest.raises(ConfigError, match="needs the parameter 'head/kernel' to be copied"):
+        initialize(state, {**options, "rules": rules})

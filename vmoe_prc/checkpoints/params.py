@@ -2,10 +2,6 @@
 
 import dataclasses
 import os
-import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -17,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vmoe_prc.checkpoints import pretrained, safetensors, vmoe_format, vmoe_orbax
+from vmoe_prc.checkpoints import npz, pretrained, safetensors, vmoe_format, vmoe_orbax
 from vmoe_prc.checkpoints.manager import CheckpointError, restore_params
 from vmoe_prc.checkpoints.metadata import as_safetensors, write_sidecar
 from vmoe_prc.checkpoints.names import flattened, nested
@@ -56,7 +52,7 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     path = user_path(prefix)
     if path.suffix == ".npz":
-        params = _read_npz(path)
+        params = nested(npz.read_npz(path), path)
     elif path.suffix == ".safetensors":
         if (opened := pretrained.open_torch(path)) is not None:
             return _noted(opened, path)
@@ -68,7 +64,7 @@ def read_params(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     elif (path / CHECKPOINT_FOLDER).exists():
         params = {"params": restore_params(path / CHECKPOINT_FOLDER)}
     elif vmoe_orbax.is_vmoe_workdir(path):
-        params = {"params": vmoe_orbax.restore_params(path)}
+        params = vmoe_orbax.restore(path)
     elif pretrained.is_torch_folder(path):
         opened = pretrained.open_torch(path)
         if opened is None:
@@ -137,6 +133,31 @@ def open_params(prefix: str | os.PathLike[str]) -> StoredParams:
     )
 
 
+def read_optimizer_state(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads the step and the state of the optimiser of a run of V-MoE's or PRC's program.
+
+    Args:
+      prefix: Prefix of a checkpoint in V-MoE's format, or a work directory of its program.
+
+    Returns:
+      Arrays by their names there: `step`, and such as `opt_state/2/mu/head/kernel`.
+
+    Raises:
+      CheckpointError: If it holds parameters only, as released checkpoints do, or cannot be read.
+    """
+    path = user_path(prefix)
+    if _is_vmoe_format(path):
+        names = named_leaves(vmoe_format.read_index(path)[0])
+        wanted = {name for name in names if name == "step" or name.startswith("opt_state/")}
+        if "step" not in wanted or len(wanted) == 1:
+            raise CheckpointError(f"{prefix}: holds no state of an optimiser")
+        arrays = named_leaves(vmoe_format.restore(path, names=wanted))
+        return {name: arrays[name] for name in wanted}
+    if vmoe_orbax.is_vmoe_workdir(path):
+        return named_leaves(vmoe_orbax.restore(path, {"step", "opt_state"}))
+    raise CheckpointError(f"{prefix}: no checkpoint of V-MoE's program with an optimiser's state")
+
+
 def _is_vmoe_format(path: epath.Path) -> bool:
     return epath.Path(f"{os.fspath(path)}.index").exists()
 
@@ -202,34 +223,6 @@ def _noted(opened: TorchVit, path: epath.Path) -> dict[str, np.ndarray]:
     for note in opened.notes:
         logging.warning("%s: %s", path, note)
     return opened.params
-
-
-def _read_npz(path: epath.Path) -> dict[str, Any]:
-    flat: dict[str, np.ndarray] = {}
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            for name in arrays.files:
-                renamed = re.sub("^opt/target/", "", name)
-                if renamed in flat:
-                    raise ValueError(f"two arrays are named {renamed!r}")
-                flat[renamed] = _with_bfloat16(arrays[name])
-    # As zlib, zipfile and NumPy raise them for damaged archives.
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError) as error:
-        raise _unreadable(path, error) from error
-    except (zipfile.BadZipFile, zlib.error, struct.error, SyntaxError) as error:
-        raise _unreadable(path, error) from error
-    if not flat:
-        raise CheckpointError(f"{path}: has no arrays")
-    return nested(pretrained.from_vit_jax(flat), path)
-
-
-def _with_bfloat16(x: np.ndarray) -> np.ndarray:
-    """NumPy's files know no bfloat16, and hold it as two bytes without a type."""
-    return x.view(jnp.bfloat16) if x.dtype == np.dtype("V2") else x
-
-
-def _unreadable(path: epath.Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read: {' '.join(str(error).split())}")
 
 
 def check_params(

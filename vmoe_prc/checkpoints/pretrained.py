@@ -1,21 +1,17 @@
-"""Files of pre-trained vision transformers of other programs, read under our names.
+"""Pre-trained vision transformers of timm and transformers, and models that start from them.
 
-`open_torch` reads folders and safetensors files of timm and transformers, `from_vit_jax` the
-arrays of the `.npz` files in which Google released ViT. What they hold is found out from the
-names of the arrays.
+What a file holds is found out from the names of its arrays. `npz` reads those of Google's ViT.
 """
 
 import json
 import os
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
 import numpy as np
 from etils import epath
 
-from vmoe_prc.checkpoints import safetensors, torch_vit
+from vmoe_prc.checkpoints import npz, safetensors, torch_vit
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.torch_vit import TorchVit
 from vmoe_prc.recipes import FINE_TUNE_RULES, IMAGES_PER_GROUP, upcycling_rules
@@ -24,18 +20,6 @@ WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _INFO = ("config.json", "preprocessor_config.json")
 _PICKLES = ("pytorch_model.bin", "model.bin", "model.pth", "model.pt")
-
-# Names of the released ViT files: their attention and MLP are numbered in the block.
-_VIT_JAX = (
-    (
-        r"Transformer/encoderblock_(\d+)/MultiHeadDotProductAttention_1",
-        r"encoderblock_\1/SelfAttention",
-    ),
-    (r"Transformer/encoderblock_(\d+)/LayerNorm_2", r"encoderblock_\1/LayerNorm_1"),
-    (r"Transformer/encoderblock_(\d+)/MlpBlock_3", r"encoderblock_\1/Mlp"),
-    (r"Transformer/(encoderblock_\d+)", r"\1"),
-    (r"Transformer/(encoder_norm|posembed_input)", r"\1"),
-)
 
 
 def is_torch_folder(path: epath.Path) -> bool:
@@ -69,18 +53,6 @@ def open_torch(path: epath.Path) -> TorchVit | None:
     return torch_vit.convert(arrays, info, os.fspath(path))
 
 
-def from_vit_jax(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Gives the arrays of a released ViT `.npz` our names; those of other files keep theirs."""
-    if not any(name.startswith("Transformer/") for name in flat):
-        return dict(flat)
-    renamed = {}
-    for name, x in flat.items():
-        rule = next((r for r in _VIT_JAX if re.match(r[0], name)), None)
-        new = name if rule is None else "Encoder/" + re.sub(f"^{rule[0]}", rule[1], name)
-        renamed[new] = x
-    return renamed
-
-
 def pretrained_model(
     prefix: str | os.PathLike[str],
     *,
@@ -95,7 +67,7 @@ def pretrained_model(
     """Returns `model` and `initialization` that start from a pre-trained dense ViT.
 
     Args:
-      prefix: A folder or safetensors file of timm or transformers.
+      prefix: A folder or safetensors file of timm or transformers, or an `.npz` file of ViT.
       num_classes: Classes of the new head.
       image_size: Side of the images in pixels.
       num_experts: Experts of each mixture, copies of the MLP; 0 for a dense model.
@@ -107,10 +79,7 @@ def pretrained_model(
     Raises:
       CheckpointError: If the model cannot be read, or is not one of ours.
     """
-    opened = open_torch(epath.Path(prefix))
-    if opened is None:
-        raise CheckpointError(f"{prefix}: has no arrays of a ViT of timm or transformers")
-    model = {"name": "VisionTransformerMoe", **opened.model, "num_classes": num_classes}
+    model = {"name": "VisionTransformerMoe", **_fields(prefix), "num_classes": num_classes}
     patch = model["patch_size"][0]
     tokens = (image_size // patch) ** 2 + (model["classifier"] == "token")
     depth = model["encoder"]["num_layers"]
@@ -135,6 +104,18 @@ def pretrained_model(
             "clusters": {"images": cluster_images} if cluster_images and num_experts else None,
         },
     }
+
+
+def _fields(prefix: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the fields of `config.model` that a pre-trained model has, without experts."""
+    path = epath.Path(prefix)
+    if path.suffix == ".npz":
+        params = {f"params/{name}": x for name, x in npz.read_npz(path).items()}
+        if "params/Encoder/encoderblock_0/Mlp/Dense_0/kernel" in params:
+            return npz.model_fields(params)
+    elif (opened := open_torch(path)) is not None:
+        return opened.model
+    raise CheckpointError(f"{prefix}: has no arrays of a ViT of timm, transformers or Google")
 
 
 def _weights(folder: epath.Path) -> list[epath.Path]:

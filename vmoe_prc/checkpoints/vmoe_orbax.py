@@ -1,5 +1,6 @@
 """Reads the checkpoints that V-MoE's current program writes with Orbax."""
 
+from collections.abc import Set
 from typing import Any
 
 import jax
@@ -19,14 +20,15 @@ def is_vmoe_workdir(path: epath.Path) -> bool:
     return (path / FOLDER).exists()
 
 
-def restore_params(workdir: epath.Path) -> Any:
-    """Reads the parameters of the newest checkpoint to the host.
+def restore(workdir: epath.Path, parts: Set[str] = frozenset({"params"})) -> dict[str, Any]:
+    """Reads parts of the training state of the newest checkpoint to the host.
 
     Args:
       workdir: Work directory of a run of V-MoE's program.
+      parts: Names of the parts, such as `params`, `opt_state` and `step`.
 
     Returns:
-      Nested dicts of NumPy arrays.
+      Trees of NumPy arrays by the names of the parts.
 
     Raises:
       CheckpointError: If there is none, or it cannot be read.
@@ -39,10 +41,11 @@ def restore_params(workdir: epath.Path) -> Any:
             if step is None:
                 raise CheckpointError(f"{directory}: holds no checkpoint")
             tree = manager.item_metadata(step)[_STATE].tree
-            if "params" not in tree:
-                raise CheckpointError(f"{directory / str(step) / _STATE} holds no 'params'")
+            if missing := sorted(parts - tree.keys()):
+                where = directory / str(step) / _STATE
+                raise CheckpointError(f"{where} holds no {missing[0]!r}")
             abstract = {
-                key: jax.tree.map(lambda _, key=key: 0 if key == "params" else ocp.PLACEHOLDER, x)
+                key: jax.tree.map(lambda _, key=key: 0 if key in parts else ocp.PLACEHOLDER, x)
                 for key, x in tree.items()
             }
             read = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
@@ -52,4 +55,4 @@ def restore_params(workdir: epath.Path) -> Any:
         raise
     except Exception as error:  # What a damaged file raises depends on where it is.
         raise CheckpointError(f"{directory}: cannot be read: {error}") from error
-    return restored[_STATE]["params"]
+    return {key: restored[_STATE][key] for key in parts}

@@ -113,6 +113,11 @@ class Initialization:
     clusters: Clusters | None = option(
         None, "Makes experts that are copies differ by clusters of tokens; None for copies."
     )
+    optimizer_state: bool = option(
+        False,
+        "Whether the step and the state of the optimiser are loaded, too, to continue a run of "
+        "V-MoE's or PRC's program; its optimiser must be the same.",
+    )
 
 
 @section

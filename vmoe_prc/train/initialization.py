@@ -1,6 +1,7 @@
 """Starts a run from the parameters of another run or of a released checkpoint."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.names import flattened
-from vmoe_prc.checkpoints.params import check_is_checkpoint, open_params
+from vmoe_prc.checkpoints.params import check_is_checkpoint, open_params, read_optimizer_state
 from vmoe_prc.checkpoints.transfer import format_table, plan_reading, transfer
 from vmoe_prc.config import ConfigError
 from vmoe_prc.runtime.mesh import shard
+from vmoe_prc.runtime.trees import map_named
 from vmoe_prc.steps.state import TrainState
 
 FIELD = "config.initialization"
@@ -41,7 +43,8 @@ def initialize(
 ) -> tuple[TrainState, str]:
     """Replaces the parameters of a new state by those of a checkpoint.
 
-    Step and optimiser state stay new; an average of the parameters begins with them.
+    Step and optimiser state stay new, unless `optimizer_state` is on; an average of the parameters
+    begins with them.
 
     Args:
       state: The initial state, on its devices.
@@ -86,7 +89,54 @@ def initialize(
     }
     params = flax.traverse_util.unflatten_dict(new, sep="/")["params"]
     average = None if state.ema_params is None else jax.tree.map(jax.numpy.copy, params)
-    return dataclasses.replace(state, params=params, ema_params=average), format_table(moved)
+    state = dataclasses.replace(state, params=params, ema_params=average)
+    if options.get("optimizer_state"):
+        state = _with_optimizer_state(state, options["prefix"], copied)
+    return state, format_table(moved)
+
+
+def _with_optimizer_state(state: TrainState, prefix: str, copied: Mapping[str, str]) -> TrainState:
+    """Loads the step, and what the optimiser keeps for each parameter.
+
+    The states of V-MoE's optimisers and ours differ in the places of their parts alone, which are
+    numbered: `2/mu/head/kernel` there may be `1/mu/head/kernel` here.
+
+    Args:
+      state: The state with its parameters.
+      prefix: The checkpoint.
+      copied: By name of each parameter that is copied as it is, its name in the checkpoint.
+
+    Raises:
+      ConfigError: If there is none, or it does not fit the optimiser.
+    """
+    field = f"{FIELD}.optimizer_state"
+    try:
+        stored = read_optimizer_state(prefix)
+    except CheckpointError as error:
+        raise ConfigError(field, True, str(error)) from None
+    step = stored["step"].astype(np.int32)
+    by_part = {re.sub(r"^opt_state/(\d+/)*", "", name): x for name, x in stored.items()}
+
+    def loaded(name: str, new: jax.Array) -> jax.Array:
+        part = re.sub(r"^(\d+/)*", "", name)
+        if part == "count":  # Of updates: the released programs skip none.
+            return shard(step.astype(new.dtype), new.sharding)
+        kind, _, parameter = part.partition("/")
+        source = copied.get(f"params/{parameter}")
+        if source is None:
+            raise ConfigError(field, True, f"needs the parameter {parameter!r} to be copied")
+        value = by_part.get(f"{kind}/{source.removeprefix('params/')}")
+        if value is None or value.shape != new.shape:
+            found = "nothing" if value is None else f"shape {value.shape}"
+            expected = f"needs {kind!r} of {parameter!r} of shape {new.shape}; there is {found}"
+            raise ConfigError(field, True, expected)
+        return shard(value.astype(new.dtype), new.sharding)
+
+    return dataclasses.replace(
+        state,
+        step=shard(step, state.step.sharding),
+        opt_state=map_named(loaded, state.opt_state),
+    )
 
 
 def _zeros(array: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from vmoe_prc.checkpoints.manager import Checkpointer
+from vmoe_prc.config import ConfigError
 from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.evaluation.summary import format_summary
 from vmoe_prc.runtime.compilation_cache import use_compilation_cache
@@ -153,6 +154,9 @@ def _restore_or_create(
             state, program.config.initialization.to_dict(), program.patch_grid
         )
         logging.info("from %s:\n%s", program.config.initialization.prefix, table)
+        if int(state.step) >= program.total_steps:
+            expected = f"the run to continue has ended: needs more than {int(state.step)} steps"
+            raise ConfigError("config.train_steps", program.total_steps, expected)
         if program.config.initialization.clusters:
             state, table = cluster_experts(program, state)
             logging.info("experts from clusters of tokens:\n%s", table)
