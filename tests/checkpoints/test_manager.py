@@ -80,6 +80,15 @@ def test_keeps_the_last_and_the_best(tmp_path, metric, values):
         assert c.restore(abstract(make_state(0)), step=2).step == 2
 
 
+def test_keeps_multiples_of_a_number_of_steps(tmp_path):
+    with Checkpointer(tmp_path, keep_last=1, keep_steps_multiple_of=4) as c:
+        for step in (1, 4, 6, 8, 9, 11):
+            c.save(step, make_state(step))
+        c.wait()
+        assert c.steps() == [4, 8, 11]
+        assert c.restore(abstract(make_state(0)), step=4).step == 4
+
+
 def test_the_best_by_a_loss_is_the_lowest(tmp_path):
     """A NaN is worst, and a step without the metric cannot be the best."""
     losses = {1: 2.31, 2: 2.30, 3: float("nan"), 4: 2.32, 5: None, 6: 2.33}
