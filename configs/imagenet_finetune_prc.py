@@ -33,6 +33,8 @@ def get_config(arguments: str = ""):
         end_value=1.5e-5,
         pair_class_tokens=True,
     )
-    tests = imagenet_tests("decode|resize(384)", FINE_TUNE_IMAGES_PER_STEP, args.others)
+    tests = imagenet_tests(
+        "decode|resize(384, truncate=True)", FINE_TUNE_IMAGES_PER_STEP, args.others
+    )
     config["dataset"] |= {name: tests[name] for name in OTHER_TESTS.keys() & tests.keys()}
     return complete(config)

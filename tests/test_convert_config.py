@@ -137,6 +137,8 @@ def test_a_file_of_v_moe_runs_as_it_is(checkout, capsys):
     config = read(checkout / "vmoe_like.py")
     train, val = config.dataset.train, config.dataset.val
     assert train.shuffle_buffer == 50_000 and val.shuffle_buffer == 0 and val.cache is None
+    assert "resize(32, resize_method='area', truncate=True)" in val.process
+    assert "resize(32, truncate=True)" in config.fewshot.process
     moe = config.model.encoder.moe
     assert moe.dropout_rate == 0.1 and moe.router.dispatcher.name == "gather"
     assert config.auxiliary_loss.importance_loss_weight == 0.005

@@ -47,7 +47,7 @@ def test_both_arms_of_a_fine_tune_see_1024_images_a_step(recipe, arguments, clas
     assert config.model.num_classes == classes
     assert config.model.encoder.moe.group_size == 8 * ((size // 32) ** 2 + 1)
     assert config.model.encoder.moe.router.num_selected_experts == 1
-    assert f"resize({size})" in config.dataset.test.process
+    assert f"resize({size}, truncate=True)" in config.dataset.test.process
     assert config.seed == 3
     # As in the released programs of V-MoE and PRC, also in evaluation.
     dispatcher = evaluation_model(config)["encoder"]["moe"]["router"]["dispatcher"]

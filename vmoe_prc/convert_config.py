@@ -200,6 +200,8 @@ def convert_process(process: str, field: str, log: Log) -> str:
             )
         if name == "onehot" and not {"key", "inkey"} & kwargs.keys():
             kwargs = {**kwargs, "inkey": "label" if "outkey" in kwargs else "labels"}
+        if name == "resize":
+            kwargs = {**kwargs, "truncate": True}
         call = _call(name, args, kwargs)
         try:
             ops.build(call, field)
@@ -365,6 +367,8 @@ def _fewshot(section: Mapping[str, Any], log: Log) -> dict[str, Any]:
             field = f"config.fewshot.datasets.{name}"
             parts = _with_validation(parts, field, log)
         datasets[name] = parts
+    if "process" in ours:
+        ours["process"] = convert_process(ours["process"], "config.fewshot.process", log)
     return ours | {"datasets": datasets}
 
 

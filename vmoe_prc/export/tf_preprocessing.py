@@ -70,7 +70,10 @@ def _decode(
 
 
 def _resize(
-    size: int | tuple[int, int], method: str = "bilinear", antialias: bool = False
+    size: int | tuple[int, int],
+    method: str = "bilinear",
+    antialias: bool = False,
+    truncate: bool = False,
 ) -> TensorOp:
     target = (size, size) if isinstance(size, int) else tuple(size)
 
@@ -79,7 +82,8 @@ def _resize(
         resized = tf.image.resize(image, target, method, antialias=antialias)
         if image.dtype != tf.uint8:
             return resized
-        return tf.cast(tf.clip_by_value(tf.round(resized), 0, 255), tf.uint8)
+        whole = resized if truncate else tf.round(resized)
+        return tf.cast(tf.clip_by_value(whole, 0, 255), tf.uint8)
 
     return resize
 

@@ -344,7 +344,7 @@ def fine_tune(
     two_views = (
         f"decode|two_views({image_size}, (5, 70), (60, 100))|flip_lr|{finish(num_classes, True)}"
     )
-    whole = f"decode|resize({image_size})|{finish(num_classes)}"
+    whole = f"decode|resize({image_size}, truncate=True)|{finish(num_classes)}"
     split = functools.partial(dict, name=dataset, batch_size=FINE_TUNE_IMAGES_PER_STEP)
     pairs = {"process": two_views, "batch_size": FINE_TUNE_IMAGES_PER_STEP // 2}
     train = pairs if arguments.prc else {"process": one_view}

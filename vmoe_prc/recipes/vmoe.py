@@ -110,7 +110,9 @@ def imagenet_fine_tuning(backbone: str, k: int, others: bool, seed: int) -> dict
                 "batch_size": FINE_TUNE_IMAGES_PER_STEP,
                 "shuffle_buffer": 50_000,
             },
-            **imagenet_tests("decode|resize(384)", FINE_TUNE_IMAGES_PER_STEP, others),
+            **imagenet_tests(
+                "decode|resize(384, truncate=True)", FINE_TUNE_IMAGES_PER_STEP, others
+            ),
         },
         **fine_tuned(model, k, peak_value=3e-3, warmup_steps=500, every_steps=1_000),
     }
@@ -130,7 +132,7 @@ def cifar_fine_tuning(
       **options: Arguments of `fine_tuned`.
     """
     split = functools.partial(dict, name=dataset, batch_size=FINE_TUNE_IMAGES_PER_STEP)
-    whole = f"decode|resize(128)|{finish(num_classes)}"
+    whole = f"decode|resize(128, truncate=True)|{finish(num_classes)}"
     train = f"decode|inception_crop(128)|flip_lr|{finish(num_classes)}"
     return {
         "seed": seed,

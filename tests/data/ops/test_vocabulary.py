@@ -67,6 +67,15 @@ def test_resize_by_the_methods_of_tensorflow(method, antialias):
     np.testing.assert_array_equal(run(call)["image"], expected)
 
 
+def test_truncated_bytes_are_those_of_v_moe():
+    """The released program casts what `tf.image.resize` gives."""
+    resized = tf.image.resize(PIXELS, (9, 7))
+    image = run("resize((9, 7), truncate=True)")["image"]
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, tf.cast(resized, tf.uint8))
+    assert (run("resize((9, 7))")["image"] != image).any()
+
+
 def test_value_range_by_channel():
     image = run("value_range(0, 1, in_min=(0, 10, 20), in_max=(255, 200, 100), clip_values=True)")
     expected = (PIXELS - [0, 10, 20]) / np.subtract([255, 200, 100], [0, 10, 20])

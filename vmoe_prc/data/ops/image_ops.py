@@ -195,13 +195,19 @@ def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: flo
 
 
 @OPS.register()
-def resize(size: int | tuple[int, int], method: str = "bilinear", antialias: bool = False) -> Op:
+def resize(
+    size: int | tuple[int, int],
+    method: str = "bilinear",
+    antialias: bool = False,
+    truncate: bool = False,
+) -> Op:
     """Resizes to a square, or to (height, width); the aspect ratio may change.
 
     Args:
       size: Side, or (height, width), in pixels.
       method: One of `tf.image.ResizeMethod`, such as 'area' or 'bicubic'.
       antialias: Whether each pixel is made of all that it covers.
+      truncate: Whether fractions of bytes are dropped, as in V-MoE's program, not rounded.
     """
     target = check_size(size)
     if method not in (known := tf.image.ResizeMethod.__dict__.values()):
@@ -210,11 +216,12 @@ def resize(size: int | tuple[int, int], method: str = "bilinear", antialias: boo
 
     def function(image, rng):
         matrix = affine.crop_and_resize_matrix((0, 0, *image.shape[:2]), target)
-        if (method, antialias) == ("bilinear", False):
+        if (method, antialias, truncate) == ("bilinear", False, False):
             return _resize(image, target), matrix
+        # TensorFlow's own where fractions are dropped: 99.99999 would not become 100.
         resized = tf.image.resize(image, target, method, antialias=antialias).numpy()
         if image.dtype == np.uint8:
-            resized = np.clip(np.rint(resized), 0, 255)
+            resized = np.clip(resized if truncate else np.rint(resized), 0, 255)
         return resized.astype(image.dtype), matrix
 
     return each_view(function)
