@@ -13,10 +13,10 @@ Other arguments: `steps=N`, `k=1` one expert per token, `prc=off` the V-MoE base
     python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH,pretrained=VIT
 
 starts from a vision transformer of timm or Hugging Face instead: VIT is its folder, with
-`model.safetensors` and `config.json`, or the file. Its last `moe_layers=2` MLPs, every other one,
-become `experts=8` copies, with noise of `noise=0.01` of the spread of their weights; with
-`clusters=512` they are made from clusters of the tokens of 512 images instead; `experts=0` keeps
-the model dense, without PRC.
+`model.safetensors` and `config.json`, or the file, or an `.npz` file of Google's ViT. Its last
+`moe_layers=2` MLPs, every other one, become `experts=8` copies, with noise of `noise=0.01` of the
+spread of their weights; with `clusters=512` they are made from clusters of the tokens of 512 images
+instead; `experts=0` keeps the model dense, without PRC.
 """
 
 from vmoe_prc.checkpoints.manager import CheckpointError
