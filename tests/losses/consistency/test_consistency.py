@@ -90,6 +90,31 @@ def test_agreement_on_a_single_expert_costs():
     assert consistency.l2_consistency(collapsed, identity_pairs(3, 8)) < 1e-4
 
 
+# As in docs/METHODS.md: 8 experts, the default weights.
+REWARDS = {
+    ("balanced", "matrix"): 0.0,
+    ("balanced", "per_position"): 0.0044,
+    ("collapsed", "matrix"): 0.0350,
+    ("collapsed", "per_position"): 0.0046,
+    ("undecided", "matrix"): 0.0046,
+    ("undecided", "per_position"): 0.0057,
+}
+
+
+@pytest.mark.parametrize(("routing", "diagonal"), REWARDS)
+def test_what_each_diagonal_rewards(routing, diagonal):
+    experts = {
+        "balanced": jnp.add.outer(jnp.arange(8), jnp.arange(17)) % 8,
+        "collapsed": jnp.zeros((8, 17), int),
+    }
+    gates = (
+        jax.nn.one_hot(experts[routing], 8) if routing in experts else jnp.full((8, 17, 8), 0.125)
+    )
+    views = jnp.stack([gates, gates], axis=1)
+    loss, _ = consistency.prc_loss(views, identity_pairs(8, 17), diagonal=diagonal)
+    np.testing.assert_allclose(loss, REWARDS[routing, diagonal], atol=5e-5)
+
+
 def test_jsd_bounds():
     opposite = jnp.zeros((1, 2, 1, 2)).at[0, 0, 0, 0].set(1).at[0, 1, 0, 1].set(1)
     np.testing.assert_allclose(
