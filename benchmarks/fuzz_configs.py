@@ -14,6 +14,11 @@ A traceback, a number that is not finite in the metrics, or a configuration that
 than `--timeout` seconds is a fault: exit status 1. `--train=0.1` trains a share of those that
 are accepted; the others are built only, and so are those of more than 20 steps or 64 blocks. On
 CPU.
+
+    python -m benchmarks.fuzz_configs --large
+
+instead sets each number of things, one after the other, to 1,000 and to 100,000: sizes that may
+fit the memory, and take long.
 """
 
 import argparse
@@ -25,6 +30,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import resource
 import select
 import signal
@@ -32,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from configs import digits_prc
@@ -69,6 +75,20 @@ SMALL = {
     "save_checkpoint": {"every_steps": STEPS},
     "report_progress": {"every_steps": 1},
 }
+# Sections that are off, for `large`. Mixed images have no pairs.
+MORE = {
+    "adversarial": {"max_epsilon": 0.01},
+    "fewshot": {
+        "datasets": {"numbers": ("digits", "train[:64]", "train[64:96]", "test[:32]")},
+        "process": 'decode|resize(32)|value_range(-1, 1)|keep("image", "label")',
+        "batch_size": 16,
+        "shots": (1,),
+        "every_steps": STEPS,
+    },
+    "profile": {"first_profile": 2, "num_profile_steps": 1},
+}
+MIXED = {"consistency": None, "mixup": {"concentration": 0.2}}
+LARGE = (1_000, 100_000)
 VALUES = (
     *(None, True, False, "", "x", "None", "a\nb", "é" * 20, "(" * 200, "x" * 100_000),
     *(0, 1, -1, 2, 3, 7, 2**31, 2**40, -(2**63), 2**63, 10**30, 10**5000),
@@ -123,6 +143,25 @@ def mutate(rng: random.Random, config: dict[str, Any]) -> tuple[str, dict[str, A
             target[key] = _value(rng, field)
             changes.append(f"{'.'.join(path)} = {_show(target[key])}")
     return "; ".join(changes), config
+
+
+def large() -> list[tuple[str, dict[str, Any]]]:
+    """Returns configurations with one large number, and what it is the number of."""
+    found = []
+    for sections, changed in ((MORE, None), (MIXED, "mixup")):
+        config = complete(override(base(), sections)).to_dict()
+        for path, field in all_paths(config, fields.Config):
+            is_number = re.search(r"\bint\b", str(field.hint)) and field.section is None
+            if not is_number or changed not in (None, path[0]):
+                continue
+            for number in LARGE:
+                tuples = ((number,), (number, number)) if "tuple" in str(field.hint) else ()
+                for value in (number, *tuples):
+                    changes: Any = value
+                    for key in reversed(path):
+                        changes = {key: changes}
+                    found.append((f"{'.'.join(path)} = {value}", override(config, changes)))
+    return found
 
 
 def _value(rng: random.Random, field: Field) -> Any:
@@ -191,13 +230,22 @@ def run(config: dict[str, Any], train: bool, workdir: pathlib.Path) -> tuple[str
     return "trained", ""
 
 
-def worker(seed: int, share: float) -> None:
+def _draws(args: argparse.Namespace) -> Callable[[random.Random, int], tuple[str, dict[str, Any]]]:
+    """Returns the function that makes a configuration, and says what was changed."""
+    if args.large:
+        configs = large()
+        return lambda rng, number: configs[number]
+    config = base()
+    return lambda rng, number: mutate(rng, config)
+
+
+def worker(args: argparse.Namespace) -> None:
     """Runs the numbers of configurations that come on stdin; prints how each ended."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    config = base()
+    draw, share = _draws(args), args.train
     for line in sys.stdin:
-        rng = random.Random(f"{seed}/{int(line)}")
-        _, mutated = mutate(rng, config)
+        rng = random.Random(f"{args.seed}/{int(line)}")
+        _, mutated = draw(rng, int(line))
         with tempfile.TemporaryDirectory() as folder:
             end = run(mutated, rng.random() < share, pathlib.Path(folder) / "run")
         print(json.dumps(end), flush=True)
@@ -256,7 +304,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=2000, help="configurations, 2000 by default")
+    parser.add_argument("--count", type=int, help="configurations, 2000 by default")
+    parser.add_argument("--large", action="store_true", help="large numbers of things")
     parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--seed", type=int, default=0, help="seed of the changes")
     parser.add_argument("--train", type=float, default=1.0, help="share trained of the accepted")
@@ -265,18 +314,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        worker(args.seed, args.train)
+        worker(args)
         return 0
+    count = args.count or (len(large()) - args.first if args.large else 2000)
     # What has been tried is also printed when the time is up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     ends: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: print(_listed(ends), flush=True))
         cache = args.cache or stack.enter_context(tempfile.TemporaryDirectory())
-        process = _Worker([f"--seed={args.seed}", f"--train={args.train}"], cache)
+        arguments = [f"--seed={args.seed}", f"--train={args.train}", *["--large"] * args.large]
+        process, draw = _Worker(arguments, cache), _draws(args)
         stack.callback(process.close)
-        for number in range(args.first, args.first + args.count):
-            end, text, changes = _try(number, args, process)
+        for number in range(args.first, args.first + count):
+            changes, config = draw(random.Random(f"{args.seed}/{number}"), number)
+            end, text = validate(config)
+            if end == "accepted":
+                end, text = process.run(number, args.timeout)
             ends[end] += 1
             if end not in ALLOWED:
                 print(f"{number}: {end}: {changes}\n{text}", flush=True)
@@ -285,15 +339,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _listed(ends: collections.Counter[str]) -> str:
     return ", ".join(f"{end}: {count}" for end, count in sorted(ends.items()))
-
-
-def _try(number: int, args: argparse.Namespace, process: _Worker) -> tuple[str, str, str]:
-    """Returns how a configuration ended, the error, and what was changed."""
-    changes, mutated = mutate(random.Random(f"{args.seed}/{number}"), base())
-    end, text = validate(mutated)
-    if end == "accepted":
-        end, text = process.run(number, args.timeout)
-    return end, text, changes
 
 
 if __name__ == "__main__":

@@ -80,6 +80,28 @@ def test_data_that_are_not_there_get_one_line_before_anything_is_written(tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_a_config_without_a_seed_and_one_of_a_folder_with_a_comma(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs import digits_prc\n\ndef get_config(arguments):\n"
+        "    config = digits_prc.get_config().to_dict()\n    del config['seed']\n"
+        "    return config\n"
+    )
+    status, output, _ = run(f"--config={file}", "--explain=seed")
+    assert (status, output.splitlines()[0]) == (0, "config.seed = 0")
+    photos = tmp_path / "my, photos"
+    for name in ("cat", "dog"):
+        (photos / name).mkdir(parents=True)
+        for i in range(20):
+            (photos / name / f"{i}.jpg").touch()
+    config = f"--config=configs/photos_prc.py:prc=off,dir='{photos}',steps=40"
+    status, output, _ = run(config, "--explain=dataset.train.manual_dir")
+    assert (status, output.splitlines()[0]) == (
+        0,
+        f"config.dataset.train.manual_dir = {str(photos)!r}",
+    )
+
+
 def test_new_work_directories_are_named_by_config_and_time():
     name = str(main.new_workdir("a/digits_prc.py:k=1,prc=off"))
     assert name.startswith("workdir/digits_prc-k=1-prc=off-2")

@@ -1,13 +1,17 @@
 """Sizes are compared with the memory, and with each other, before anything of them is made."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
 import pytest
 from small_run import small_config
 
 from vmoe_prc.config import ConfigError, check_batch, complete, override
+from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.mesh import create_mesh, replicated
 from vmoe_prc.steps.state import TrainState
+from vmoe_prc.train import memory
 from vmoe_prc.train.memory import check_state_fits, device_memory
 from vmoe_prc.train.program import build_program
 
@@ -27,7 +31,7 @@ def state(num_floats, sharding):
 
 def test_a_state_with_its_gradients_has_to_fit():
     mesh = create_mesh(1)
-    fits = device_memory(jax.devices()) // mesh.size // (2 * 4)
+    fits = device_memory(jax.devices()) // (2 * 4)
     check_state_fits(state(fits - 100, replicated(mesh)), jax.devices())
     with pytest.raises(ConfigError, match=r"config.model = '[\d,]+ parameters': .* GiB per device"):
         check_state_fits(state(fits + 100, replicated(mesh)), jax.devices())
@@ -36,7 +40,7 @@ def test_a_state_with_its_gradients_has_to_fit():
 def test_a_device_has_to_hold_its_part_only():
     mesh = create_mesh(8)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("expert"))
-    check_state_fits(state(device_memory(jax.devices()) // 128 * 8, split), jax.devices())
+    check_state_fits(state(device_memory(jax.devices()) // 16 * 8, split), jax.devices())
 
 
 def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
@@ -44,6 +48,38 @@ def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
     wide = {"hidden_size": 10_000_000, "encoder": {"mlp_dim": 10_000_000}}
     with pytest.raises(ConfigError, match="choose a smaller model"):
         build_program(complete(override(small_config(digits_dir), {"model": wide})))
+
+
+def test_an_array_of_a_step_has_to_fit(digits_dir, monkeypatch):
+    """The weights of wide experts fit, and their hidden layer for all tokens does not."""
+    monkeypatch.setattr(memory, "_host_memory", lambda: 2**30)
+    wide = {"num_expert_partitions": 4, "model": {"encoder": {"moe": {"mlp_dim": 100_000}}}}
+    with pytest.raises(ConfigError, match=r"a step with an array of shape \(.*100000\)': it needs"):
+        build_program(complete(override(small_config(digits_dir), wide)))
+
+
+def test_a_compiled_step_has_to_fit(monkeypatch):
+    size = 2**20
+    step = jax.jit(lambda state, batch: jnp.sort(state.params["a"]) @ batch)
+    mesh = create_mesh(1, jax.devices()[:1])
+    arguments = (state(size // 4, replicated(mesh)), jnp.zeros(size // 4), mesh.local_devices)
+    # Two arguments, and what is sorted.
+    monkeypatch.setattr(memory, "_host_memory", lambda: 4 * size)
+    memory.check_program_fits(step, *arguments)
+    monkeypatch.setattr(memory, "_host_memory", lambda: 5 * size // 2)
+    with pytest.raises(RunError, match=r"out of memory: a step needs .* GiB .*; use smaller"):
+        memory.check_program_fits(step, *arguments)
+
+
+def test_limits_of_containers_and_processes_count(tmp_path, monkeypatch):
+    whole = memory.device_memory(jax.devices()[:1])
+    files = [tmp_path / name for name in ("missing", "max", "bytes")]
+    files[1].write_text("max\n")
+    files[2].write_text(f"{whole // 2}\n")
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", files)
+    assert memory.device_memory(jax.devices()[:1]) == whole // 2
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (whole // 4, resource.RLIM_INFINITY))
+    assert memory.device_memory(jax.devices()[:1]) == whole // 4
 
 
 def test_a_batch_has_to_fit(digits_dir):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vmoe_prc.errors import PREEMPTED_STATUS, PreemptedError, UserError
+from vmoe_prc.errors import MEMORY_ADVICE, PREEMPTED_STATUS, PreemptedError, UserError
 from vmoe_prc.runtime.quiet_start import quiet_tensorflow
 
 INTERRUPTED_STATUS = 130
@@ -123,19 +123,13 @@ def _recognise(error: BaseException) -> tuple[str | None, int]:
         return "interrupted", INTERRUPTED_STATUS
     for cause in _chain(error):
         if (asked := _out_of_memory(cause)) is not None:
-            return f"error: out of memory{asked}; {_ADVICE}", 1
+            return f"error: out of memory{asked}; {MEMORY_ADVICE}", 1
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error)):
         name = (error.name or "").partition(".")[0]
         return f'error: {name} is not installed: pip install "vmoe_prc[{extra}]"', 2
     if isinstance(error, OSError):
         return f"error: {error}", 2
     return None, 1
-
-
-_ADVICE = (
-    "use smaller batches (config.dataset.*.batch_size), more config.microsteps, a smaller model, "
-    "or more devices"
-)
 
 
 def _out_of_memory(error: BaseException) -> str | None:

@@ -189,6 +189,8 @@ def _train(
             # One step. JAX runs ahead of us until we ask for a value.
             first = bar.doing("compiling") if step == start + 1 else contextlib.nullcontext()
             with first:
+                if step == start + 1:
+                    program.check_memory()
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = program.train_step(state, next(batches))
                 timer.step(metrics)

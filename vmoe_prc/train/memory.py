@@ -1,20 +1,32 @@
-"""Compares the size of a training state with the memory of the devices, before it is made."""
+"""Compares what a training needs with the memory of the devices, before any of it is made."""
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import Mesh
 
 from vmoe_prc.config import ConfigError
+from vmoe_prc.errors import MEMORY_ADVICE, RunError
 from vmoe_prc.steps.state import TrainState
+
+# Limits of Linux containers, of both versions of control groups.
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+_PRODUCTS = ("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated")
 
 
 def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
     """Checks that parameters, their gradients and the optimiser's state fit a device.
 
-    Activations come on top, so that a state that passes may still be too large.
+    Activations come on top, see `check_step_fits`.
 
     Args:
       state: Shapes, dtypes and shardings of the state.
@@ -26,15 +38,72 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
     limit = device_memory(devices)
     # Gradients have the size of the parameters.
     needed = _bytes(state) + _bytes(state.params)
-    shared = len(devices) if devices[0].platform == "cpu" else 1
-    if limit is not None and needed * shared > limit:
+    if limit is not None and needed > limit:
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         raise ConfigError(
             "config.model",
             f"{count:,} parameters",
             f"with gradients and optimizer state they need {needed / 2**30:,.1f} GiB per device, "
-            f"of which {limit / shared / 2**30:,.1f} GiB are there; choose a smaller model, or "
+            f"of which {limit / 2**30:,.1f} GiB are there; choose a smaller model, or "
             "spread it by config.num_expert_partitions or config.shard_dense_params",
+        )
+
+
+def check_step_fits(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> None:
+    """Checks that a device can hold its part of each matrix product of a step.
+
+    XLA stores the results of matrix products, while those of other operations may never be in
+    memory as a whole. All of a step may still be too large.
+
+    Args:
+      step: The jitted step.
+      state: Shapes, dtypes and shardings of the state.
+      batch: Shapes, dtypes and shardings of a batch.
+      mesh: The device mesh.
+
+    Raises:
+      ConfigError: If one does not fit.
+    """
+    limit = device_memory(mesh.local_devices)
+    if limit is None:
+        return
+    with jax.set_mesh(mesh):
+        products = _products(step.trace(state, batch).jaxpr.jaxpr)
+    largest = max(products, key=_array_bytes, default=None)
+    if largest is not None and (needed := _array_bytes(largest) // mesh.size) > limit:
+        raise ConfigError(
+            "config.model",
+            f"a step with an array of shape {largest.shape}",
+            f"it needs {needed / 2**30:,.1f} GiB per device, of which {limit / 2**30:,.1f} "
+            "GiB are there; choose a smaller model, or a smaller config.dataset.train.batch_size",
+        )
+
+
+def check_program_fits(step: Any, state: TrainState, batch: Any, devices: Sequence[Any]) -> None:
+    """Checks that a compiled step fits the memory of the host, where the devices are CPUs.
+
+    Linux would end the program in the middle of the step, without a word, or XLA would wait
+    for ever for a buffer that was refused. Other devices say that memory is exceeded.
+
+    Args:
+      step: The jitted step; it is compiled if it has not been.
+      state: Shapes, dtypes and shardings of the state.
+      batch: Shapes, dtypes and shardings of a batch.
+      devices: Devices of this process.
+
+    Raises:
+      RunError: If it does not fit.
+    """
+    if devices[0].platform != "cpu":
+        return
+    sizes = step.lower(state, batch).compile().memory_analysis()
+    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    needed += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    limit = _host_memory() // len(devices)
+    if needed > limit:
+        raise RunError(
+            f"out of memory: a step needs {needed / 2**30:,.1f} GiB per device, of which "
+            f"{limit / 2**30:,.1f} GiB are there; {MEMORY_ADVICE}"
         )
 
 
@@ -61,14 +130,48 @@ def check_batches_fit(splits: Mapping[str, jax.ShapeDtypeStruct], num_processes:
 
 
 def device_memory(devices: Sequence[Any]) -> int | None:
-    """Returns the bytes of a device, or of the host where the devices are CPUs; None if unknown."""
+    """Returns the bytes of a device, its part of the host's for CPUs; None if unknown.
+
+    Args:
+      devices: Devices of this process.
+    """
     if devices[0].platform == "cpu":
-        return _host_memory()
+        return _host_memory() // len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def _host_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Returns the bytes that this process may use: of the machine, its container and its limits."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        limits = [resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        sizes += [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    for name in _CONTAINER_LIMITS:
+        try:
+            sizes.append(int(pathlib.Path(name).read_text()))
+        except (OSError, ValueError):  # There is none, or it is 'max'.
+            continue
+    return min(sizes)
+
+
+def _products(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Yields shape and dtype of the result of each matrix product."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in _PRODUCTS:
+            yield from (variable.aval for variable in equation.outvars)
+        for inner in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from _products(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+def _is_jaxpr(value: object) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
+
+
+def _array_bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def _bytes(tree: object) -> int:

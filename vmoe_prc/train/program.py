@@ -30,8 +30,13 @@ from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 from vmoe_prc.train.fit_to_devices import fit_to_devices
-from vmoe_prc.train.memory import check_batches_fit, check_state_fits
-from vmoe_prc.train.step import build_step, images_per_step
+from vmoe_prc.train.memory import (
+    check_batches_fit,
+    check_program_fits,
+    check_state_fits,
+    check_step_fits,
+)
+from vmoe_prc.train.step import abstract_batch, build_step, images_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
 # Deeper models than any published ViT compile for so long that we say so.
@@ -102,6 +107,11 @@ class Program:
         peak = peak_flops(device.device_kind, dtype)
         return peak and peak * self.mesh.size
 
+    def check_memory(self) -> None:
+        """Compiles the step, and raises RunError if the memory of this host cannot hold it."""
+        batch = abstract_batch(self.batch_spec, self.mesh)
+        check_program_fits(self.train_step, self.abstract_state, batch, self.mesh.local_devices)
+
     def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Makes the global batches of training after a step, on the devices."""
         return feed.on_devices(self.splits["train"], self.train_rows(start_step), self.mesh)
@@ -151,6 +161,7 @@ def build_program(
         )
     step = build_step(config, mesh, batch_spec, total_steps)
     check_state_fits(step.abstract_state, mesh.local_devices)
+    check_step_fits(step.train_step, step.abstract_state, abstract_batch(batch_spec, mesh), mesh)
     context = _evaluation_context(config, mesh, splits, between_batches)
     _check_evaluated_params(context, step.abstract_state.params)
     return Program(
