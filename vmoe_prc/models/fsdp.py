@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from vmoe_prc.models import patch_embedding
 from vmoe_prc.runtime.mesh import BATCH, all_gather, kernel_spec, on_each_device
 
 
@@ -34,6 +35,6 @@ def _gathering(operation: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-# For the attributes of linen's layers of the same names; the batch is the leading axis.
+# For attributes of linen's layers; the batch is the leading axis.
 dot_general = _gathering(jax.lax.dot_general)
-conv_general_dilated = _gathering(jax.lax.conv_general_dilated)
+patch_products = _gathering(patch_embedding.patch_products)

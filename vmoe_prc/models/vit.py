@@ -15,6 +15,7 @@ from vmoe_prc.models import fsdp
 from vmoe_prc.models.attention import ROPE_BASE, Rotations, attention
 from vmoe_prc.models.moe import DotGeneral, MlpBlock, MlpMoeBlock
 from vmoe_prc.models.options import CLASSIFIERS, LAYER_NORM_EPSILON, ModelOptions
+from vmoe_prc.models.patch_embedding import patch_products
 from vmoe_prc.models.routing import Routing
 
 SINCOS2D_TEMPERATURE = 10_000.0
@@ -91,7 +92,7 @@ class VisionTransformerMoe(nn.Module):
             strides=patch_size,
             padding="VALID",
             dtype=self.dtype,
-            conv_general_dilated=fsdp.conv_general_dilated if self.shard_kernels else None,
+            conv_general_dilated=fsdp.patch_products if self.shard_kernels else patch_products,
             name="embedding",
         )(images)
         num_images, rows, cols, _ = x.shape

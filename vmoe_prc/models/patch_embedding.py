@@ -1,0 +1,51 @@
+"""The patch embedding as one matrix product.
+
+XLA compiles the gradient of the kernel of a strided convolution for CPUs into loops that take more
+time than the rest of a small model. Patches do not overlap, so that a product of the flattened
+patches with the flattened kernel computes the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from vmoe_prc.arrays import Array, Float
+
+
+def patch_products(
+    images: Float[Array, "N H W C"],
+    kernel: Float[Array, "P Q C D"],
+    window_strides: Sequence[int],
+    padding: Any,
+    *,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **options: Any,
+) -> Float[Array, "N H/P W/Q D"]:
+    """Multiplies patches that do not overlap with a kernel, for `nn.Conv.conv_general_dilated`.
+
+    Args:
+      images: (N, H, W, C) with sides that P and Q divide.
+      kernel: (P, Q, C, D).
+      window_strides: (P, Q).
+      padding: No padding.
+      precision: Precision of the product.
+      preferred_element_type: dtype of the product.
+      **options: What else `nn.Conv` gives, with its defaults.
+
+    Returns:
+      (N, H / P, W / Q, D) products, as of the convolution.
+    """
+    rows, cols, channels, width = kernel.shape
+    assert tuple(window_strides) == (rows, cols), "patches must not overlap"
+    patches = images.reshape(
+        len(images), images.shape[1] // rows, rows, images.shape[2] // cols, cols, channels
+    ).swapaxes(2, 3)  # (N, H / P, W / Q, P, Q, C)
+    return jax.lax.dot_general(
+        patches.reshape(*patches.shape[:3], -1),
+        kernel.reshape(-1, width),
+        (((3,), (0,)), ((), ())),
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
