@@ -1,5 +1,8 @@
 """Ensembles: a member equals the same run alone."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -17,23 +20,25 @@ def data():
 
 @pytest.mark.slow
 def test_a_member_equals_the_same_run_alone(data):
-    variants, seeds = [members.vmoe_by_batch(), members.prc_balanced()], [0, 3]
-    together = training.stack_members(variants, seeds)
-    create, advance = training.make_training(TASK, *data, chunk=4)
-    alone = training.stack_members(variants[1:], seeds[1:])
+    variants = [members.vmoe_by_batch(), members.prc_balanced()]
+    runs = [(variant, seed) for variant in variants for seed in (0, 3)]
+    dropless = dataclasses.replace(TASK, dispatcher="dropless")
     losses = []
-    for chosen in (together, alone):
+    for task, part in ((TASK, runs), (TASK, runs[3:]), (dropless, runs[3:])):
+        terms = members.used_terms([variant for variant, _ in part])
+        create, advance = training.make_training(task, *data, chunk=4, terms=terms)
+        chosen = training.stack_members(part, terms)
         state = create(chosen)
         # The second loss depends on what the first four steps have done to the parameters.
         state, first = advance(chosen, state, 0)
         _, second = advance(chosen, state, 4)
         losses.append((first["loss"][-1], second["loss"][-1]))
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
     assert losses[0][0] != losses[0][1]
 
 
 def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
-    together = training.stack_members([members.vmoe_by_group(), members.prc()], [5])
+    together = training.stack_members([(members.vmoe_by_group(), 5), (members.prc(), 5)])
     create, advance = training.make_training(TASK, *data, chunk=4)
     state = create(together)
     kernel = np.asarray(
@@ -48,11 +53,20 @@ def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
 
 
 @pytest.mark.slow
-def test_a_stage_reports_every_run(data):
-    results = run_stage(TASK, [members.prc()], [0, 1], data, data, chunk=2, log=lambda _: None)
-    assert [(r["variant"], r["seed"]) for r in results] == [("PRC", 0), ("PRC", 1)]
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_a_stage_adds_the_runs_that_are_missing(data, tmp_path, at_once):
+    path, stage = tmp_path / "main.jsonl", ([members.prc(), members.vmoe_by_batch()], range(2))
+    earlier = {"stage": "main", "variant": "PRC", "seed": 0, "accuracy": 0.5}
+    path.write_text(json.dumps(earlier) + "\n")
+    run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
+    first, *results = map(json.loads, path.read_text().splitlines())
+    assert first == earlier
+    names = [(r["variant"], r["seed"]) for r in results]
+    assert names == [("V-MoE, batch balance", 0), ("PRC", 1), ("V-MoE, batch balance", 1)]
     for result in results:
         assert result["top1"] == pytest.approx(
             result["chance"] + result["image"] + result["place"], abs=1e-6
         )
         assert np.isfinite([v for v in result.values() if not isinstance(v, str)]).all()
+    run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
+    assert len(path.read_text().splitlines()) == 4

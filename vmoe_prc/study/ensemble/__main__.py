@@ -1,42 +1,42 @@
 """Trains many small runs at once on one device and compares them.
 
-    python -m vmoe_prc.study.ensemble --study=configs/studies/routing_worth.py --stage=main
+    python -m vmoe_prc.study.ensemble --study=configs/ensembles/routing_worth.py --stage=main
 
-The study file has `get_stages(data)`, see `configs/studies/routing_worth.py`. Each stage writes
-one line of JSON per member to DIR/STAGE.jsonl.
+The study file has `STAGES`, see `configs/ensembles/routing_worth.py`. Each stage writes one line of
+JSON per run to DIR/STAGE.jsonl; runs that the file has are not repeated.
 """
 
+import dataclasses
 import json
 import pathlib
 import runpy
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from vmoe_prc.runtime.arguments import ArgumentParser
-from vmoe_prc.study.ensemble.members import Variant
+from vmoe_prc.study.ensemble.members import Variant, used_terms
 from vmoe_prc.study.ensemble.probes import evaluate
 from vmoe_prc.study.ensemble.training import Task, make_training, stack_members
 
 
-def run_stage(
+def run_members(
     task: Task,
-    variants: Sequence[Variant],
-    seeds: Sequence[int],
+    runs: Sequence[tuple[Variant, int]],
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     chunk: int = 100,
     log=lambda line: print(line, flush=True),
 ) -> list[dict[str, float | str | int]]:
-    """Trains every variant with every seed and evaluates them.
+    """Trains runs together and evaluates them.
 
     Args:
       task: What all runs share; its steps are a multiple of `chunk`.
-      variants: Losses of the runs.
-      seeds: Seeds of each variant.
+      runs: Variants with their seeds.
       train: Training images (N, side, side) uint8 and labels.
       test: Images and labels of the evaluation.
       chunk: Steps between two lines of the log.
@@ -51,8 +51,9 @@ def run_stage(
     """
     if task.steps % chunk:
         raise ValueError(f"steps = {task.steps} must be a multiple of {chunk}")
-    members = stack_members(variants, seeds)
-    create, advance = make_training(task, *train, chunk=chunk)
+    terms = used_terms([variant for variant, _ in runs])
+    members = stack_members(runs, terms)
+    create, advance = make_training(task, *train, chunk=chunk, terms=terms)
     state, metrics, start = create(members), {}, time.perf_counter()
     for step in range(0, task.steps, chunk):
         state, metrics = advance(members, state, step)
@@ -62,14 +63,48 @@ def run_stage(
             log(f"step {step + chunk}: loss {loss.min():.3f} to {loss.max():.3f}, {seconds:.0f} s")
     results = evaluate(task, state.ema_params, *test)
     log(f"{len(results)} runs of {task.steps} steps: {time.perf_counter() - start:.0f} s")
-    names = [(variant.name, seed) for variant in variants for seed in seeds]
     last = {name: np.asarray(value) for name, value in metrics.items()}
     return [
-        {"variant": name, "seed": seed, "steps": task.steps, "k": task.k}
+        {"variant": variant.name, "seed": seed, "steps": task.steps, "k": task.k}
         | result
         | {f"train_{metric}": float(values[i]) for metric, values in last.items()}
-        for i, ((name, seed), result) in enumerate(zip(names, results, strict=True))
+        for i, ((variant, seed), result) in enumerate(zip(runs, results, strict=True))
     ]
+
+
+def run_stage(
+    path: pathlib.Path,
+    task: Task,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    *data: tuple[np.ndarray, np.ndarray],
+    at_once: int | None = None,
+    **options: Any,
+) -> None:
+    """Adds the runs of a stage that a file does not have to it, after each group of runs.
+
+    Args:
+      path: File of JSON lines.
+      task: What all runs share. One run at a time computes the selected experts only.
+      variants: Losses of the runs.
+      seeds: Seeds of each variant.
+      *data: `train` and `test` of `run_members`.
+      at_once: Runs that are trained together; None for all that are missing. Seeds come one after
+        the other, so that a stage that is stopped has whole seeds.
+      **options: Further arguments of `run_members`, and `label` of the task.
+    """
+    label = options.pop("label", None)
+    named = {"stage": path.stem, **({"label": label} if label else {})}
+    lines = path.read_text().splitlines() if path.exists() else []
+    done = {(line.get("label"), line["variant"], line["seed"]) for line in map(json.loads, lines)}
+    runs = [(v, s) for s in seeds for v in variants if (label, v.name, s) not in done]
+    if at_once == 1:
+        task = dataclasses.replace(task, dispatcher="dropless")
+    size = at_once or max(len(runs), 1)
+    for start in range(0, len(runs), size):
+        for result in run_members(task, runs[start : start + size], *data, **options):
+            with path.open("a") as file:
+                file.write(json.dumps({**named, **result}) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the results")
     parser.add_argument("--steps", type=int, help="other number of steps, for a trial")
     parser.add_argument("--seeds", type=int, help="other number of seeds, for a trial")
+    parser.add_argument("--at_once", type=int, help="runs trained together; default: all")
     parser.add_argument("--chunk", type=int, default=100, help="steps of a compiled call")
     args = parser.parse_args(argv)
     study = runpy.run_path(str(args.study))
@@ -93,18 +129,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: --stage = {name!r}: expected one of {', '.join(study['STAGES'])}")
             return 2
         path = args.out / f"{name}.jsonl"
-        changes = {"steps": args.steps, "seeds": args.seeds}
         for part in study["STAGES"][name](args.data, args.out):
-            part |= {k: v for k, v in changes.items() if v is not None}
-            steps, label = part.pop("steps", None), part.pop("label", None)
-            if steps:
-                part["task"] = part["task"].__class__(**vars(part["task"]) | {"steps": steps})
-            if isinstance(part["seeds"], int):
-                part["seeds"] = range(part["seeds"])
-            for result in run_stage(**part, chunk=args.chunk):
-                line = {"stage": name, **({"label": label} if label else {}), **result}
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+            seeds = range(part.pop("seeds") if args.seeds is None else args.seeds)
+            task, data = part.pop("task"), (part.pop("train"), part.pop("test"))
+            if args.steps is not None:
+                task = dataclasses.replace(task, steps=args.steps)
+            run_stage(
+                path,
+                task,
+                part.pop("variants"),
+                seeds,
+                *data,
+                at_once=args.at_once,
+                chunk=args.chunk,
+                **part,
+            )
     return 0
 
 

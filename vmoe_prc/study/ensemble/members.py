@@ -1,7 +1,7 @@
 """The members of an ensemble: variants of the losses, each with several seeds."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,14 @@ class Variant:
         if unknown:
             raise ValueError(f"unknown terms {sorted(unknown)}; allowed: {', '.join(TERMS)}")
 
-    def vector(self) -> jax.Array:
-        """Returns the weights in the order of `TERMS`, (len(TERMS),) float32."""
-        return jnp.asarray([self.weights.get(term, 0.0) for term in TERMS], jnp.float32)
+    def vector(self, terms: Sequence[str] = TERMS) -> jax.Array:
+        """Returns the weights of `terms`, (len(terms),) float32."""
+        return jnp.asarray([self.weights.get(term, 0.0) for term in terms], jnp.float32)
+
+
+def used_terms(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Returns the `TERMS` that some variant has a weight for."""
+    return tuple(term for term in TERMS if any(v.weights.get(term) for v in variants))
 
 
 def vmoe_by_group() -> Variant:
@@ -98,43 +103,53 @@ def iic_within(weight: float) -> Variant:
 
 
 def router_terms(
-    routing: Routing, pairs: Array, key: jax.Array, class_pair: bool = True
+    routing: Routing,
+    pairs: Array,
+    key: jax.Array,
+    terms: Sequence[str] = TERMS,
+    class_pair: bool = True,
 ) -> jax.Array:
-    """Computes the losses of one MoE block.
+    """Computes losses of one MoE block.
 
     Args:
       routing: Routing of B pairs of adjacent views, with noise.
       pairs: (B, X, 2) matched tokens.
       key: Random key of the random pairs.
+      terms: Names of the losses; no other is computed.
       class_pair: Whether the last pair of each image is that of the class tokens.
 
     Returns:
-      (len(TERMS),) float32, in the order of `TERMS`.
+      (len(terms),) float32.
     """
     num_experts = routing.gates.shape[-1]
     gates = routing.gates.reshape(len(pairs), 2, -1, num_experts)
-    random_pairs = shuffle_partners(key, pairs, class_pair=class_pair)
-
     assert routing.noisy_logits is not None  # routers of an ensemble are trained with noise
     of_groups = (routing.gates, routing.logits, routing.noisy_logits)
+    of_batch = tuple(x.reshape(1, -1, num_experts) for x in of_groups)
 
-    def balance_losses(gates: Array, logits: Array, noisy: Array) -> tuple[jax.Array, jax.Array]:
-        importance = balance.importance_loss(gates)
-        load = balance.load_loss(logits, noisy, routing.noise_scale, routing.num_selected_experts)
-        return jnp.mean(importance), jnp.mean(load)
+    def importance(gates: Array, logits: Array, noisy: Array) -> jax.Array:
+        return jnp.mean(balance.importance_loss(gates))
 
-    of_batch = [x.reshape(1, -1, num_experts) for x in of_groups]
-    by_group, by_batch = balance_losses(*of_groups), balance_losses(*of_batch)
-    place = {"off_diagonal_weight": 0.0, "diagonal_weight": 0.0}
-    values = {
-        "balance_by_group": sum(by_group),
-        "balance_by_batch": sum(by_batch),
-        "load_by_batch": by_batch[1],
-        "prc": prc_loss(gates, pairs)[0],
-        "prc_random_pairs": prc_loss(gates, random_pairs)[0],
-        "place_diagonal": place_prc_loss(gates, pairs, **place | {"diagonal_weight": 1.0}),
-        "place_off_diagonal": place_prc_loss(gates, pairs, **place | {"off_diagonal_weight": 1.0}),
-        "iic": iic_loss(gates, pairs, weight=1.0, within_images=False),
-        "iic_within": iic_loss(gates, pairs, weight=1.0),
+    def load(gates: Array, logits: Array, noisy: Array) -> jax.Array:
+        k = routing.num_selected_experts
+        return jnp.mean(balance.load_loss(logits, noisy, routing.noise_scale, k))
+
+    def place(**weights: float) -> jax.Array:
+        off = {"off_diagonal_weight": 0.0, "diagonal_weight": 0.0}
+        return place_prc_loss(gates, pairs, **off | weights)
+
+    def prc_of_random_pairs() -> jax.Array:
+        return prc_loss(gates, shuffle_partners(key, pairs, class_pair=class_pair))[0]
+
+    losses = {
+        "balance_by_group": lambda: importance(*of_groups) + load(*of_groups),
+        "balance_by_batch": lambda: importance(*of_batch) + load(*of_batch),
+        "load_by_batch": lambda: load(*of_batch),
+        "prc": lambda: prc_loss(gates, pairs)[0],
+        "prc_random_pairs": prc_of_random_pairs,
+        "place_diagonal": lambda: place(diagonal_weight=1.0),
+        "place_off_diagonal": lambda: place(off_diagonal_weight=1.0),
+        "iic": lambda: iic_loss(gates, pairs, weight=1.0, within_images=False),
+        "iic_within": lambda: iic_loss(gates, pairs, weight=1.0),
     }
-    return jnp.stack([values[term] for term in TERMS])
+    return jnp.asarray([losses[term]() for term in terms])

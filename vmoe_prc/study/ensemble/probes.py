@@ -1,7 +1,7 @@
 """Evaluation of an ensemble: accuracy, agreement taken apart, and what routing is worth."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,22 +70,30 @@ def evaluate(
     return [{name: float(x[m]) for name, x in columns.items()} for m in range(members)]
 
 
+@functools.cache
+def _compiled_model(task: Task) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Returns the jitted model with its own routing, and with given logits; compiled once."""
+    module = task.model(deterministic=True)
+
+    def run(params, images):
+        logits, routings = apply_model(module, params, images)
+        return logits, {b: (r.logits, r.experts) for b, r in routings.items()}
+
+    def run_routed(params, images, logits):
+        return apply_with_logits(module, params, images, logits)[0]
+
+    return (
+        jax.jit(jax.vmap(run, in_axes=(0, None))),
+        jax.jit(jax.vmap(run_routed, in_axes=(0, None, 0))),
+    )
+
+
 class _Model:
-    """The members as two compiled functions: with their own routing, and with given logits."""
+    """The members as two functions: with their own routing, and with given logits."""
 
     def __init__(self, task: Task, params: Any):
-        module = task.model(deterministic=True)
-
-        def run(params, images):
-            logits, routings = apply_model(module, params, images)
-            return logits, {b: (r.logits, r.experts) for b, r in routings.items()}
-
-        def run_routed(params, images, logits):
-            return apply_with_logits(module, params, images, logits)[0]
-
         self._params = params
-        self._run = jax.jit(jax.vmap(run, in_axes=(0, None)))
-        self._run_routed = jax.jit(jax.vmap(run_routed, in_axes=(0, None, 0)))
+        self._run, self._run_routed = _compiled_model(task)
 
     def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
         """Returns logits (M, N, classes), and by block router logits and experts (M, N, T, ·)."""
