@@ -3,7 +3,7 @@
     python -m vmoe_prc.study.ensemble --study=configs/ensembles/routing_worth.py \
         --data=/usr/share/datasets/fashion-mnist --stage=gate --stage=tune --stage=main --out=DIR
 
-On a CPU `--at_once=1` is faster: one run after the other, and runs that DIR has are not repeated.
+On a CPU `--at-once=1` is faster: one run after the other, and runs that DIR has are not repeated.
 
 The folder holds the four IDX files of Fashion-MNIST. docs/ROUTING_STUDY.md says what is compared,
 and was written before the runs. Scenes for training and validation come from different garments,

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the results")
     parser.add_argument("--steps", type=int, help="other number of steps, for a trial")
     parser.add_argument("--seeds", type=int, help="other number of seeds, for a trial")
-    parser.add_argument("--at_once", type=int, help="runs trained together; default: all")
+    parser.add_argument("--at-once", type=int, help="runs trained together; default: all")
     parser.add_argument("--chunk", type=int, default=100, help="steps of a compiled call")
     args = parser.parse_args(argv)
     study = runpy.run_path(str(args.study))
