@@ -22,7 +22,7 @@ def patch_products(
     precision: Any = None,
     preferred_element_type: Any = None,
     **options: Any,
-) -> Float[Array, "N H/P W/Q D"]:
+) -> jax.Array:
     """Multiplies patches that do not overlap with a kernel, for `nn.Conv.conv_general_dilated`.
 
     Args:

@@ -77,7 +77,9 @@ def run_stage(
     task: Task,
     variants: Sequence[Variant],
     seeds: Sequence[int],
-    *data: tuple[np.ndarray, np.ndarray],
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
     at_once: int | None = None,
     **options: Any,
 ) -> None:
@@ -88,7 +90,8 @@ def run_stage(
       task: What all runs share. One run at a time computes the selected experts only.
       variants: Losses of the runs.
       seeds: Seeds of each variant.
-      *data: `train` and `test` of `run_members`.
+      train: Training images and labels.
+      test: Images and labels of the evaluation.
       at_once: Runs that are trained together; None for all that are missing. Seeds come one after
         the other, so that a stage that is stopped has whole seeds.
       **options: Further arguments of `run_members`, and `label` of the task.
@@ -102,7 +105,7 @@ def run_stage(
         task = dataclasses.replace(task, dispatcher="dropless")
     size = at_once or max(len(runs), 1)
     for start in range(0, len(runs), size):
-        for result in run_members(task, runs[start : start + size], *data, **options):
+        for result in run_members(task, runs[start : start + size], train, test, **options):
             with path.open("a") as file:
                 file.write(json.dumps({**named, **result}) + "\n")
 
@@ -131,15 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.out / f"{name}.jsonl"
         for part in study["STAGES"][name](args.data, args.out):
             seeds = range(part.pop("seeds") if args.seeds is None else args.seeds)
-            task, data = part.pop("task"), (part.pop("train"), part.pop("test"))
+            task = part.pop("task")
             if args.steps is not None:
                 task = dataclasses.replace(task, steps=args.steps)
             run_stage(
                 path,
                 task,
-                part.pop("variants"),
-                seeds,
-                *data,
+                seeds=seeds,
                 at_once=args.at_once,
                 chunk=args.chunk,
                 **part,

@@ -127,18 +127,18 @@ def router_terms(
     of_groups = (routing.gates, routing.logits, routing.noisy_logits)
     of_batch = tuple(x.reshape(1, -1, num_experts) for x in of_groups)
 
-    def importance(gates: Array, logits: Array, noisy: Array) -> jax.Array:
+    def importance(gates: Array, logits: Array, noisy: Array) -> Array:
         return jnp.mean(balance.importance_loss(gates))
 
-    def load(gates: Array, logits: Array, noisy: Array) -> jax.Array:
+    def load(gates: Array, logits: Array, noisy: Array) -> Array:
         k = routing.num_selected_experts
         return jnp.mean(balance.load_loss(logits, noisy, routing.noise_scale, k))
 
-    def place(**weights: float) -> jax.Array:
+    def place(**weights: float) -> Array:
         off = {"off_diagonal_weight": 0.0, "diagonal_weight": 0.0}
         return place_prc_loss(gates, pairs, **off | weights)
 
-    def prc_of_random_pairs() -> jax.Array:
+    def prc_of_random_pairs() -> Array:
         return prc_loss(gates, shuffle_partners(key, pairs, class_pair=class_pair))[0]
 
     losses = {
