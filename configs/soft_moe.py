@@ -36,7 +36,7 @@ def get_config(arguments: str = ""):
             "loss": {"name": "sigmoid_xent"},
             "optimizer": soft_moe_optimizer(args.model),
             "evaluate": {"every_steps": 1_000},
-            # Any of these can be cooled down by itself.
+            # Any of these can be cooled down alone.
             "save_checkpoint": {
                 "every_steps": 1_000,
                 "keep_last": 2,

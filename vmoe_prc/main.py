@@ -135,7 +135,7 @@ def main(argv: list[str], changes: dict[str, Any]):
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the flags but those of fields; what is wrong with them becomes a `ConfigError`."""
+    """Parses all flags except fields; a wrong flag raises a `ConfigError`."""
     try:
         return flags.FLAGS(with_underscores(argv))
     except flags.Error as error:
@@ -147,7 +147,7 @@ def run(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status, see `runtime.programs`.
 
     Args:
-      argv: Name of the program and arguments; those of this process if None.
+      argv: Program name and arguments; None for `sys.argv`.
     """
 
     def program() -> None:

@@ -96,7 +96,7 @@ def variants(out: pathlib.Path) -> list[members.Variant]:
 
 
 def published(out: pathlib.Path) -> list[members.Variant]:
-    """Returns the methods with the balance that their papers have, for a look beside."""
+    """Returns the methods with the balance that their papers have, which are not compared."""
     return [members.prc(), members.vmoe_by_group()]
 
 

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         ".safetensors or .npz file, or a folder of timm or Hugging Face",
     )
     parser.add_argument("target", help="the file, folder or prefix to write")
-    parser.add_argument("--format", choices=FORMATS, help="by default that of the suffix")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix of the target")
     parser.add_argument(
         "--names",
         choices=("ours", "timm"),

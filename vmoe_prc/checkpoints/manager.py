@@ -282,7 +282,7 @@ def _damaged(directory: epath.Path, step: int, cause: Exception | str) -> str:
 
 
 def _cannot_open(directory: epath.Path, error: Exception) -> CheckpointError:
-    """Names the checkpoint whose description Orbax cannot read: it reads those of all at once."""
+    """Names the checkpoint whose description Orbax cannot read; Orbax reads all at once."""
     names = ocp.path.step.standard_name_format()
     for step in ocp.utils.checkpoint_steps(directory):
         try:

@@ -22,7 +22,7 @@ def nested(flat: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, A
       path: The file that they are from, for errors.
 
     Raises:
-      CheckpointError: If a name is that of an array and of a group, or has an empty level.
+      CheckpointError: If a name is used for both an array and a group, or has an empty level.
     """
     for name in flat:
         parts = name.split("/")

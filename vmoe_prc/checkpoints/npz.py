@@ -1,4 +1,4 @@
-"""Reads `.npz` files: those in which Google released ViT, and others of arrays by our names.
+"""Reads `.npz` files: Google's released ViTs, and arrays by our names.
 
 The released files are those of google-research/vision_transformer, whose layers have numbers
 within a block (of all layers in old files, of those of one kind in new ones), and those of
@@ -90,7 +90,7 @@ def with_our_names(flat: Mapping[str, T], source: object) -> dict[str, T]:
 
 
 def is_vit(names: Iterable[str]) -> bool:
-    """Whether arrays of these names, without the level `params`, are those of a released ViT."""
+    """Whether these names, without the level `params`, are of a released ViT."""
     return any(name.startswith("Transformer/") for name in names)
 
 

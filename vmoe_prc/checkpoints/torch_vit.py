@@ -92,7 +92,7 @@ class TorchVit:
 
 
 def is_torch_vit(names: Sequence[str]) -> bool:
-    """Whether arrays of these names are those of a vision transformer of timm or transformers."""
+    """Whether these are names of arrays of a vision transformer of timm or transformers."""
     return any(re.fullmatch(r"(\w+\.)*patch_embed(dings)?\.(\w+\.)?weight", n) for n in names)
 
 

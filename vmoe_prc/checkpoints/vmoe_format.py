@@ -335,7 +335,7 @@ def _is_partition(shape: Shape, boxes: Sequence[Box]) -> bool:
         return False
     if len(boxes) < 2:
         return True
-    # Between neighbouring cuts all elements are alike, and one cell stands for them.
+    # Between neighbouring cuts all elements are alike, so one cell represents them.
     cuts = [sorted({edge for box in boxes for edge in box[axis]}) for axis in range(len(shape))]
     cells = [len(edges) - 1 for edges in cuts]
     if math.prod(cells) > _MAX_CELLS:

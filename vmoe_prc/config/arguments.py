@@ -16,7 +16,7 @@ def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
     """Reads the arguments of `--config=configs/x.py:k=1,prc=off`.
 
     Args:
-      text: The part after the colon, possibly empty; a value with a comma stands in quotes,
+      text: The part after the colon, possibly empty; a value with a comma is quoted,
         as in `dir='my, photos'`.
       **defaults: The arguments and their defaults, whose types they keep; a bool is
         written on, off, true or false.

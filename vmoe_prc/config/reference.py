@@ -114,7 +114,7 @@ def explain(path: str, config: Config) -> str:
 
 
 def _inner_fields(field: Field, value: Any) -> dict[str, Field]:
-    """Returns the fields of a section; those of an entry, if it is chosen from a registry."""
+    """Returns the fields of a section, or of the registry's entry that is chosen."""
     values = value if isinstance(value, Mapping) else {}
     if field.section is None:
         return {}

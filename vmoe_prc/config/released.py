@@ -41,7 +41,7 @@ def released_package(path: pathlib.Path) -> Iterator[None]:
 
 
 def call_get_config(get_config: Callable[..., Any], arguments: str) -> Any:
-    """Calls `get_config`, whose argument may be missing, or have a default of its own."""
+    """Calls `get_config`, whose argument may be missing or have a default."""
     parameters = inspect.signature(get_config).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not any(p.kind == p.VAR_POSITIONAL for p in parameters):
@@ -53,7 +53,7 @@ def call_get_config(get_config: Callable[..., Any], arguments: str) -> Any:
 
 
 def is_released(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration has fields that only those of V-MoE and PRC have."""
+    """Whether a configuration has fields that only V-MoE's and PRC's configurations have."""
     if "extra_rng_keys" in config or "patch_correspondence" in config:
         return True
     if str(_at(config, "initialization", "name")).startswith("initialize_from_"):

@@ -151,12 +151,12 @@ def _field(hint: Any, field: dataclasses.Field) -> Field:
 
 
 def is_mapping(hint: Any) -> bool:
-    """Whether a type without its parameters is that of mappings."""
+    """Whether a type without its parameters is a mapping type."""
     return hint in (dict, collections.abc.Mapping)
 
 
 def is_sequence(hint: Any) -> bool:
-    """Whether a type is that of tuples."""
+    """Whether a type is a tuple type."""
     return (typing.get_origin(hint) or hint) in (tuple, collections.abc.Sequence)
 
 

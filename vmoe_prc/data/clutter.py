@@ -85,7 +85,7 @@ def cluttered_scenes(
       labels: (N,) integers.
       count: M, number of scenes.
       seed: Seed of the scenes; the same seed gives the same scenes.
-      canvas: Side of a scene in pixels, at least that of an image.
+      canvas: Side of a scene in pixels, at least the side of an image.
       pieces: Number of pieces of other images in a scene.
       piece_size: Side of a piece in pixels.
 

@@ -12,7 +12,7 @@ from vmoe_prc.data.ops.registry import BadExampleError, Example
 
 
 def features_of(builder: tfds.core.DatasetBuilder) -> tfds.features.FeaturesDict:
-    """Returns the features of a data set, whose examples are dicts as those of all images."""
+    """Returns the features of an image data set, whose examples are dicts."""
     return cast(tfds.features.FeaturesDict, builder.info.features)
 
 

@@ -54,5 +54,5 @@ def read_idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
     start = 4 + 4 * data[3]
     shape = [int(n) for n in np.frombuffer(data[4:start], ">u4")]
     if len(data) != start + math.prod(shape):
-        raise DatasetError(f"{path} has {len(data):,} bytes, and not those of its shape {shape}")
+        raise DatasetError(f"{path} has {len(data):,} bytes; its shape {shape} has another number")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -103,7 +103,7 @@ class Split:
         """Returns shapes and dtypes of global batches on devices, without reading data.
 
         Args:
-          train: Whether they are batches of training; those of evaluation have a `mask`.
+          train: Whether they are batches of training; batches of evaluation have a `mask`.
         """
         size = self.config.batch_size
         spec = {k: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for k, x in self.spec.items()}
@@ -156,7 +156,7 @@ def open_splits(
 
     Args:
       configs: Completed sections of `config.dataset` by their names.
-      fields: Names of the sections, for errors; None if they are those of `config.dataset`.
+      fields: Names of the sections, for errors; None for sections of `config.dataset`.
       labels: See `open_split`.
 
     Raises:

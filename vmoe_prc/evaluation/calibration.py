@@ -32,7 +32,7 @@ def calibration_sums(
     mask: Bool[Array, " N"],
     num_bins: int,
 ) -> dict[str, jax.Array]:
-    """Sums over the labelled images of a batch; those of batches add up.
+    """Sums over the labelled images of a batch; sums of several batches are added.
 
     Args:
       logits: (N, classes); their softmax are the probabilities.
@@ -74,7 +74,7 @@ def calibration(context: EvaluationContext, *, split: str, num_bins: int) -> Eva
 
     `ece` is the expected calibration error (Guo et al., arXiv 1706.04599): the mean over images of
     the distance between confidence and accuracy of their bin. Probabilities are the softmax of the
-    logits; of an ensemble, those of the mean of its members.
+    logits; an ensemble has the mean probabilities of its members.
 
     Raises:
       ConfigError: If there is no such split.

@@ -34,7 +34,7 @@ class RoutingSums:
 
 @flax.struct.dataclass
 class EvalSums:
-    """Sums over the images of a batch; those of batches add up.
+    """Sums over the images of a batch; sums of several batches are added.
 
     With two views per image each view counts as an image.
 

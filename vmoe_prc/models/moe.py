@@ -65,7 +65,7 @@ class MlpMoeBlock(nn.Module):
       dropout_rate: Dropout inside the experts.
       deterministic: Whether dropout and routing noise are off.
       router: Options of the router, and its class as `name`.
-      dtype: Dtype of the experts' computation; that of the router is one of its options.
+      dtype: Dtype of the experts' computation; the router's dtype is one of its options.
       split_rngs: Whether each expert has its own initial values and dropout, or which of
         ('params', 'dropout') are its own; otherwise all experts start equal, as in V-MoE.
       ensemble_size: M, the members of an ensemble (E³, arXiv 2110.03360). The images come M times,

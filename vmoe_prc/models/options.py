@@ -35,20 +35,20 @@ class MoeOptions:
     )
     group_size: Literal["auto"] | int = option(
         "auto",
-        "Tokens per routing group; capacity is counted per group. 'auto': those of 8 images, "
+        "Tokens per routing group; capacity is counted per group. 'auto': the tokens of 8 images, "
         "or of fewer where a device has fewer.",
         minimum=1,
         maximum=2**31 - 1,
     )
     mlp_dim: int | None = option(
         None,
-        "Hidden width of an expert; None for that of the other MLPs.",
+        "Hidden width of an expert; None for the width of the other MLPs.",
         minimum=1,
         maximum=MAX_SIZE,
     )
     dropout_rate: float | None = option(
         None,
-        "Dropout rate in the experts; None for that of the encoder.",
+        "Dropout rate in the experts; None for the encoder's rate.",
         minimum=0.0,
         maximum=1.0,
     )
@@ -154,7 +154,7 @@ class EncoderOptions:
     )
     dtype: str | None = option(
         None,
-        "Type of the computation of the blocks; None for that of the model. V-MoE's field: with "
+        "Type of the computation of the blocks; None for the model's type. V-MoE's field: with "
         "bfloat16 here and a float32 model, embedding, residuals, last norm, pooling and "
         "`pre_logits` stay float32.",
         choices=(None, *DTYPES),

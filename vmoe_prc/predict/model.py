@@ -84,7 +84,7 @@ class TrainedModel:
           classes: Names of the classes; their numbers if None.
 
         Raises:
-          ConfigError: If the number of names is not that of the classes, or the configuration
+          ConfigError: If the number of names is not the number of classes, or the configuration
             evaluates no split with one view.
         """
         count = config.model.num_classes

@@ -6,7 +6,7 @@ from typing import Any
 
 from vmoe_prc.config import ConfigError
 
-# Width, blocks, MLP width and heads; they are not those of V-MoE's models of the same letters.
+# Width, blocks, MLP width and heads; V-MoE's models of the same letters differ.
 SIZES = {
     "ti": (192, 12, 768, 3),
     "s": (384, 12, 1536, 6),

@@ -44,7 +44,7 @@ def create_mesh(num_expert_partitions: int = 1, devices: Sequence[Any] | None = 
 
 
 def _ordered(devices: Sequence[Any]) -> list[Any]:
-    """Sorts devices by host: the rows of a batch that a process reads are those of its devices."""
+    """Sorts devices by host, so that a process reads the rows of its own devices."""
     return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 

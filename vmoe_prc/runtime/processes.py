@@ -165,7 +165,7 @@ def raise_everywhere() -> Iterator[None]:
 
 @contextlib.contextmanager
 def process_zero_first() -> Iterator[None]:
-    """Process 0 runs the block before the others do, whatever happens in it."""
+    """Process 0 runs the block before the others, which also continue if it raises."""
     if not is_main_process():
         _barrier("process_zero_first")
     try:

@@ -89,7 +89,7 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
     """
     if show_traceback is None:
         show_traceback = "--traceback" in sys.argv
-    # Hides lines of TensorFlow's C++ code that are no errors, but for those of its start.
+    # Hides the lines of TensorFlow's C++ code below errors, except those printed at its start.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     quiet_tensorflow()
     try:

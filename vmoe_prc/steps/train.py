@@ -64,7 +64,7 @@ def make_gradients(
       adversarial: Options of `adversarial.attack`, and `attack_auxiliary_loss`, whether balance
         losses are attacked, too; None for images as they are.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
-        save memory. The consistency loss is then that of each part.
+        save memory. The consistency loss is then computed for each part.
       seed: Seed of dropout, routing noise and mixup.
       total_steps: Steps of the training, for losses that are for its first part; all losses count
         in all steps if None.

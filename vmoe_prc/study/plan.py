@@ -50,7 +50,7 @@ class RobustnessOptions:
 
     split: str = option("test", "Split that is perturbed.")
     examples: str | None = option(
-        None, "Examples to use, such as `test[:1000]`; None for those of the split."
+        None, "Examples to use, such as `test[:1000]`; None for all of the split."
     )
     perturbations: Mapping[str, Any] = option(help="Levels by kind of perturbation.")
 

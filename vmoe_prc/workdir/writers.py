@@ -25,7 +25,7 @@ def create_writer(
 ) -> metric_writers.MetricWriter:
     """Creates the writer to TensorBoard and to `metrics.jsonl` in `workdir`, and to loggers.
 
-    Writing happens in threads of its own: the training loop waits for neither the disk
+    Writing happens in separate threads: the training loop waits for neither the disk
     nor the values of JAX arrays. An error there is raised by a later call. `flush` waits
     until all is written; call it before a checkpoint is saved, and `close` at the end.
 

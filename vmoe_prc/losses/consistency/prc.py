@@ -26,7 +26,7 @@ class PrcOptions(ConsistencyOptions):
     off_diagonal_weight: float = option(5e-2, "Weight of the off-diagonal term.", minimum=0.0)
     diagonal: str = option(
         "matrix",
-        "Diagonal term: that of the paper ('matrix'), or of the released program.",
+        "Diagonal term: 'matrix' as in the paper, or 'per_position' as in the released program.",
         choices=DIAGONALS,
     )
 

@@ -76,7 +76,7 @@ def _sort_by_expert(
 
     Args:
       experts: Expert of each choice.
-      slots: Number of each choice among those of its group and expert.
+      slots: Number of each choice among the choices of its group and expert.
       num_experts: E.
       num_local: L, the number of experts of this device.
 

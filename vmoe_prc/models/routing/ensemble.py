@@ -44,7 +44,7 @@ class EnsembleRouter(NoisyTopExpertsPerItemRouter):
 
     Attributes:
       ensemble_size: M; it divides the number of experts and the size of the groups.
-      by_image: Whether the record is that of the images, whose tokens have the choices of all
+      by_image: Whether the record is of the images, whose tokens have the choices of all
         members, (G, S/M, K * M), and the gates of all members, divided by M. Otherwise it is that
         of the losses, whose groups are those of a member: (G * M, S/M, E/M).
     """

@@ -32,7 +32,7 @@ class RouterOptions:
     )
     dtype: str = option(
         "float32",
-        "Type of the logits' computation. In V-MoE it is that of the encoder; rounded logits "
+        "Type of the logits' computation. V-MoE uses the encoder's type; rounded logits "
         "choose other experts for 0.2 to 0.3% of the tokens.",
         choices=("float32", "bfloat16"),
     )

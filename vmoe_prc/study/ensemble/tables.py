@@ -47,7 +47,7 @@ def differences_table(results: Sequence[Result], reference: str) -> list[list[st
     """Returns a row per variant: difference from the reference over the seeds of both, in points.
 
     Args:
-      results: Runs, of which those of a variant have different seeds.
+      results: Runs; the runs of a variant have different seeds.
       reference: Name of the variant that is subtracted.
 
     Returns:

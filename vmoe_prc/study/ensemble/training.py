@@ -105,7 +105,7 @@ class State(NamedTuple):
 
 
 def stack_members(runs: Sequence[tuple[Variant, int]], terms: Sequence[str] = TERMS) -> Members:
-    """Stacks variants with their seeds; the weights are those of `terms`."""
+    """Stacks variants with their seeds; each has the weights of `terms`."""
     return Members(
         jnp.stack([variant.vector(terms) for variant, _ in runs]),
         jnp.asarray([variant.photometric for variant, _ in runs]),
