@@ -11,6 +11,7 @@ status 1 if there is one. On CPU; a small model on the digits.
 import argparse
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 import random
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -140,12 +142,23 @@ class Attempt:
         return self._log.read_text()
 
 
-def disturb(attempt: Attempt, target: int, rng: random.Random, startup: float) -> Fault:
-    """Kills a program in a random way, not before its step `target` unless it still starts."""
+def disturb(
+    start: Callable[[], Attempt], target: int, rng: random.Random, startup: Callable[[], float]
+) -> tuple[Attempt, Fault]:
+    """Starts a program and kills it at random, not before step `target` unless it still starts.
+
+    Args:
+      start: Starts the program.
+      target: The step.
+      rng: Draws signal and moment.
+      startup: Measures the seconds that a start takes.
+    """
     [number] = rng.choices(list(SIGNALS), list(SIGNALS.values()))
     [moment] = rng.choices(list(MOMENTS), list(MOMENTS.values()))
+    longest = startup() if moment == "starting" else 0.0
+    attempt = start()
     if moment == "starting":
-        time.sleep(rng.uniform(0, startup))
+        time.sleep(rng.uniform(0, longest))
     else:
         while attempt.running and (attempt.step or 0) < target:
             time.sleep(0.01)
@@ -157,7 +170,8 @@ def disturb(attempt: Attempt, target: int, rng: random.Random, startup: float) -
     complete, unfinished = attempt.checkpoints()
     if attempt.step is None:
         unfinished = 0  # They are from before.
-    return Fault(number, moment, unfinished, attempt.step, max(complete, default=0), status)
+    fault = Fault(number, moment, unfinished, attempt.step, max(complete, default=0), status)
+    return attempt, fault
 
 
 def soak(directory: pathlib.Path, kills: int, seed: int) -> int:
@@ -168,21 +182,20 @@ def soak(directory: pathlib.Path, kills: int, seed: int) -> int:
     undisturbed = Attempt(directory / "undisturbed", steps)
     if undisturbed.wait():
         sys.exit(undisturbed.text())
-    startup = time_to_start(directory / "started", steps)
+    startup = functools.cache(lambda: time_to_start(directory / "started", steps))
     faults, failures, newest = [], [], 0
-    for i in range(kills + 1):
-        attempt = Attempt(directory / "disturbed", steps)
-        if i == kills:
-            if attempt.wait():
-                failures.append(f"the last start failed: {attempt.text()[-500:]}")
-        else:
-            target = STEPS_PER_FAULT * i + rng.randrange(1, STEPS_PER_FAULT)
-            faults.append(disturb(attempt, target, rng, startup))
-            print(f"{i + 1:3} {describe(faults[-1])}", flush=True)
-            failures += check(faults[-1], attempt)
-        if attempt.resumed not in (None, newest):
-            failures.append(f"resumed from {attempt.resumed} and not from {newest}")
-        newest = faults[-1].newest
+    start = functools.partial(Attempt, directory / "disturbed", steps)
+    for i in range(kills):
+        target = STEPS_PER_FAULT * i + rng.randrange(1, STEPS_PER_FAULT)
+        attempt, fault = disturb(start, target, rng, startup)
+        print(f"{i + 1:3} {describe(fault)}", flush=True)
+        failures += [*check(fault, attempt), *wrong_step(attempt, newest)]
+        faults.append(fault)
+        newest = fault.newest
+    attempt = start()
+    if attempt.wait():
+        failures.append(f"the last start failed: {attempt.text()[-500:]}")
+    failures += wrong_step(attempt, newest)
     failures += differences(directory / "disturbed", directory / "undisturbed")
     print(report(faults, failures, steps))
     return len(failures)
@@ -208,6 +221,13 @@ def check(fault: Fault, attempt: Attempt) -> list[str]:
     if fault.status in expected:
         return []
     return [f"exit status {fault.status} after {describe(fault)}: {attempt.text()[-500:]}"]
+
+
+def wrong_step(attempt: Attempt, newest: int) -> list[str]:
+    """Returns the error of a program that resumed from another step than the newest saved."""
+    if attempt.resumed in (None, newest):
+        return []
+    return [f"resumed from {attempt.resumed} and not from {newest}"]
 
 
 def lost(fault: Fault) -> int:
