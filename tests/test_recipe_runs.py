@@ -1,10 +1,7 @@
-"""Every recipe takes three steps, as a command, on data of its real builder."""
+"""Every recipe takes three steps, by its command, on data of its real builder."""
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import PIL.Image
@@ -61,66 +58,38 @@ RECIPES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_takes_three_steps(tmp_path, recipe):
+def test_takes_three_steps(recipe, three_steps, tmp_path):
     name, splits = RECIPES[recipe]
     prepare(name, splits, tmp_path / "data")
     path, colon, arguments = recipe.partition(":")
-    result = run(path, colon + arguments, tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert records[-1]["step"] == 3
-    assert any("train/total_loss" in r and float(r["train/total_loss"]) > 0 for r in records)
-    assert "Classification" in (tmp_path / "run" / "summary.txt").read_text()
-
-
-def run(path, arguments, tmp_path):
-    flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
-    env = {**os.environ, "XLA_FLAGS": flags, "TFDS_DATA_DIR": str(tmp_path / "data")}
-    get_config = importlib.import_module(f"configs.{path}").get_config
-    # The held-out part of the recipe is longer than the few examples here.
-    splits = {"dataset.train.split": "full[100:]", "dataset.val.split": "full[:100]"}
+    sections = importlib.import_module(f"configs.{path}").get_config(arguments).dataset
+    changes = {f"dataset.{split}.data_dir": tmp_path / "data" for split in sections}
     # Eight images at once in every split: one routing group.
-    batch_sizes = {
-        f"dataset.{split}.batch_size": 4 if "two_views" in section.process else 8
-        for split, section in get_config(arguments[1:]).dataset.items()
-    }
+    for split, section in sections.items():
+        changes[f"dataset.{split}.batch_size"] = 4 if "two_views" in section.process else 8
+    if path == "imagenet21k_vmoe":
+        # The held-out part of the recipe is longer than the few examples here.
+        changes |= {"dataset.train.split": "full[100:]", "dataset.val.split": "full[:100]"}
     small = {
-        "train_steps": 3,
         "dataset.train.shuffle_buffer": 16,
         "model.hidden_size": 32,
         "model.encoder.num_layers": 2,
         "model.encoder.moe.layers": "(1,)",
         "model.encoder.mlp_dim": 32,
         "model.encoder.num_heads": 4,
-        "optimizer.learning_rate.warmup_steps": 1,
-        **batch_sizes,
-        **(splits if path == "imagenet21k_vmoe" else {}),
     }
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
-            f"--config=configs/{path}.py{arguments}",
-            *(f"--config.{name}={value}" for name, value in small.items()),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=env,
-    )
+    workdir = three_steps(f"configs/{path}.py{colon}{arguments}", **changes, **small)
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 3
+    assert any("train/total_loss" in r and float(r["train/total_loss"]) > 0 for r in records)
+    assert "Classification" in (workdir / "summary.txt").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", digits_models.MOE)
-def test_a_small_model_of_every_kind_takes_three_steps(tmp_path, model):
-    command = [
-        *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
-        f"--config=configs/digits_models.py:model={model}",
-        *("--config.train_steps=3", "--config.optimizer.learning_rate.warmup_steps=1"),
-    ]
-    flags = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "XLA_FLAGS": flags}
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "calibration/ece" in (tmp_path / "run" / "summary.txt").read_text()
+def test_a_small_model_of_every_kind_takes_three_steps(model, three_steps, digits_dir):
+    changes = {f"dataset.{split}.data_dir": digits_dir for split in ("train", "test")}
+    layers = {} if model == "dense" else {"model.encoder.moe.layers": "(1,)"}
+    small = {"model.encoder.num_layers": 2, **layers}
+    workdir = three_steps(f"configs/digits_models.py:model={model}", **changes, **small)
+    assert "calibration/ece" in (workdir / "summary.txt").read_text()
