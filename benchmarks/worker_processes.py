@@ -7,16 +7,18 @@ the same JPEGs in the same run. "CPU µs/image" is of all processes together. "p
 time of the process that trains, all its threads together, per image: it holds the interpreter's
 lock for no longer than that. No model consumes the batches.
 
-Epochs: small images, so that several epochs take seconds. "longest wait at an end" is the longest
-wait for a batch that spans the end of an epoch or follows it, over the median wait of all batches;
-"longest wait elsewhere" shows what the machine itself does. "RSS" is the memory of the parent at
-the end of each epoch.
+Epochs: small images, so that several epochs take seconds. A pause of `--pace` times the mean time
+of a batch at full rate stands for a training step: without it batches of several workers come in
+bursts, and the median wait is near zero. "longest batch at an end" is the longest time of a step
+and of the wait for its batch, which spans the end of an epoch or follows it, over the median of
+all steps; "longest elsewhere" shows what the machine itself does. "CPU at an end" is the CPU time
+to make such a batch in one thread, the longest over the median of all batches: other programs
+hardly change it. "RSS" is the memory of the parent at the end of each epoch.
 """
 
 import argparse
 import contextlib
 import math
-import multiprocessing
 import os
 import pathlib
 import re
@@ -26,26 +28,26 @@ import time
 from typing import Any
 
 import ml_collections
+import psutil
 
 from benchmarks import input_pipeline, resume, timing
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.order import Order, Rows
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.errors import RunError
 
 WARM_UP = 8
 EPOCHS = 3
-TICKS = os.sysconf("SC_CLK_TCK")
+# Batches whose time gives the pauses of the steps.
+PACE_BATCHES = 64
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STAGE = "crops, flips"
 
 
 def children_cpu() -> float:
     """Returns the CPU seconds that the living child processes have used."""
-    total = 0.0
-    for child in multiprocessing.active_children():
-        fields = pathlib.Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / TICKS
-    return total
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return sum(x.user + x.system for x in times)
 
 
 def resident() -> float:
@@ -119,32 +121,54 @@ def open_photographs(args: argparse.Namespace, data_dir: str, workers: int) -> S
     return open_split(ml_collections.ConfigDict(section))
 
 
-def epochs(split: Split) -> dict[str, object]:
-    """Reads some epochs batch by batch."""
-    steps = math.ceil(EPOCHS * split.num_examples / split.config.batch_size)
+def steps_at_ends(split: Split) -> set[int]:
+    """Returns the steps whose batch spans the end of an epoch, or follows it."""
     ends = {e * split.num_examples // split.config.batch_size for e in range(1, EPOCHS)}
-    ends |= {end + 1 for end in ends}
-    waits, memory = [], []
+    return ends | {end + 1 for end in ends}
+
+
+def epochs(split: Split, pace: float) -> dict[str, object]:
+    """Reads some epochs batch by batch, with pauses for the steps of a training."""
+    steps = math.ceil(EPOCHS * split.num_examples / split.config.batch_size)
+    ends = steps_at_ends(split)
+    pause = pace * rate(split, PACE_BATCHES)["wall"] / PACE_BATCHES
+    times, memory = [], []
     with contextlib.closing(pipeline.train_batches(split, seed=0)) as made:
         for _ in range(WARM_UP):
             next(made)
         for step in range(WARM_UP, steps):
             begin = time.perf_counter()
             next(made)
-            waits.append((step, time.perf_counter() - begin))
+            time.sleep(pause)
+            times.append((step, time.perf_counter() - begin))
             if (step + 1) * split.config.batch_size % split.num_examples < split.config.batch_size:
                 memory.append(resident())
-    median = statistics.median(wait for _, wait in waits)
-    at_ends = max(wait for step, wait in waits if step in ends)
-    elsewhere = max(wait for step, wait in waits if step not in ends)
+    median = statistics.median(wait for _, wait in times)
+    at_ends = max(wait for step, wait in times if step in ends)
+    elsewhere = max(wait for step, wait in times if step not in ends)
     return {
         "workers": split.config.workers,
-        "batches": len(waits),
-        "median wait, ms": 1e3 * median,
-        "longest wait at an end": at_ends / median,
-        "longest wait elsewhere": elsewhere / median,
+        "batches": len(times),
+        "median batch, ms": 1e3 * median,
+        "longest batch at an end": at_ends / median,
+        "longest elsewhere": elsewhere / median,
+        "CPU at an end": cpu_at_ends(split, steps),
         "RSS, MB": ", ".join(f"{value:.1f}" for value in memory),
     }
+
+
+def cpu_at_ends(split: Split, steps: int) -> float:
+    """Makes the same batches in this thread: CPU of the longest at an end, over the median."""
+    order = Order(split.num_examples, seed=0)
+    rows = Rows(order, split.config.batch_size)
+    preprocess, records = split.preprocess(seed=0), split.records
+    used = []
+    for step in range(steps):
+        begin = time.thread_time()
+        positions, numbers = rows.chunk(step, rows.rows_per_step)
+        preprocess.rows(positions.tolist(), records.read(numbers.tolist()))
+        used.append(time.thread_time() - begin)
+    return max(used[step] for step in steps_at_ends(split)) / statistics.median(used)
 
 
 def killed(split: Split) -> str:
@@ -155,7 +179,7 @@ def killed(split: Split) -> str:
     """
     with contextlib.closing(pipeline.train_batches(split, seed=0)) as made:
         next(made)
-        worker = multiprocessing.active_children()[0]
+        [worker, *_] = [x for x in psutil.Process().children() if "answer_jobs" in x.cmdline()[-1]]
         worker.kill()
         begin = time.perf_counter()
         try:
@@ -173,7 +197,7 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
     print(timing.format_table(rows))
     resume.write(data_dir, args.examples)
     splits = [resume.open_records(data_dir, workers) for workers in args.workers]
-    ends = [epochs(split) for split in splits]
+    ends = [epochs(split, args.pace) for split in splits]
     print(f"\n{EPOCHS} epochs of {args.examples:,} small images")
     timing.report(args, ends, rates=rows)
     if splits[-1].config.workers:
@@ -188,6 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batches", type=int, default=16, help="batches of a repetition")
     parser.add_argument("--batch-size", type=int, default=64, help="source images of a batch")
+    parser.add_argument(
+        "--pace", type=float, default=1.25, help="a step, in times of a batch at full rate"
+    )
     parser.add_argument("--examples", type=int, default=20_000, help="small images of an epoch")
     with tempfile.TemporaryDirectory() as data_dir:
         run(parser.parse_args(argv), data_dir)

@@ -28,10 +28,11 @@ from tqdm import tqdm
 
 from vmoe_prc.data.class_folders import summarize
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.jobs import num_cores, run_jobs
+from vmoe_prc.data.jobs import run_jobs
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.data.remote import read_file
+from vmoe_prc.runtime.cores import num_cores
 
 # Bytes of images in a shard: what a stop loses at most, per process.
 SHARD_BYTES = 256 << 20

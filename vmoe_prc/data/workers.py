@@ -1,26 +1,22 @@
 """Preprocessing in worker processes, which share no interpreter lock.
 
 Each worker makes whole batches, into shared memory. Batches do not depend on the number of workers:
-order and augmentations are functions of the seed and the position. A worker starts as a new
-interpreter, which takes some seconds and a few hundred megabytes.
+order and augmentations are functions of the seed and the position. A worker knows no epochs: it
+makes the next step that is asked for. It starts as a new interpreter, which takes some seconds and
+a few hundred megabytes.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import importlib
 import json
 import math
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.context
-import os
-import signal
-import threading
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -29,12 +25,16 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from vmoe_prc.config.registry import OPS
+from vmoe_prc.config import ConfigError
+from vmoe_prc.config.files import import_modules
+from vmoe_prc.config.registry import DATASETS, OPS
+from vmoe_prc.data.jobs import Pool, ProcessDiedError
 from vmoe_prc.data.ops.registry import PreprocessError, parse
 from vmoe_prc.data.order import Rows
 from vmoe_prc.data.preprocess import ALIGNMENT, CHUNK, Batch, Spec
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.cores import num_cores
 
 # (positions, numbers, good, batch) of the rows of a batch.
 Made = tuple[np.ndarray, np.ndarray, np.ndarray, Batch]
@@ -47,64 +47,18 @@ class Task:
     Attributes:
       config: The section of `config.dataset`, as JSON.
       field: Name of the section.
-      entries: Names of the entries of a preprocessed example.
-      modules: Modules that register the ops.
+      labels: Entry of the labels, see `open_split`.
+      modules: Names of the modules that register the ops and the data set, with their files.
       seed: Seed of the augmentations.
       rows: The rows of this process.
     """
 
     config: str
     field: str
-    entries: Sequence[str]
-    modules: Sequence[str]
+    labels: str
+    modules: Sequence[tuple[str, str | None]]
     seed: int
     rows: Rows
-
-
-class _Process(multiprocessing.context.SpawnProcess):
-    """A process whose pool ends it although it ignores SIGTERM.
-
-    Attributes:
-      ended_by_pool: Whether it was alive when the pool ended it.
-    """
-
-    ended_by_pool = False
-
-    def terminate(self) -> None:
-        # A pool that is broken ends all of its processes, also those that are dead.
-        self.ended_by_pool = not multiprocessing.connection.wait([self.sentinel], timeout=0)
-        self.kill()
-
-
-class _Context(multiprocessing.context.SpawnContext):
-    """Starts the processes of a pool, and keeps them.
-
-    Attributes:
-      processes: All that were started.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.processes: list[_Process] = []
-
-    def Process(self, *args: Any, **options: Any) -> _Process:  # noqa: N802
-        process = _Process(*args, **options)
-        self.processes.append(process)
-        return process
-
-    def deaths(self) -> str:
-        """Says which processes have ended although the pool did not end them."""
-        return ", ".join(
-            f"process {process.pid} {_ending(process.exitcode)}"
-            for process in self.processes
-            if process.exitcode and not process.ended_by_pool
-        )
-
-
-def _ending(status: int) -> str:
-    if status > 0:
-        return f"ended with status {status}"
-    return f"was killed by {signal.Signals(-status).name}"
 
 
 class _Memory(SharedMemory):
@@ -155,13 +109,12 @@ class _Worker:
     """The state of a worker process."""
 
     def __init__(self, task: Task):
-        for module in task.modules:
-            importlib.import_module(module)
+        for name, path in task.modules:
+            _import(name, path)
         # The devices are those of the process that trains.
         jax.config.update("jax_platforms", "cpu")
         section = ml_collections.ConfigDict(json.loads(task.config))
-        labels = "labels" if "labels" in task.entries else "label"
-        split = open_split(section, task.field, labels)
+        split = open_split(section, task.field, task.labels)
         self._records, self._preprocess = split.records, split.preprocess(task.seed)
         self._rows = task.rows
         self._memories: dict[str, SharedMemory] = {}
@@ -169,7 +122,7 @@ class _Worker:
     def make(self, memory: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Makes the rows of a step in shared memory; returns (positions, numbers, good)."""
         if memory not in self._memories:
-            self._memories[memory] = SharedMemory(memory)
+            self._memories[memory] = _attached(memory)
         positions, numbers = self._rows.chunk(step, self._rows.rows_per_step)
         whole = _bytes_of(self._memories[memory])
         arrays = _arrays(whole, self._preprocess.spec, len(positions))
@@ -188,25 +141,31 @@ _worker: _Worker | None = None
 
 def _start(task: Task) -> None:
     global _worker
-    # A terminal, `timeout` and Slurm signal them, too; the process that trains still needs
-    # batches for its last step, and then ends them.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Worker(task)
 
 
-def _end_with_parent() -> None:
-    """Ends this process when the one that trains has been killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _make(memory: str, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _make(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     assert _worker is not None, "the pool starts each worker by _start"
-    return _worker.make(memory, step)
+    return _worker.make(*job)
+
+
+def _import(name: str, path: str | None) -> None:
+    """Imports a module by its name, or a file that a configuration has imported by its path."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        if path is None:
+            raise
+        import_modules([path])
+
+
+def _attached(name: str) -> SharedMemory:
+    """Opens shared memory of the process that trains, which also deletes it."""
+    if sys.version_info >= (3, 13):
+        return SharedMemory(name, track=False)
+    # Otherwise the end of this process would delete it, with a warning.
+    resource_tracker.register = lambda name, rtype: None
+    return SharedMemory(name)
 
 
 def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterator[Made]:
@@ -219,12 +178,13 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
       workers: Number of worker processes; never more than two for each core.
 
     Raises:
+      ConfigError: If the ops or the data set are of the script that was started.
       RunError: If a worker is killed.
     """
-    modules = sorted({OPS[name].__module__ for name, *_ in parse(split.config.process)})
-    task = Task(split.config.to_json(), split.field, list(split.spec), modules, seed, rows)
+    labels = "labels" if "labels" in split.spec else "label"
+    task = Task(split.config.to_json(), split.field, labels, _modules(split, workers), seed, rows)
     steps = _steps(rows)
-    if workers > (most := 2 * (os.cpu_count() or 1)):
+    if workers > (most := 2 * num_cores()):
         logging.warning(
             "%s.workers = %d: %d for the cores of this host", split.field, workers, most
         )
@@ -232,17 +192,14 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
     with contextlib.ExitStack() as stack:
         memories = _Memories(split.spec, rows.rows_per_step)
         stack.callback(memories.close)
-        context = _Context()
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start, (task,))
-        stack.callback(pool.shutdown, cancel_futures=True)
-        pending: collections.deque[tuple[_Memory, concurrent.futures.Future[Any]]]
-        pending = collections.deque()
+        pool = stack.enter_context(contextlib.closing(Pool(workers, (_start, task))))
+        pending: collections.deque[tuple[_Memory, Future[Any]]] = collections.deque()
         try:
             while True:
                 # Two batches per worker: one that is being made, one that is finished.
                 while len(pending) < 2 * workers and (step := next(steps, None)) is not None:
                     memory = memories.take()
-                    pending.append((memory, pool.submit(_make, memory.name, step)))
+                    pending.append((memory, pool.submit(_make, (memory.name, step))))
                 if not pending:
                     return
                 memory, future = pending.popleft()
@@ -250,13 +207,25 @@ def made_by_workers(split: Split, rows: Rows, seed: int, workers: int) -> Iterat
                 yield positions, numbers, good, memories.lend(memory, len(positions))
         except PreprocessError as error:
             raise RunError(f"{split.name}: {split.field}.process: {error}") from error
-        except BrokenProcessPool as error:
-            pool.shutdown(cancel_futures=True)
+        except ProcessDiedError as error:
             raise RunError(
                 f"{split.name}: a worker process of the input pipeline has died (killed, or out of "
-                f"memory): {context.deaths() or 'nothing is known of its end'}; "
-                f"{split.field}.workers = {workers}"
+                f"memory): {error}; {split.field}.workers = {workers}"
             ) from error
+
+
+def _modules(split: Split, workers: int) -> list[tuple[str, str | None]]:
+    """Returns names and files of the modules that register the ops and the data set."""
+    names = {OPS[name].__module__ for name, *_ in parse(split.config.process)}
+    if split.config.name in DATASETS:
+        names.add(DATASETS[split.config.name].__module__)
+    if "__main__" in names:
+        expected = (
+            "workers cannot use ops and data sets of the script that was started: put them into "
+            "a module that it imports"
+        )
+        raise ConfigError(f"{split.field}.workers", workers, expected)
+    return [(name, getattr(sys.modules.get(name), "__file__", None)) for name in sorted(names)]
 
 
 def _steps(rows: Rows) -> Iterator[int]:

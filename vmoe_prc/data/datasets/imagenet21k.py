@@ -11,9 +11,10 @@ from etils import epath
 
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.data.jobs import num_cores, run_jobs
+from vmoe_prc.data.jobs import run_jobs
 from vmoe_prc.data.official import files_of, open_member
 from vmoe_prc.data.shards import ImageListBuilder, Item
+from vmoe_prc.runtime.cores import num_cores
 
 NUM_CLASSES = 21_843
 ARCHIVE = "fall11_whole.tar"
