@@ -17,6 +17,8 @@ from vmoe_prc.config import (
     override,
     parse_arguments,
 )
+from vmoe_prc.config.checks import AGREEMENT_METRICS
+from vmoe_prc.evaluation.agreement import METRICS, PARTS, SETS
 
 
 def make(path=None, value=None, delete=False, arguments=""):
@@ -96,6 +98,15 @@ def test_the_given_config_is_not_changed():
         ("train_epochs", 2.0, "train_steps = 600: cannot be combined with config.train_epochs = 2"),
         ("optimizer.learning_rate.warmup_steps", 600, "warmup_steps = 600 must be less than"),
         ("save_checkpoint.best_metric", "test/acc", r"did you mean 'test/accuracy'\?"),
+        ("save_checkpoint.best_metric", "test/encoderblock_1/top3", "expected a metric"),
+        ("save_checkpoint.best_metric", "test/encoderblock_1/load/99", "expected a metric"),
+        ("save_checkpoint.best_metric", "test/encoderblock_2/top1", "expected a metric"),
+        (
+            "dataset.a/b",
+            digits_prc.get_config().dataset.test.to_dict(),
+            r"config\.dataset = 'a/b': expected a name without",
+        ),
+        ("evaluators.a/b", {"name": "calibration"}, r"config\.evaluators = 'a/b': expected"),
         ("dataset.train.prefetch", "foo", "expected 'autotune' or int from 1 to 1000"),
         ("dataset.train.prefetch", -5, "expected 'autotune' or int from 1 to 1000"),
         ("model.representation_size", 0, "expected int or None from 1"),
@@ -122,6 +133,18 @@ def test_errors(path, value, message):
     with pytest.raises(ConfigError, match=message) as error:
         complete(make(path, value))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "metric", ["kappa", "top1_low", "encoderblock_3/overlap_place", "encoderblock_1/load/2"]
+)
+def test_every_metric_of_a_split_can_choose_checkpoints(metric):
+    complete(make("save_checkpoint.best_metric", f"test_pairs/{metric}"))
+
+
+def test_metrics_of_agreement_are_those_of_evaluation():
+    parts = [*PARTS, *(f"{SETS}{part}" for part in PARTS)]
+    assert [*METRICS, *parts] == list(AGREEMENT_METRICS)
 
 
 @pytest.mark.parametrize("path", ["model", "dataset.train", "optimizer.name", "model.num_classes"])

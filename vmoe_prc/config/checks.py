@@ -9,8 +9,15 @@ from vmoe_prc.config.metric_names import FEWSHOT, MetricName, parse_name
 from vmoe_prc.config.registry import CLASSIFICATION_LOSSES, DISPATCHERS, ROUTERS, SCHEDULES
 from vmoe_prc.config.values import plain
 
-# Metrics of every split that is evaluated, the last four of splits with two views.
-SPLIT_METRICS = ("accuracy", "loss", "top1", "top2", "top2_unordered", "overlap")
+# Metrics of every split that is evaluated.
+SPLIT_METRICS = ("accuracy", "loss")
+# Metrics of blocks, and of all of them together, of splits with two views.
+_PARTS = ("chance", "image", "place", "kappa", "kappa_place")
+AGREEMENT_METRICS = (
+    *("top1", "top2", "top2_unordered", "overlap"),
+    *_PARTS,
+    *(f"overlap_{part}" for part in _PARTS),
+)
 # Rows of the experts' buffers are counted by an int32.
 _INT32 = 2**31 - 1
 
@@ -145,6 +152,11 @@ def check_schedule(config: Config, total_steps: int) -> None:
 
 def _check_datasets(config: Mapping[str, Any]) -> None:
     datasets = config["dataset"]
+    for field in ("dataset", "evaluators"):
+        for label in config[field]:
+            if not label or "/" in label:
+                expected = "expected a name without '/', which is between the parts of a metric's"
+                raise ConfigError(f"config.{field}", label, expected)
     if "train" not in datasets:
         raise ConfigError("config.dataset.train", None, "missing; the split to train on")
     checkpoint = config["save_checkpoint"]
@@ -161,21 +173,40 @@ def _check_best_metric(config: Mapping[str, Any], metric: str) -> None:
         return
     fewshot = config["fewshot"] or {"datasets": (), "shots": ()}
     splits = [split for split in config["dataset"] if split != "train"]
+    moe = config["model"]["encoder"]["moe"]
+    blocks = [f"encoderblock_{layer}" for layer in moe["layers"]]
+    usual = [MetricName(measure, split) for split in splits for measure in SPLIT_METRICS]
     allowed = [
-        *(MetricName(measure, split) for split in splits for measure in SPLIT_METRICS),
+        *usual,
+        *(MetricName(measure, split) for split in splits for measure in AGREEMENT_METRICS),
         *(
             MetricName("shot", FEWSHOT, dataset=dataset, shots=shots)
             for dataset in fewshot["datasets"]
             for shots in fewshot["shots"]
         ),
+        *(
+            MetricName(measure, split, block)
+            for split in splits
+            for block in blocks
+            for measure in ("dropped", *AGREEMENT_METRICS)
+        ),
     ]
-    blocks = [f"encoderblock_{layer}" for layer in config["model"]["encoder"]["moe"]["layers"]]
-    if name not in allowed and not (name.group in splits and name.block in blocks):
-        allowed = list(map(str, allowed))
-        expected = f"expected a metric of an evaluation, such as {', '.join(allowed[:4])}"
-        raise ConfigError(
-            "config.save_checkpoint.best_metric", metric, expected, nearest(metric, allowed)
-        )
+    loads = [
+        MetricName("load", split, block, expert)
+        for split in splits
+        for block in blocks
+        for expert in range(moe["num_experts"])
+    ]
+    bounds = [
+        MetricName(measure, split, bound=bound)
+        for split in splits
+        for measure in AGREEMENT_METRICS
+        for bound in ("low", "high")
+    ]
+    if name not in (*allowed, *loads, *bounds):
+        near = nearest(metric, map(str, usual)) or nearest(metric, map(str, allowed))
+        expected = f"expected a metric of an evaluation, such as {', '.join(map(str, allowed[:4]))}"
+        raise ConfigError("config.save_checkpoint.best_metric", metric, expected, near)
 
 
 def _check_model(model: Mapping[str, Any], field: str) -> None:
