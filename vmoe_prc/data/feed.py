@@ -4,14 +4,15 @@ import collections
 from collections.abc import Generator, Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
-from jaxtyping import Array, Float, UInt8
 
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.ops.image_ops import rescale
 from vmoe_prc.data.split import Split
 from vmoe_prc.runtime.mesh import batch_sharding
+
+_rescale = jax.jit(rescale)
 
 
 def eval_batches(split: Split, mesh: Mesh) -> Generator[dict[str, jax.Array], None, None]:
@@ -64,7 +65,7 @@ def prefetch_to_device(
                 key: jax.make_array_from_process_local_data(sharding, x) for key, x in batch.items()
             }
             if value_range is not None and arrays["image"].dtype == np.uint8:
-                arrays["image"] = rescale(arrays["image"], np.asarray(value_range, np.float32))
+                arrays["image"] = _rescale(arrays["image"], np.asarray(value_range, np.float32))
             queue.append(arrays)
             if len(queue) >= prefetch:
                 yield queue.popleft()
@@ -73,10 +74,3 @@ def prefetch_to_device(
         # Ends the threads that read.
         if isinstance(batches, Generator):
             batches.close()
-
-
-@jax.jit
-def rescale(images: UInt8[Array, "*any"], value_range: Float[Array, "2"]) -> Float[Array, "*any"]:
-    """Maps bytes from [0, 255] to (low, high), as float32."""
-    low, high = value_range
-    return images.astype(jnp.float32) * ((high - low) / 255) + low

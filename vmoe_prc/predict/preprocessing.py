@@ -11,7 +11,7 @@ from PIL import Image
 from vmoe_prc.arrays import Float
 from vmoe_prc.config import Config, ConfigError
 from vmoe_prc.data.ops import registry
-from vmoe_prc.data.ops.image_ops import ValueRange
+from vmoe_prc.data.ops.image_ops import ValueRange, rescale
 
 # An image: a path, a PIL image, encoded bytes, or an array (H, W, 3) or (H, W) of uint8.
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -73,8 +73,7 @@ class Preprocessing:
         example = registry.apply(self._ops, {"image": _encoded(image), "label": 0})
         pixels = np.asarray(example["image"])
         if pixels.dtype == np.uint8:
-            low, high = self.value_range
-            pixels = pixels.astype(np.float32) * ((high - low) / 255) + low
+            pixels = rescale(pixels, self.value_range)
         return pixels.astype(np.float32)
 
 

@@ -9,8 +9,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from vmoe_prc.data.feed import rescale
-from vmoe_prc.data.ops import randaugment, registry
+from vmoe_prc.data.ops import image_ops, randaugment, registry
 from vmoe_prc.data.ops.image_ops import sample_crop
 from vmoe_prc.data.ops.photometric import PHOTOMETRIC
 from vmoe_prc.data.ops.resample import resample, square, uncovered
@@ -165,7 +164,7 @@ def test_value_range():
     pixels = np.array([[[0, 51, 255]]], np.uint8)
     example = run('decode|value_range(-1, 1)|keep("image")', pixels)
     np.testing.assert_array_equal(example["image"], pixels)
-    images = rescale(example["image"], np.float32([-1, 1]))
+    images = image_ops.rescale(example["image"], (-1, 1))
     np.testing.assert_allclose(images[0, 0], [-1, -0.6, 1], atol=1e-6)
     floats = run("decode|value_range(-1, 1)", pixels.astype(np.float32))["image"]
     np.testing.assert_allclose(floats[0, 0], [-1, -0.6, 1], atol=1e-6)

@@ -10,6 +10,7 @@ record where pixels go (see `views`); the other ops, meant for evaluation, resam
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -284,6 +285,17 @@ def flip_lr() -> Op:
     return op
 
 
+def rescale(images: Any, value_range: Any) -> Any:
+    """Maps pixel values from [0, 255] to [low, high], as float32.
+
+    Args:
+      images: An array of NumPy or JAX, of any shape.
+      value_range: (low, high).
+    """
+    low, high = value_range
+    return images.astype(np.float32) * ((high - low) / 255) + low
+
+
 @dataclasses.dataclass(frozen=True)
 class ValueRange:
     """Op that maps pixel values from [0, 255] to [low, high].
@@ -302,8 +314,8 @@ class ValueRange:
             raise PreprocessError("value_range needs pixels: decode the image first")
         if example["image"].dtype == np.uint8:
             return example
-        image = np.float32(computed(example["image"])) * np.float32((self.high - self.low) / 255)
-        return {**example, "image": image + np.float32(self.low)}
+        image = np.float32(computed(example["image"]))
+        return {**example, "image": rescale(image, (self.low, self.high))}
 
     def on_host(self, example: Example, rng: np.random.Generator) -> Example:
         """Maps an image of any type."""
