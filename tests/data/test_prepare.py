@@ -7,16 +7,18 @@ import subprocess
 import sys
 import tarfile
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from tiny_images import huge_png
+from tiny_images import encode, huge_png
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.data import pipeline
+from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.preparation import prepare
-from vmoe_prc.data.resized import resize_dataset
+from vmoe_prc.data.resized import resize_dataset, shrink
 from vmoe_prc.data.split import open_split
 
 RNG = np.random.default_rng(0)
@@ -343,6 +345,28 @@ def test_a_copy_with_smaller_images(tmp_path, dataset):
     np.testing.assert_array_equal(a["labels"], b["labels"])
     assert np.abs(a["image"].astype(int) - b["image"]).mean() < 4
     assert resize_dataset(builder, 30).data_path == copy.data_path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_smaller_images_are_decoded_as_the_original_ones(mode, orientation):
+    channels = len(mode)
+    corners = np.random.default_rng(0).integers(0, 255, (3, 4, channels), np.uint8)
+    if mode == "RGBA":
+        corners[..., 3] = 0, 255, 255, 128
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(corners).resize((160, 120), Image.Resampling.BICUBIC)
+    image = encode(picture, "png" if mode == "RGBA" else "jpeg", exif=exif)
+    small = shrink(image, 60, 95)
+    for options in ({}, {"orient": True, "background": 255}):
+        expected, found = decode_image(image, **options), decode_image(small, **options)
+        assert min(found.shape[:2]) == 60
+        upright = orientation < 5 or not options
+        assert found.shape == ((60, 80, 3) if upright else (80, 60, 3))
+        if mode == "RGB" or options:  # colours of transparent pixels have no meaning
+            reduced = cv2.resize(expected, found.shape[1::-1], interpolation=cv2.INTER_AREA)
+            assert np.abs(found.astype(int) - reduced).mean() < 3
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@
 
 The copy is a data set `NAME_short400` of TFDS; `dataset.*.name` of a configuration names it. Images
 whose shorter side is longer are resized (by areas, so that nothing aliases) and encoded as JPEG
-without chroma subsampling; all others keep their bytes. Labels, texts and numbers stay as they
-are; other entries, such as boxes, are left out.
+without chroma subsampling, with their EXIF orientation, or as PNG if they are transparent: `decode`
+treats the copy as it treats the original images. All others keep their bytes. Labels, texts and
+numbers stay as they are; other entries, such as boxes, are left out.
 """
 
 import concurrent.futures
@@ -18,6 +19,8 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import simplejpeg
 import tensorflow_datasets as tfds
 from absl import logging
@@ -27,8 +30,9 @@ from vmoe_prc.data.builders import Builder
 from vmoe_prc.data.examples import Parser, features_of
 from vmoe_prc.data.files import FileRecords
 from vmoe_prc.data.locks import file_lock
-from vmoe_prc.data.ops.decoding import decode_image
+from vmoe_prc.data.ops.decoding import decode_image, decode_transparent, find_orientation
 from vmoe_prc.data.ops.registry import BadExampleError
+from vmoe_prc.runtime.cores import num_cores
 
 # Examples that are read, resized and written at a time.
 CHUNK = 256
@@ -79,7 +83,9 @@ def resize_dataset(builder: Builder, short_side: int, quality: int = QUALITY) ->
 
 
 def shrink(encoded: bytes, short_side: int, quality: int) -> bytes:
-    """Returns an image whose shorter side is at most `short_side`, encoded as JPEG.
+    """Returns an image whose shorter side is at most `short_side`.
+
+    It is a JPEG, and keeps the orientation of EXIF; a transparent picture is a PNG.
 
     Args:
       encoded: The image; returned as it is if it is small enough, or cannot be decoded.
@@ -87,7 +93,8 @@ def shrink(encoded: bytes, short_side: int, quality: int) -> bytes:
       quality: Quality of JPEG.
     """
     try:
-        pixels = decode_image(encoded)
+        transparent = decode_transparent(encoded)
+        pixels = decode_image(encoded) if transparent is None else np.asarray(transparent)
     except BadExampleError:
         return encoded
     height, width = pixels.shape[:2]
@@ -95,8 +102,23 @@ def shrink(encoded: bytes, short_side: int, quality: int) -> bytes:
     if scale >= 1:
         return encoded
     size = max(1, round(width * scale)), max(1, round(height * scale))
+    exif = PIL.Image.Exif()
+    if (orientation := find_orientation(encoded)) != 1:
+        exif[PIL.ExifTags.Base.Orientation] = orientation
+    if transparent is not None:
+        # Pillow weights colours by their opacity.
+        small = transparent.resize(size, PIL.Image.Resampling.BOX)
+        file = io.BytesIO()
+        small.save(file, "png", exif=exif)
+        return file.getvalue()
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality, "RGB", "444")
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality, "RGB", "444")
+    return _with_exif(jpeg, exif.tobytes()) if exif else jpeg
+
+
+def _with_exif(jpeg: bytes, exif: bytes) -> bytes:
+    """Puts EXIF data into the segment APP1, behind the start of a JPEG."""
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
 
 
 class _Resized:
@@ -122,7 +144,7 @@ class _Resized:
             return {key: parsed[key] for key in kept} | small
 
         lost = 0
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        with concurrent.futures.ThreadPoolExecutor(num_cores()) as threads:
             for begin in range(0, info.num_examples, CHUNK):
                 numbers = range(begin, min(begin + CHUNK, info.num_examples))
                 for key, found in zip(

@@ -67,17 +67,56 @@ def decode_image(
     Raises:
       BadExampleError: If it cannot be decoded or is too large.
     """
-    if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS:
+    if _is_heif(encoded):
         return _decode_heif(encoded, background)
     if encoded.startswith(_JPEG):
         pixels = _decode_jpeg(encoded, min_side)
-        has_exif = b"Exif\0" in encoded[:_EXIF_WITHIN]
     else:
         _check_size(*_find_size(encoded))
-        composed = None if background is None else _compose(encoded, background)
-        pixels = _decode_other(encoded) if composed is None else composed
+        picture = None if background is None else decode_transparent(encoded)
+        pixels = _decode_other(encoded) if picture is None else _on_gray(picture, background or 0)
+    return _upright(pixels, find_orientation(encoded)) if orient else pixels
+
+
+def find_orientation(encoded: bytes) -> int:
+    """Returns the orientation of EXIF, from 1 to 8, which `decode_image` can undo.
+
+    It is 1, upright, if it is missing or damaged, and of formats that are decoded upright.
+    """
+    if encoded.startswith(_JPEG):
+        has_exif = b"Exif\0" in encoded[:_EXIF_WITHIN]
+    else:
         has_exif = any(mark in encoded for mark in _EXIF_MARKS)
-    return _upright(pixels, _find_orientation(encoded)) if orient and has_exif else pixels
+    return _read_orientation(encoded) if has_exif and not _is_heif(encoded) else 1
+
+
+def decode_transparent(encoded: bytes) -> PIL.Image.Image | None:
+    """Decodes a transparent picture, as RGBA; None for others, and for what cannot be read.
+
+    Raises:
+      BadExampleError: If it is too large.
+    """
+    try:
+        if _is_heif(encoded):
+            image = _open_heif(encoded)
+            return image.convert("RGBA") if image.has_transparency_data else None
+        with (
+            _quiet(),
+            PIL.Image.open(io.BytesIO(encoded), formats=_ALPHA_FORMATS) as image,
+        ):
+            _check_size(image.height, image.width)
+            if not image.has_transparency_data or image.mode[0] in "IF":
+                return None
+            return image.convert("RGBA")
+    except BadExampleError:
+        raise
+    except Exception:
+        # The decoder of other pictures says why.
+        return None
+
+
+def _is_heif(encoded: bytes) -> bool:
+    return encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS
 
 
 def _decode_jpeg(encoded: bytes, min_side: int | None) -> UInt8[np.ndarray, "H W 3"]:
@@ -141,27 +180,9 @@ def _decode_by_pillow(encoded: bytes, reason: str) -> UInt8[np.ndarray, "H W 3"]
         raise BadExampleError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _compose(encoded: bytes, background: int) -> UInt8[np.ndarray, "H W 3"] | None:
-    """Lays a transparent picture on gray; None for others, and for what cannot be read."""
-    try:
-        with (
-            _quiet(),
-            PIL.Image.open(io.BytesIO(encoded), formats=_ALPHA_FORMATS) as image,
-        ):
-            _check_size(image.height, image.width)
-            if not image.has_transparency_data or image.mode[0] in "IF":
-                return None
-            return _on_gray(image, background)
-    except BadExampleError:
-        raise
-    except Exception:
-        # The decoder of other pictures says why.
-        return None
-
-
 def _on_gray(image: PIL.Image.Image, background: int) -> UInt8[np.ndarray, "H W 3"]:
     canvas = PIL.Image.new("RGBA", image.size, (background, background, background, 255))
-    canvas.alpha_composite(image.convert("RGBA"))
+    canvas.alpha_composite(image)
     return np.array(canvas.convert("RGB"))
 
 
@@ -174,6 +195,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _decode_heif(encoded: bytes, background: int | None) -> UInt8[np.ndarray, "H W 3"]:
+    picture = _open_heif(encoded)
+    if background is not None and picture.has_transparency_data:
+        return _on_gray(picture.convert("RGBA"), background)
+    return np.array(picture.convert("RGB"))
+
+
+def _open_heif(encoded: bytes) -> PIL.Image.Image:
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports] -- optional
     except ModuleNotFoundError:
@@ -181,10 +209,7 @@ def _decode_heif(encoded: bytes, background: int | None) -> UInt8[np.ndarray, "H
     try:
         image = pillow_heif.open_heif(encoded, convert_hdr_to_8bit=True)
         _check_size(image.size[1], image.size[0])
-        picture = image.to_pillow()
-        if background is not None and picture.has_transparency_data:
-            return _on_gray(picture, background)
-        return np.array(picture.convert("RGB"))
+        return image.to_pillow()
     except BadExampleError:
         raise
     except Exception as error:
@@ -213,8 +238,7 @@ def _find_size(encoded: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _find_orientation(encoded: bytes) -> int:
-    """Returns the orientation of EXIF, from 1 to 8; 1 (upright) if it is missing or damaged."""
+def _read_orientation(encoded: bytes) -> int:
     try:
         with _quiet(), PIL.Image.open(io.BytesIO(encoded), formats=_EXIF_FORMATS) as image:
             value = image.getexif().get(_ORIENTATION, 1)
