@@ -9,9 +9,12 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
 from tiny_images import encode
 
 from vmoe_prc.data import shards
+from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.files import FileRecords
 from vmoe_prc.data.jobs import run_jobs
 from vmoe_prc.data.preparation import prepare
@@ -36,17 +39,63 @@ def contents(data_dir):
     return {x.relative_to(data_dir): x.read_bytes() for x in paths}
 
 
-def test_shards_hold_the_records_in_the_same_order(photos, tmp_path, monkeypatch):
-    def records(builder):
-        info = builder.info.splits["train"]
-        return FileRecords(info, "train").read(range(info.num_examples))
+def records_of(info):
+    return FileRecords(info, "a split").read(range(info.num_examples))
 
+
+def test_shards_hold_the_records_in_the_same_order(photos, tmp_path, monkeypatch):
     one = prepare("folder", photos, tmp_path / "one")
     monkeypatch.setattr(shards, "SHARD_BYTES", 5_000)
     many = prepare("folder", photos, tmp_path / "many", processes=1)
     assert one.info.splits["train"].num_shards == 1 and many.info.splits["train"].num_shards > 5
-    assert records(one) == records(many)
+    assert records_of(one.info.splits["train"]) == records_of(many.info.splits["train"])
     assert one.left_out == many.left_out and [name for name, _ in one.left_out] == ["a/2.png"]
+
+
+def test_shards_are_those_that_tfds_writes(photos, tmp_path, monkeypatch):
+    """And plain TFDS reads them, in the same order."""
+    (photos / "a" / "2.png").unlink()
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5_000)
+    ours = prepare("folder", photos, tmp_path / "ours", processes=1)
+    folders = scan_class_folders(photos)
+
+    class Folder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = ours.version
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=ours.info.features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split)}
+
+        def _generate_examples(self, split):
+            for x in folders.splits[split]:
+                name = f"{x.path.parent.name}/{x.path.name}"
+                content = x.path.read_bytes()
+                yield name, {"image": content, "label": x.label, "file_name": name}
+
+    opened = tfds.builder_from_directory(ours.data_dir)
+    for split in ("train", "test"):
+        info = ours.info.splits[split]
+        config = tfds.download.DownloadConfig(num_shards=info.num_shards)
+        theirs = Folder(data_dir=tmp_path / split)
+        theirs.download_and_prepare(download_config=config, file_format="array_record")
+        expected = theirs.info.splits[split]
+        assert [path.name for path in info.filepaths] == [x.name for x in expected.filepaths]
+        assert (info.shard_lengths, info.num_bytes) == (
+            expected.shard_lengths,
+            expected.num_bytes,
+        )
+        examples = [
+            [
+                tf.train.Example.FromString(x)
+                for x in FileRecords(y, split).read(range(y.num_examples))
+            ]
+            for y in (info, expected)
+        ]
+        assert examples[0] == examples[1]
+        read = [x["file_name"] for x in opened.as_data_source(split)]
+        assert read == [x.features.feature["file_name"].bytes_list.value[0] for x in examples[1]]
 
 
 def test_a_stopped_preparation_resumes(photos, tmp_path, monkeypatch):
