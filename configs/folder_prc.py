@@ -8,7 +8,8 @@ listed with the reason. Photos are turned upright by their EXIF orientation, and
 pictures laid on white. Steps, batch and intervals follow from the number of training images, see
 `vmoe_prc.recipes.sizes`; the log begins with them. Those for 50,000 images are nearly the paper's.
 Other arguments: `steps=N`, `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`,
-`size=128` the side of the images in pixels.
+`size=128` the side of the images in pixels. `dataset=parquet,dir=PATH` takes other formats, and
+`dataset=oxford_flowers102` any prepared data set, see docs/DATA.md.
 
     python -m vmoe_prc.main --config=configs/folder_prc.py:dir=PATH,pretrained=VIT
 
@@ -22,15 +23,15 @@ instead; `experts=0` keeps the model dense, without PRC.
 from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.checkpoints.pretrained import pretrained_model
 from vmoe_prc.config import ConfigError, complete, parse_arguments
-from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.recipes import DECODE_PHOTO, FINE_TUNE_IMAGES_PER_STEP, fine_tune
+from vmoe_prc.recipes.images import IMAGE_ARGUMENTS, find_images
 from vmoe_prc.recipes.sizes import derive_sizes, with_sizes
 
 
 def get_config(arguments: str = ""):
     args = parse_arguments(
         arguments,
-        dir="",
+        **IMAGE_ARGUMENTS,
         size=224,
         steps=0,
         k=2,
@@ -45,20 +46,17 @@ def get_config(arguments: str = ""):
     )
     if args.prc and not args.experts:
         raise ConfigError("config argument 'experts'", 0, "PRC needs experts; or give prc=off")
-    try:
-        folders = scan_class_folders(args.dir or "PATH")
-    except ValueError as error:
-        raise ConfigError("config argument 'dir'", args.dir, str(error)) from None
+    images = find_images(args)
     config = fine_tune(
         args,
-        dataset="folder",
-        splits={"train": "train", "test": "test"},
-        num_classes=len(folders.classes),
+        dataset=args.dataset,
+        splits=dict(images.splits),
+        num_classes=images.num_classes,
         image_size=args.size,
     )
     sizes = derive_sizes(
-        len(folders.splits["train"]),
-        len(folders.splits["test"]),
+        images.sizes["train"],
+        images.sizes["test"],
         views_per_image=100,
         most_views=FINE_TUNE_IMAGES_PER_STEP,
         least_steps=500,
@@ -67,13 +65,13 @@ def get_config(arguments: str = ""):
     )
     config = with_sizes(config, sizes)
     for split in config["dataset"].values():
-        split["manual_dir"] = args.dir
+        split.update(images.place)
         split["process"] = split["process"].replace("decode", DECODE_PHOTO, 1)
     if args.pretrained:
         try:
             config |= pretrained_model(
                 args.pretrained,
-                num_classes=len(folders.classes),
+                num_classes=images.num_classes,
                 image_size=args.size,
                 num_experts=args.experts,
                 num_selected_experts=args.k,

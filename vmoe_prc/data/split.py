@@ -55,9 +55,7 @@ class Split:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes in the order of the labels; None if the labels are no classes."""
-        features = features_of(self.builder).values()
-        classes = [x for x in features if isinstance(x, tfds.features.ClassLabel)]
-        return tuple(classes[0].names) if classes and classes[0].num_classes else None
+        return class_names_of(self.builder)
 
     @property
     def num_classes(self) -> int | None:
@@ -127,6 +125,17 @@ class Split:
     def preprocess(self, seed: int) -> Preprocess:
         """Returns the preprocessing with the randomness of a seed."""
         return Preprocess(self.ops, Parser(features_of(self.builder)), self.spec, seed)
+
+
+def class_names_of(builder: Builder) -> tuple[str, ...] | None:
+    """Returns the names of the classes of a data set; None if the labels are no classes.
+
+    They are those of `label`, or of the first feature that has classes.
+    """
+    features = features_of(builder)
+    found = [features[key] for key in sorted(features.keys(), key=lambda key: key != "label")]
+    classes = [x for x in found if isinstance(x, tfds.features.ClassLabel)]
+    return tuple(classes[0].names) if classes and classes[0].num_classes else None
 
 
 def open_split(
