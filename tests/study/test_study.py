@@ -11,6 +11,7 @@ import time
 
 import pandas as pd
 import pytest
+from bucket import bucket
 from small_run import STEPS
 
 from vmoe_prc.config import ConfigError
@@ -274,6 +275,26 @@ def test_tables_are_collected_from_what_is_done(tmp_path, capsys):
     finish(study.runs[0], 0.5, 0.5)
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() in (study.workdir / "tables.md").read_text()
+
+
+def test_a_study_in_a_bucket(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, workdir = write_study(tmp_path), "gs://bucket/study"
+    with bucket() as files:
+        for i, run in enumerate(read_study(source, workdir).runs[:3]):
+            finish(run, 0.5 + i / 10, 0.5)
+        assert main([f"--study={source}", f"--workdir={workdir}", "--collect"]) == 0
+        assert (
+            main([f"--study={source}", f"--workdir={workdir}", "--dry_run", "--format=json"]) == 0
+        )
+    printed, _, listed = capsys.readouterr().out.partition("[")
+    rows = json.loads(f"[{listed}")
+    assert [row["state"] for row in rows] == ["done"] * 3 + ["new"]
+    assert rows[3]["workdir"] == f"{workdir}/runs/prc/seed=1"
+    assert files["/bucket/study/tables.md"].getvalue().decode().count("3 of 4 runs") == 1
+    assert printed.strip() in files["/bucket/study/tables.md"].getvalue().decode()
+    # Nothing was written to a local directory `gs:`.
+    assert [path.name for path in tmp_path.iterdir()] == ["study.py"]
 
 
 def test_an_unknown_run(tmp_path, capsys):

@@ -56,7 +56,7 @@ def saved_section(runs: Sequence[Run]) -> tuple[Section, list[str]]:
     pictures: list[Picture] = []
     warnings = []
     for name, run in zip(run_names(runs), runs, strict=True):
-        folder = run.workdir / "analysis"
+        folder = pathlib.Path(run.workdir) / "analysis"
         for path in sorted(path for pattern in _SAVED_FIGURES for path in folder.glob(pattern)):
             try:
                 pictures.append(embedded_file(path, f"{name}: {path.relative_to(folder)}"))

@@ -36,7 +36,7 @@ class Run:
       history: The configurations of its steps in order, see `workdir.history.read_history`.
     """
 
-    workdir: pathlib.Path
+    workdir: pathlib.Path | epath.Path
     config: Mapping[str, Any]
     metrics: Mapping[str, float]
     records: Sequence[Mapping[str, float]]
@@ -85,7 +85,7 @@ def find_runs(directories: Iterable[str | pathlib.Path]) -> tuple[list[Run], lis
     return [runs[workdir] for workdir in sorted(runs)], [*empty, *warnings]
 
 
-def read_run(workdir: pathlib.Path) -> Run:
+def read_run(workdir: pathlib.Path | epath.Path) -> Run:
     """Reads a finished run.
 
     Raises:

@@ -6,7 +6,6 @@ resume.
 
 import argparse
 import json
-import pathlib
 import sys
 
 from vmoe_prc.config import ConfigError, nearest
@@ -15,6 +14,7 @@ from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 from vmoe_prc.study.plan import PlannedRun, Study, read_study
 from vmoe_prc.study.results import write_results
 from vmoe_prc.study.runner import carry_out, execute, failure
+from vmoe_prc.workdir.paths import user_path
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a Python file with get_config(), such as configs/studies/digits.py:seeds=5",
     )
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="by default workdir/ and the name of the file"
+        "--workdir",
+        type=user_path,
+        help="local or in an object store such as gs://; by default workdir/ and the name of the "
+        "file",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument(

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from vmoe_prc.report.config_diff import MISSING, differing_fields
 from vmoe_prc.report.experiments import experiment_fields
 from vmoe_prc.workdir.history import read_data
 from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
+from vmoe_prc.workdir.paths import user_path
 
 LOG_FILE = "log.txt"
 # What went wrong when the run was tried last.
@@ -85,7 +87,7 @@ class PlannedRun:
 
     arm: str
     seed: int
-    workdir: pathlib.Path
+    workdir: epath.Path
     config: ml_collections.ConfigDict
 
     @property
@@ -106,7 +108,7 @@ class Study:
     """
 
     source: str
-    workdir: pathlib.Path
+    workdir: epath.Path
     options: Mapping[str, Any]
     runs: tuple[PlannedRun, ...]
 
@@ -120,26 +122,27 @@ class Study:
         return "begun" if (run.workdir / CONFIG_FILE).exists() else "new"
 
 
-def robustness_path(run: PlannedRun) -> pathlib.Path:
+def robustness_path(run: PlannedRun) -> epath.Path:
     """Returns the path of the robustness table of a run."""
     return run.workdir / ROBUSTNESS_FILE
 
 
-def read_study(source: str, workdir: pathlib.Path | None = None) -> Study:
+def read_study(source: str, workdir: str | os.PathLike[str] | None = None) -> Study:
     """Reads and checks a study with all configurations of its runs.
 
     Args:
       source: A Python file with get_config(arguments), and arguments after a colon. A relative
         path in its field `config` is looked up in the folder of this file, then in the current
         directory.
-      workdir: Directory of the study; by default `workdir/` and the name of the file.
+      workdir: Directory of the study, local or `gs://`; by default `workdir/` and the name of the
+        file.
 
     Raises:
       ConfigError: If the file cannot be read, anything in it or in a configuration is
         wrong, or the directory holds a run with another configuration.
     """
     path = pathlib.Path(source.partition(":")[0]).expanduser()
-    workdir = (workdir or pathlib.Path("workdir") / path.stem).expanduser()
+    workdir = user_path(workdir or pathlib.Path("workdir") / path.stem)
     options = complete_section(plain(read_config_file(source, "--study")), StudyOptions, "study")
     arms = [
         complete_section(arm, ArmOptions, f"study.arms[{i}]")
@@ -229,7 +232,7 @@ def _check_held(run: PlannedRun) -> None:
         return
     now = json.loads(json.dumps(run.config.to_dict(), default=list))
     # A run that knows the digests of its data compares them itself when it is resumed.
-    data = read_data(epath.Path(run.workdir))
+    data = read_data(run.workdir)
     earlier, now = experiment_fields(earlier, data), experiment_fields(now, data)
     for field, (before, after) in differing_fields([earlier, now]).items():
         sections = itertools.accumulate(field.split("."), lambda a, b: f"{a}.{b}")

@@ -100,11 +100,12 @@ def _write_robustness(study: Study, done: Sequence[PlannedRun], experiments: Exp
     from vmoe_prc.analysis.robustness import UNITS
     from vmoe_prc.figures.panels import save_figure
 
-    parts = [
-        pd.read_csv(robustness_path(run)).assign(run=experiments[run.arm].label, seed=run.seed)
-        for run in done
-    ]
+    parts = []
+    for run in done:
+        with robustness_path(run).open() as file:
+            rows = pd.read_csv(file)
+        parts.append(rows.assign(run=experiments[run.arm].label, seed=run.seed))
     table = pd.concat(parts, ignore_index=True)
-    with atomic_write(study.workdir / "robustness.csv") as path:
-        table.to_csv(path, index=False)
+    with atomic_write(study.workdir / "robustness.csv") as path, path.open("w") as file:
+        table.to_csv(file, index=False)
     save_figure(robustness_figure(table, UNITS), study.workdir / "robustness.png", dpi=110)

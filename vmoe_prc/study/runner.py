@@ -17,6 +17,7 @@ from vmoe_prc.study.plan import (
     robustness_path,
 )
 from vmoe_prc.workdir.layout import SUMMARY_FILE
+from vmoe_prc.workdir.paths import absolute_path
 
 Say = Callable[[str], None]
 
@@ -83,8 +84,8 @@ def _measure_robustness(study: Study, run: PlannedRun) -> None:
     table = robustness_table(opened, split, options["perturbations"])
     if jax.process_index() != 0:
         return
-    with atomic_write(robustness_path(run)) as path:
-        table.to_csv(path, index=False)
+    with atomic_write(robustness_path(run)) as path, path.open("w") as file:
+        table.to_csv(file, index=False)
 
 
 def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
@@ -94,11 +95,13 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
         *(f"--workdir={study.workdir}", f"--only={run.name}", "--num_processes=1"),
     ]
     # The evaluation is compiled once for all seeds of an arm.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str((study.workdir / "compiled").absolute())}
+    cache = {"JAX_COMPILATION_CACHE_DIR": absolute_path(study.workdir / "compiled")}
     env = {**cache, "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **os.environ}
     run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / FAILURE_FILE).unlink(missing_ok=True)
     lines: list[str] = []
+    # An object store writes a file when it is closed.
+    remote = "://" in str(run.workdir)
     with (
         (run.workdir / LOG_FILE).open("a", encoding="utf-8") as log,
         child_process(command, env) as process,
@@ -106,7 +109,8 @@ def _run_apart(study: Study, run: PlannedRun, say: Say) -> int:
         assert process.stdout is not None  # a pipe of `child_process`
         for line in process.stdout:
             log.write(line)
-            log.flush()
+            if not remote:
+                log.flush()
             say(line.rstrip())
             lines = [*lines[-19:], line]
         status = process.wait()
