@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from vmoe_prc.checkpoints.barriers import CheckpointBarriers
 from vmoe_prc.checkpoints.checksum import changed_arrays, checksums
 from vmoe_prc.errors import RunError, UserError
 from vmoe_prc.runtime.processes import raise_everywhere
@@ -74,6 +75,9 @@ class Checkpointer:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(
+                barrier_sync_fn=CheckpointBarriers(ocp.multihost.get_barrier_sync_fn())
+            ),
             # What a killed run was writing.
             cleanup_tmp_directories=True,
         )
