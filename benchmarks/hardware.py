@@ -34,6 +34,7 @@ class Case(NamedTuple):
 
 
 REMAT = "--config.model.encoder.remat=blocks"
+GROUPS = "--config.model.encoder.moe.group_size=auto"
 LARGE = "configs/imagenet21k_vmoe.py:experts=32,backbone="
 
 
@@ -43,6 +44,11 @@ def _partitions(number: int) -> str:
 
 CASES = {
     "digits_v5e": Case("configs/digits_prc.py", "v5e:2x4", (HALF, _partitions(4))),
+    "digits_v5e_2_slices": Case(
+        "configs/digits_prc.py",
+        "v5e:2x4:2",
+        (HALF, _partitions(8), "--config.model.encoder.moe.num_experts=16", GROUPS),
+    ),
     "digits_v5p": Case("configs/digits_prc.py", "v5p:2x2x2", (HALF, _partitions(4))),
     "digits_h100": Case("configs/digits_prc.py", "h100:8", (HALF, _partitions(4))),
     "s32_v5e": Case("configs/imagenet_prc.py", "v5e:4x4", (HALF, _partitions(8))),
@@ -139,10 +145,14 @@ def _part_row(name: str, result: Mapping[str, Any]) -> dict[str, str]:
         f"{row['formula'] / 1e6:.1f})"
         for kind, row in result["collectives"].items()
     )
+    between = (
+        f"{row['arrays']} {kind} {row['bytes'] / 1e6:.1f} MB between slices"
+        for kind, row in result.get("between_slices", {}).items()
+    )
     calls = (f"{number} {target}" for target, number in result["custom_calls"].items())
     return {
         "case": f"`{name}`",
-        "collectives": "; ".join(collectives) or "none",
+        "collectives": "; ".join([*collectives, *between]) or "none",
         "custom calls": "; ".join(calls) or "none",
         "loops of unknown length": str(result["loops_of_unknown_length"]),
         "host calls": str(result["host_calls"]),
@@ -199,6 +209,10 @@ sum the gradients of a bfloat16 model in bfloat16. A loop of unknown length is o
 turns depends on data: on a GPU it waits for the host at each turn.
 
 {parts}
+
+With several slices of TPUs the compiler takes an all-reduce over all devices apart: it is scattered
+within each slice, one part of it is reduced between the slices, over the network of the data
+centre, and the result is gathered within each slice, which the formula does not have.
 
 ## Commands
 

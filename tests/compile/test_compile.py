@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from vmoe_prc.compile import __main__ as command
-from vmoe_prc.compile import program, targets
+from vmoe_prc.compile import hlo, program, targets
 from vmoe_prc.compile.memory import allocations
 from vmoe_prc.compile.targets import Chip, Target, parse_target
 from vmoe_prc.config import ConfigError, complete, override
@@ -66,6 +66,8 @@ def test_too_little_memory_names_buffers_and_options(cpu_target, monkeypatch):
     [
         ("v5:4x4", "unknown chip; allowed: v4, v5e, v5p, v6e, h100; did you mean 'v5"),
         ("v5e:4", "expected a number for each side, such as v5e:4x4"),
+        ("v5e:4x4:0", "expected a number of TPU slices after the second ':'"),
+        ("h100:8:2", "expected a number of TPU slices after the second ':'"),
         ("h100:0", "expected a number for each side, such as h100:4"),
     ],
 )
@@ -97,25 +99,53 @@ def test_allocations_are_read_from_the_message_of_the_compiler():
     assert allocations(message) == ["1.50G bf16[512,768] mul"]
 
 
-@pytest.mark.slow
-@pytest.mark.compiler
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason='needs the compiler for TPUs: pip install "libtpu==0.0.42.*"',
-)
-def test_a_step_for_a_tpu_slice():
-    flags = ["--target=v5e:2x4", "--config.num_expert_partitions=4", "--format=json", "--quiet"]
-    flags += ["--config.model.dtype=bfloat16"]
+def compile_for_tpu(*flags):
+    flags = ["--format=json", "--quiet", "--config.model.dtype=bfloat16", *flags]
     result = subprocess.run(
         [sys.executable, "-m", "vmoe_prc.compile", f"--config={DIGITS}", *flags],
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    return json.loads(result.stdout)
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='needs the compiler for TPUs: pip install "libtpu==0.0.42.*"',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@needs_libtpu
+def test_a_step_for_a_tpu_slice():
+    report = compile_for_tpu("--target=v5e:2x4", "--config.num_expert_partitions=4")
     exchanged = report["collectives"]["all-to-all"]
     assert exchanged["instructions"] == 8  # Two blocks, to the experts and back, both ways.
     assert exchanged["bytes"] == exchanged["formula"]
     assert set(report["collectives"]) == {"all-to-all", "all-reduce"}
     assert report["loops_of_unknown_length"] == report["host_calls"] == 0
     assert report["fits"]
+    assert not report["between_slices"]
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@needs_libtpu
+def test_a_step_for_two_tpu_slices_sends_no_tokens_between_them(tmp_path):
+    report = compile_for_tpu(
+        "--target=v5e:2x4:2",
+        "--config.model.encoder.moe.num_experts=16",
+        "--config.model.encoder.moe.group_size=auto",
+        "--config.num_expert_partitions=auto",
+        f"--hlo={tmp_path / 'hlo'}",
+    )
+    # 16 devices could have an expert each; a slice has eight.
+    assert report["mesh"] == {"data": 2, "expert": 8}
+    assert set(report["between_slices"]) == {"all-reduce"}
+    exchanged = report["collectives"]["all-to-all"]
+    assert exchanged["bytes"] == exchanged["formula"]
+    # Devices are numbered within their slice.
+    groups = [x.groups for x in hlo.collectives((tmp_path / "hlo").read_text())]
+    assert {device for group in groups for row in group for device in row} == set(range(8))

@@ -23,6 +23,9 @@ TPU = "\n".join(
         "%r = (f32[16]{0:T(128)}, bf16[768,3072]{1,0:T(8,128)(2,1)}) all-reduce(%a, %b), "
         "replica_groups={{0,1,2,3}}, to_apply=%add",
         "%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups={{0,1},{2,3}}, dimensions={0}",
+        "%send = (bf16[1,2,128]{2,1,0:T(2,128)(2,1)}, u32[], token[]) send(%x, %after-all), "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}',
         '%call = () custom-call(%a), custom_call_target="xla_python_cpu_callback"',
     ]
 )
@@ -40,6 +43,11 @@ def test_collectives_of_a_tpu():
     summed, scattered = hlo.collectives(TPU)
     assert summed.bytes == [64, 768 * 3072 * 2]
     assert scattered.bytes == [2 * 128], "what goes in, not what comes out"
+
+
+def test_what_leaves_a_slice():
+    assert hlo.between_slices(TPU) == {"all-reduce": (1, 2 * 128 * 2)}
+    assert not hlo.between_slices(GPU)
 
 
 def test_calls_loops_and_copies():

@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--target",
         required=True,
-        help="h100:GPUS, v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB: the sides of a TPU slice",
+        help="h100:GPUS, v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB: the sides of a TPU slice; "
+        "v5e:AxB:N of N slices",
     )
     parser.add_argument("--format", choices=["table", "json"], default="table")
     parser.add_argument("--hlo", type=pathlib.Path, help="file for the optimised program as text")

@@ -18,6 +18,10 @@ _INSTRUCTION = re.compile(
     r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r"|collective-\w+|ragged-[\w-]+)"
     r"(?P<start>-start)?\("
 )
+# What leaves a slice of TPUs goes through its hosts.
+_BETWEEN_SLICES = re.compile(
+    r"= \((?P<result>[^ ]+), .* send\(.*_xla_megascale_transfer_type=\"(?P<kind>\w+)\""
+)
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _COPY = re.compile(r"= (\S+|\(.*?\)) copy(?:-start)?\(")
 _CALLBACK = re.compile(r'custom_call_target="[^"]*callback[^"]*"|\b(?:infeed|outfeed)\(')
@@ -72,6 +76,24 @@ def collectives(text: str) -> list[Collective]:
         if kind == "reduce-scatter":
             bytes_ = [size * len(groups[0]) for size in bytes_]
         found.append(Collective(kind, groups, [shape for shape, _ in arrays], bytes_))
+    return found
+
+
+def between_slices(text: str) -> dict[str, tuple[int, int]]:
+    """Counts what a device sends to other slices of TPUs.
+
+    The compiler takes a collective over several slices apart: into collectives within a slice,
+    which `collectives` lists with the numbers that the devices have in their slice, and these.
+
+    Returns:
+      Number of arrays and their bytes by kind, such as 'all-reduce'.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for match in map(_BETWEEN_SLICES.search, text.splitlines()):
+        if match:
+            kind = match["kind"].lower().replace("_", "-")
+            number, size = found.get(kind, (0, 0))
+            found[kind] = number + 1, size + _bytes(next(_arrays(match["result"])))
     return found
 
 

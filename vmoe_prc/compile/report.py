@@ -58,6 +58,7 @@ class Report:
       bytes_accessed: Bytes of memory traffic, likewise.
       collectives: By kind: `instructions`, `arrays` and `bytes` of the program, and
         `formula`, the bytes of docs/PARALLELISM.md, gradients in float32.
+      between_slices: What a device sends to other slices of TPUs, likewise: `arrays`, `bytes`.
       bytes_sent: Bytes that leave a device, by the formula.
       custom_calls: Calls of kernels and libraries by target.
       loops: Number of loops.
@@ -82,6 +83,7 @@ class Report:
     compiled_flops: float | None
     bytes_accessed: float | None
     collectives: Mapping[str, Mapping[str, int]]
+    between_slices: Mapping[str, Mapping[str, int]]
     bytes_sent: float
     custom_calls: Mapping[str, int]
     loops: int
@@ -141,6 +143,10 @@ def describe(
         compiled_flops=cost.get("flops"),
         bytes_accessed=cost.get("bytes accessed"),
         collectives=_compare(hlo.collectives(text), traffic),
+        between_slices={
+            kind: {"arrays": number, "bytes": size}
+            for kind, (number, size) in hlo.between_slices(text).items()
+        },
         bytes_sent=sum(row.sent for row in traffic),
         custom_calls=hlo.custom_calls(text),
         loops=hlo.loops(text)[0],
@@ -235,6 +241,13 @@ def format_report(report: Report) -> str:
                 f"{row['formula'] / MEGABYTE:.2f} MB",
             )
             for kind, row in report.collectives.items()
+        ),
+        *(
+            (
+                f"{kind} between slices",
+                f"{row['arrays']} arrays of {row['bytes'] / MEGABYTE:.2f} MB",
+            )
+            for kind, row in report.between_slices.items()
         ),
         (
             "custom calls",

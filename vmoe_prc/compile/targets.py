@@ -68,25 +68,33 @@ class Target:
       name: As it was asked for, such as 'v5e:16x16'.
       chip: Their kind.
       shape: Sides of a TPU slice, or the number of GPUs.
+      slices: Number of such TPU slices, with the network of the data centre between them.
     """
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def num_devices(self) -> int:
         """Number of JAX devices."""
+        return self.slices * self.devices_per_slice
+
+    @property
+    def devices_per_slice(self) -> int:
+        """Number of JAX devices of a slice, or of all GPUs."""
         return math.prod(self.shape)
 
 
 def parse_target(text: str) -> Target:
-    """Reads a target such as `h100:8` or `v5e:16x16`.
+    """Reads a target such as `h100:8`, `v5e:16x16`, or `v5e:16x16:2` of two slices.
 
     Raises:
       ConfigError: If it is not of this form.
     """
-    name, _, shape = text.partition(":")
+    name, _, size = text.partition(":")
+    shape, *slices = size.split(":", 1)
     if name not in CHIPS:
         raise ConfigError(
             "--target", text, f"unknown chip; allowed: {', '.join(CHIPS)}", nearest(name, CHIPS)
@@ -95,7 +103,10 @@ def parse_target(text: str) -> Target:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") + 1 != sides:
         example = f"{name}:" + "x".join(["4"] * sides)
         raise ConfigError("--target", text, f"expected a number for each side, such as {example}")
-    return Target(text, CHIPS[name], tuple(map(int, shape.split("x"))))
+    if slices and (sides == 1 or not re.fullmatch(r"[1-9]\d*", slices[0])):
+        raise ConfigError("--target", text, "expected a number of TPU slices after the second ':'")
+    sizes = tuple(map(int, shape.split("x")))
+    return Target(text, CHIPS[name], sizes, *map(int, slices))
 
 
 def devices_of(target: Target) -> Sequence[Any]:
@@ -128,19 +139,21 @@ def _is_installed(module: str) -> bool:
 
 
 def _find_tpus(target, describe):
-    name = target.name.partition(":")[0]
+    name, shape = target.name.split(":")[:2]
     prefix, units = _SLICES[name]
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ["TPU_ACCELERATOR_TYPE"] = f"{prefix}-{target.num_devices * units}"
+    os.environ["TPU_ACCELERATOR_TYPE"] = f"{prefix}-{target.devices_per_slice * units}"
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # The two cores of a TPU v4 are one device, as they are on a machine.
-    options = {"chip_config_name": "megacore"} if name == "v4" else {}
-    return describe(platform="tpu", topology_name=target.name, **options).devices
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name == "v4" else {}
+    if target.slices > 1:
+        options["num_slices"] = target.slices
+    return describe(platform="tpu", topology_name=f"{name}:{shape}", **options).devices
 
 
 def _find_gpus(target, describe):
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    gpus = target.num_devices
+    gpus = target.devices_per_slice
     hosts, rest = divmod(gpus, GPUS_PER_HOST)
     if hosts > 1 and rest:
         raise ConfigError(
