@@ -12,6 +12,8 @@ import time
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = 3
 NODE_TIMEOUT_SECONDS = 20
+# From SIGTERM to SIGKILL of jobs of partition `main` whose nodes one of `urgent` needs.
+GRACE_SECONDS = 600
 
 
 def is_installed() -> bool:
@@ -54,7 +56,10 @@ SlurmdTimeout={NODE_TIMEOUT_SECONDS}
 SchedulerParameters=sched_interval=1
 NodeName=node[1-{NODES}] NodeAddr=127.0.0.1 NodeHostname={host} \\
   Port={",".join(map(str, ports[1:]))} CPUs=4 RealMemory=1000
-PartitionName=main Nodes=ALL Default=YES
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={GRACE_SECONDS}
+PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF
 """
     )
     env = {**os.environ, "SLURM_CONF": os.fspath(conf)}
@@ -78,9 +83,9 @@ def state(job: str, env: dict[str, str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def wait_for(job: str, env: dict[str, str], *states: str) -> dict[str, str]:
+def wait_for(job: str, env: dict[str, str], *states: str, seconds: float = 90) -> dict[str, str]:
     """Waits until the job is in one of the states."""
-    _until(lambda: state(job, env)["JobState"] in states)
+    _until(lambda: state(job, env)["JobState"] in states, seconds)
     return state(job, env)
 
 
