@@ -1,6 +1,7 @@
 """Several processes, one a host: how they meet, agree, and fail together."""
 
 import contextlib
+import faulthandler
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.errors import RunError
+from vmoe_prc.errors import PreemptedError, RunError
 from vmoe_prc.runtime.meeting import meet
 
 # Bytes of a message that one process has for the others.
@@ -20,6 +22,8 @@ _MESSAGE_SIZE = 1024
 # How long process 0 may download and prepare a data set while the others wait. If it dies, JAX
 # ends the others when its heartbeat is missed, after 100 s.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
+# How long a process that has failed may take to clean up.
+_CLEANUP_SECONDS = 60
 # What JAX says where a program has used it before.
 _TOO_LATE = "before any JAX calls"
 # Environment variables in which launchers give the number of processes.
@@ -161,6 +165,23 @@ def raise_everywhere() -> Iterator[None]:
             raise RunError(f"process {failed[0]}: {texts[failed[0]]}")
     if failure is not None:
         raise failure
+
+
+@contextlib.contextmanager
+def end_in_time() -> Iterator[None]:
+    """If an exception leaves the block in one of several processes, it ends within a minute.
+
+    The others wait for it, and cleaning up may hang: where TensorFlow destroys an iterator it
+    holds Python's lock and waits for threads, which may wait for that lock.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1 and not isinstance(error, PreemptedError):
+            logging.error("process %d ends: %s", jax.process_index(), error)
+            # A thread that needs no lock of Python ends the process, with status 1.
+            faulthandler.dump_traceback_later(_CLEANUP_SECONDS, exit=True)
+        raise
 
 
 @contextlib.contextmanager

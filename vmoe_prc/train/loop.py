@@ -21,6 +21,7 @@ from vmoe_prc.runtime.logs import log_file
 from vmoe_prc.runtime.preemption import interrupt_as_preemption, preemption_notice
 from vmoe_prc.runtime.processes import (
     connect_devices,
+    end_in_time,
     is_main_process,
     process_zero_first,
     raise_everywhere,
@@ -184,6 +185,7 @@ def _train(
         contextlib.closing(program.train_batches(start)) as batches,
         progress(total_steps, start, visible=is_main_process()) as bar,
         profiler(config, workdir) as profile,
+        end_in_time(),
     ):
         for step in range(start + 1, total_steps + 1):
             # One step. JAX runs ahead of us until we ask for a value.
