@@ -246,6 +246,9 @@ def try_case(name: str, count: int) -> tuple[str, list[str]]:
         newest, fault = _restored(run)
         faults += fault
         reasons = _reasons(run, statuses)
+        if faults:
+            for i in range(count):
+                print(f"process {i}:", *run.log(i).splitlines()[-40:], sep="\n", file=sys.stderr)
     print(f"{name}, {count}: {seconds:.0f} s", file=sys.stderr, flush=True)
     if not case.recovers and not reasons:
         faults.append("nobody says why it ended")
