@@ -164,7 +164,7 @@ def test_tables_and_differences_of_a_part_of_the_runs(tmp_path):
     files = study.workdir
     assert "3 of 4 runs" in (files / "tables.md").read_text()
     assert text in (files / "tables.md").read_text()
-    assert (files / "differences.png").stat().st_size > 1000
+    assert len((files / "differences.png").read_bytes()) > 1000
     runs = pd.read_csv(files / "runs.csv")
     assert runs["top-1 accuracy"].tolist() == pytest.approx([80, 90, 85])
     assert runs["seed"].tolist() == [0, 1, 0]
