@@ -115,8 +115,13 @@ def lose_node(name: str, env: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def node(name: str, env: dict[str, str]):
-    """Runs the daemon of a node."""
-    command = ["slurmd", "-D", "-N", name, "-f", env["SLURM_CONF"]]
+    """Runs the daemon of a node; there, and in its tasks, the nodes have addresses."""
+    hosts = pathlib.Path(env["SLURM_CONF"]).with_name("hosts")
+    names = " ".join(f"node{i}" for i in range(1, NODES + 1))
+    hosts.write_text(f"{pathlib.Path('/etc/hosts').read_text()}\n127.0.0.1 {names}\n")
+    in_view = 'mount --bind "$0" /etc/hosts && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", in_view, os.fspath(hosts)]
+    command += ["slurmd", "-D", "-N", name, "-f", env["SLURM_CONF"]]
     with _running(command, env):
         yield
 

@@ -106,9 +106,7 @@ SMALL = """
 from small_run import small_config
 
 def get_config(digits_dir):
-    return small_config(digits_dir, num_expert_partitions="auto", **{
-        "model.encoder.moe.group_size": "auto", "report_progress.every_steps": 1,
-    })
+    return small_config(digits_dir, **{"report_progress.every_steps": 1})
 """
 
 
@@ -121,7 +119,12 @@ def test_one_command_trains_the_same_on_one_and_more_devices(tmp_path, digits_di
         command = [sys.executable, "-m", "vmoe_prc.main", f"--workdir={workdir}"]
         flags = f"--xla_force_host_platform_device_count={count}"
         result = subprocess.run(
-            [*command, f"--config={tmp_path / 'small.py'}:{digits_dir}"],
+            [
+                *command,
+                f"--config={tmp_path / 'small.py'}:{digits_dir}",
+                "--config.num_expert_partitions=auto",
+                "--config.model.encoder.moe.group_size=auto",
+            ],
             env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": "tests"},
             capture_output=True,
             text=True,
