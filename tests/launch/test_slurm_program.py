@@ -84,7 +84,15 @@ def test_a_run_that_is_preempted_and_loses_a_node_resumes_each_time(cluster, tmp
     passes(workdir, 10)
 
     # Another job takes all nodes: SIGTERM, a checkpoint, status 75, and the queue.
-    slurm(cluster, "sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
+    slurm(
+        cluster,
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=true",
+    )
     queued_again(job, cluster, 1)
     preempted = newest(workdir)
     passes(workdir, preempted)
