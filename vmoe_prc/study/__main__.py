@@ -96,9 +96,11 @@ def _find(study: Study, name: str) -> PlannedRun:
 
 def _execute(study: Study, run: PlannedRun, processes: tuple) -> int:
     setup()
-    from vmoe_prc.runtime.processes import connect
+    from vmoe_prc.runtime.logs import setup_logging
+    from vmoe_prc.runtime.processes import connect, is_main_process
 
     connect(*processes)
+    setup_logging(quiet=not is_main_process())
     execute(study, run)
     return 0
 
