@@ -83,3 +83,9 @@ def test_what_one_process_cannot_do_ends_all(config_file, tmp_path):
     for text in errors:
         [line] = [line for line in text.splitlines() if line.startswith("error:")]
         assert "cannot be written" in line
+
+
+def test_process_zero_prepares_for_longer_than_gloo_waits():
+    statuses, outputs, errors = ended(start_processes(2, [], module="slow_preparation"))
+    assert statuses == [0, 0], errors
+    assert [text.split()[-1] for text in outputs] == ["8", "8"]
