@@ -55,15 +55,18 @@ MODELS = {
 LABELS = jax.nn.one_hot(jnp.arange(4), 10)
 
 
-def create(name, **options):
-    own, encoder, moe = MODELS[name]
+def create(name, encoder=None, router=None, dispatcher=None, **options):
+    own, their_encoder, moe = MODELS[name]
     sizes = {"num_layers": 3, "mlp_dim": 24, "num_heads": 2}
-    moe = {"num_experts": 4, "layers": (1, 2), "split_rngs": True, **moe}
+    router = {**moe["router"], **(router or {})}
+    if dispatcher:
+        router["dispatcher"] = {**router["dispatcher"], **dispatcher}
+    moe = {"num_experts": 4, "layers": (1, 2), "split_rngs": True, **moe, "router": router}
     return VisionTransformerMoe(
         num_classes=10,
         patch_size=(8, 8),
         hidden_size=16,
-        encoder={**sizes, **encoder, "moe": moe},
+        encoder={**sizes, **their_encoder, **(encoder or {}), "moe": moe},
         **own,
         **options,
     )
@@ -109,3 +112,26 @@ def test_losses_of_an_ensemble(golden, close, average):
     model = create("ensemble", deterministic=True, ensemble_average=average)
     logits, _ = jax.jit(model.apply)({"params": tree(data, "params/")}, data["images"])
     close(loss(logits, LABELS), data[f"{average}_xent_eval"])
+
+
+@pytest.mark.parametrize("dispatcher", ["einsum", "gather"])
+def test_tokens_in_bfloat16(golden, close, dispatcher):
+    """Only what travels to the experts and back is rounded."""
+    data = golden("vit_moe_ensemble")
+    model = create("ensemble", dispatcher={"name": dispatcher, "bfloat16": True})
+    logits, _ = jax.jit(model.apply)({"params": tree(data, "params/")}, data["images"])
+    close(logits, data["logits_dispatch_bfloat16"], tolerance=1e-4)
+    assert np.abs(logits - data["logits"]).max() > 1e-3
+
+
+def test_blocks_in_bfloat16(golden):
+    """Embedding, last norm and head are float32, routers bfloat16 on request, as there."""
+    data = golden("vit_moe_ensemble")
+    model = create("ensemble", router={"dtype": "bfloat16"}, encoder={"dtype": "bfloat16"})
+    logits, _ = jax.jit(model.apply)({"params": tree(data, "params/")}, data["images"])
+    ours, theirs = (
+        np.sqrt(np.mean(np.square(x - data["logits"])))
+        for x in (logits, data["logits_encoder_bfloat16"])
+    )
+    # Rounded at other places of attention, by as much.
+    assert theirs / 1.5 < ours < 1.5 * theirs
