@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from matplotlib.figure import Figure
 
 from vmoe_prc.arrays import Array, Float, Int
@@ -35,6 +36,7 @@ from vmoe_prc.steps.views import merge_views
 # Images of the worst mistakes, and classes of a confusion matrix.
 MOST_IMAGES = 12
 MOST_CLASSES = 24
+_NONE = np.zeros(0, np.int64)
 # Letters of a name that fit a title and a row.
 _LETTERS = 20
 # Inches; a cell is as wide as a name, turned, is high.
@@ -86,10 +88,10 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
     classify = jax.jit(classify, out_shardings=replicated(context.mesh))
 
     def run(params: Any) -> dict[str, Result]:
-        counts, worst = np.zeros((num_classes, num_classes), np.int64), None
+        counts, worst = confusion_matrix(_NONE, _NONE, num_classes), None
         for batch in data.batches():
             (classes, predicted, counted), found = jax.device_get(classify(params, dict(batch)))
-            counts += confusion_matrix(classes[counted], predicted[counted], num_classes)
+            counts = counts + confusion_matrix(classes[counted], predicted[counted], num_classes)
             worst = _worst(found, worst)
         if worst is None:
             return {}
@@ -113,32 +115,33 @@ def _worst(found: Sequence[np.ndarray], earlier: Sequence[np.ndarray] | None) ->
     return [x[worst_mistakes(classes, probabilities, MOST_IMAGES)] for x in values]
 
 
-def confusion_figure(counts: Int[np.ndarray, "C C"], names: Sequence[str]) -> Figure:
+def confusion_figure(counts: scipy.sparse.csr_array, names: Sequence[str]) -> Figure:
     """Draws a confusion matrix; of many classes, those with the most mistakes.
 
     Args:
-      counts: (C, C) images by true class (rows) and predicted class (columns).
+      counts: (C, C) images by true class (rows) and predicted class (columns), see
+        `confusion_matrix`.
       names: Names of the C classes.
     """
     right, total = int(counts.trace()), int(counts.sum())
     text = f"rows: true class, columns: predicted; {right:,} of {total:,} images are right"
-    chosen = np.arange(len(counts))
-    if len(counts) > MOST_CLASSES:
+    chosen = np.arange(counts.shape[0])
+    if len(chosen) > MOST_CLASSES:
         wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
+        text += f"\nthe {MOST_CLASSES} of {len(chosen):,} classes with the most mistakes"
         chosen = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
-        text += f"\nthe {MOST_CLASSES} of {len(counts):,} classes with the most mistakes"
-    counts = counts[np.ix_(chosen, chosen)]
+    shown = counts[chosen][:, chosen].toarray()
     labels = [plain_text(_short(names[i])) for i in chosen.tolist()]
     side, name = _CELL * max(len(chosen), 6), _LETTER * max(map(len, labels)) + 0.15
     width = max(side, 6 - name - _SIDE)
     margins = Margins(_TOP, name + 0.1, _SIDE + name, _SIDE + width - side)
     figure, [[axes]] = place_panels([0], [0], (side, side), margins)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = shown / np.maximum(shown.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=MEDIUM)
     axes.set_yticks(range(len(labels)), labels, fontsize=MEDIUM)
     axes.tick_params(length=0)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(shown):
         if count:
             color = "white" if shares[row, column] > 0.5 else "0.15"
             style = {"ha": "center", "va": "center", "fontsize": SMALL, "color": color}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse
 
 from vmoe_prc.arrays import Float, Int
 from vmoe_prc.config import ConfigError, nearest
@@ -35,7 +36,7 @@ class Evaluation:
     classes: pd.DataFrame
     confusion: pd.DataFrame
     mistakes: pd.DataFrame
-    counts: Int[np.ndarray, "C C"]
+    counts: scipy.sparse.csr_array
     worst: Int[np.ndarray, " M"]
 
 
@@ -105,7 +106,7 @@ def evaluate_labelled(
     counts = confusion_matrix(labels, predicted, len(classes))
     totals = counts.sum(axis=1)
     worst = worst_mistakes(labels, probabilities, WORST)
-    rows, columns = np.flatnonzero(totals), np.flatnonzero(counts.any(axis=0))
+    rows, columns = np.flatnonzero(totals), np.flatnonzero(counts.sum(axis=0))
     return Evaluation(
         accuracy=float((labels == predicted).mean()),
         classes=pd.DataFrame(
@@ -116,7 +117,7 @@ def evaluate_labelled(
             }
         ),
         confusion=pd.DataFrame(
-            counts[np.ix_(rows, columns)],
+            counts[rows][:, columns].toarray(),
             index=pd.Index(names[rows], name="class"),
             columns=pd.Index(names[columns], name="predicted"),
         ),
