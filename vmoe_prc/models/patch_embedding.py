@@ -1,9 +1,9 @@
 """The patch embedding as one matrix product.
 
 Inside `jax.lax.scan` (microsteps, `study.ensemble`) XLA compiles the gradient of the kernel of a
-strided convolution for CPUs into code that took a fifth of the step of a small model; elsewhere both
-take the same time. Patches do not overlap, so that a product of the flattened patches with the
-flattened kernel computes the same.
+strided convolution for CPUs into code that took a fifth of the step of a small model; elsewhere
+both take the same time. Patches do not overlap, so that a product of the flattened patches with
+the flattened kernel computes the same.
 """
 
 from collections.abc import Sequence
