@@ -16,7 +16,12 @@ from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.predict.__main__ import main
 from vmoe_prc.predict.inputs import find_images
-from vmoe_prc.predict.labelled import count_trained_on, evaluate_labelled, labels_of
+from vmoe_prc.predict.labelled import (
+    count_trained_on,
+    evaluate_labelled,
+    format_confusion,
+    labels_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ def test_evaluation_of_a_labelled_folder(finished, photos, tmp_path, capsys):
     out, _ = capsys.readouterr()
     classes = pd.read_csv(tmp_path / "classes.csv")
     assert dict(zip(classes["class"], classes["images"], strict=True)) == {3: 4, 7: 5}
-    assert pd.read_csv(tmp_path / "confusion.csv", index_col=0).to_numpy().sum() == 9
+    assert pd.read_csv(tmp_path / "confusion.csv")["images"].sum() == 9
     for name in ("confusion", "mistakes"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 200
@@ -142,14 +147,32 @@ def test_evaluation_of_a_labelled_folder(finished, photos, tmp_path, capsys):
 
 
 def test_numbers_of_an_evaluation():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
-    found = evaluate_labelled(["a", "b", "c"], np.array([0, 1, 1]), probabilities, ["cat", "dog"])
+    labels, predicted = np.array([0, 1, 1]), np.array([0, 1, 0])
+    probabilities, classes = np.array([0.9, 0.8, 0.6]), ["cat", "dog"]
+    found = evaluate_labelled(["a", "b", "c"], labels, predicted, probabilities, classes)
     assert found.accuracy == pytest.approx(2 / 3)
     assert found.classes.to_dict("list")["accuracy"] == [1.0, 0.5]
-    assert found.confusion.loc["dog", "cat"] == 1
+    assert found.confusion.to_dict("split")["data"] == [
+        ["cat", "cat", 1],
+        ["dog", "cat", 1],
+        ["dog", "dog", 1],
+    ]
+    assert format_confusion(found, classes).splitlines()[-1].split() == ["dog", "1", "1"]
     assert found.mistakes.to_dict("records") == [
         {"image": "c", "class": "dog", "predicted": "cat", "probability": 0.6}
     ]
+
+
+def test_confusions_of_many_classes_are_listed():
+    labels = np.array([*range(100), 7, 7, 5])
+    predicted = np.array([*range(100), 8, 8, 2])
+    names = [f"class{i}" for i in range(21_843)]
+    paths, probabilities = ["x.jpg"] * len(labels), np.ones(len(labels))
+    found = evaluate_labelled(paths, labels, predicted, probabilities, names)
+    title, header, *rows = format_confusion(found, names).splitlines()
+    assert title == "the most frequent of 2 confusions of 100 classes"
+    assert header.split() == ["class", "predicted", "images"]
+    assert [row.split() for row in rows] == [["class7", "class8", "2"], ["class5", "class2", "1"]]
 
 
 def test_images_of_the_training_are_counted(photos):

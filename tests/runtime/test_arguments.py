@@ -1,6 +1,8 @@
-"""Options with dashes and underscores."""
+"""Options with dashes and underscores, and errors."""
 
-from vmoe_prc.runtime.arguments import ArgumentParser, with_underscores
+import pytest
+
+from vmoe_prc.runtime.arguments import ArgumentParser, at_least
 
 
 def test_dashes_and_underscores_are_the_same():
@@ -16,8 +18,17 @@ def test_dashes_and_underscores_are_the_same():
         assert args.dry_run and args.work_dir == "a_b"
 
 
-def test_flags_of_absl_may_have_dashes():
-    argv = ["main", "--num-processes=2", "--data-dir", "a-b", "--from=x-y", "-", "--"]
-    assert with_underscores(argv) == [
-        *("main", "--num_processes=2", "--data_dir", "a-b", "--from=x-y", "-", "--")
-    ]
+def test_mistakes_are_one_line(capsys):
+    parser = ArgumentParser(prog="program")
+    command = parser.add_subparsers().add_parser("run")
+    command.add_argument("--images", type=at_least(1))
+    for words, message in (
+        (["run", "--imges=2"], "unrecognized arguments: --imges=2; did you mean '--images'?"),
+        (["run", "--images=0"], "0: expected a number from 1 on"),
+        (["run", "--images=x"], "invalid int value: 'x'"),
+        (["run", "here"], "unrecognized arguments: here; program --help lists the options"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(words)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse
 from matplotlib.figure import Figure
+from scipy.sparse import csr_array
 
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator, Result
-from vmoe_prc.evaluation.mistakes import confusion_matrix, worst_mistakes
+from vmoe_prc.evaluation.mistakes import confusion_counts, worst_mistakes
 from vmoe_prc.figures.matched_views import images_figure
 from vmoe_prc.figures.panels import (
     MEDIUM,
@@ -36,7 +36,6 @@ from vmoe_prc.steps.views import merge_views
 # Images of the worst mistakes, and classes of a confusion matrix.
 MOST_IMAGES = 12
 MOST_CLASSES = 24
-_NONE = np.zeros(0, np.int64)
 # Letters of a name that fit a title and a row.
 _LETTERS = 20
 # Inches; a cell is as wide as a name, turned, is high.
@@ -71,65 +70,61 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
         logits, _ = apply_model(context.model, params, images, mask)
         probabilities = class_probabilities(logits, context.config.loss.name)
         classes, counted = main_class(labels), mask & is_labelled(labels)
-        predicted = jnp.argmax(probabilities, axis=-1)
+        predicted, highest = jnp.argmax(probabilities, axis=-1), probabilities.max(axis=-1)
         wrong = counted & (predicted != classes)
-        # Of the images and probabilities only the worst of a batch leave the devices.
-        _, worst = jax.lax.top_k(
-            jnp.where(wrong, probabilities.max(axis=-1), -1), min(MOST_IMAGES, len(images))
-        )
-        return (classes, predicted, counted), (
-            images[worst],
-            classes[worst],
-            probabilities[worst],
-            wrong[worst],
-        )
+        # Of the images only the worst of a batch leave the devices.
+        _, worst = jax.lax.top_k(jnp.where(wrong, highest, -1), min(MOST_IMAGES, len(images)))
+        values = (classes, predicted, highest)
+        found = (x[worst] for x in (images, *values, wrong))
+        return (classes, predicted, counted), tuple(found)
 
     # Every process has the results.
     classify = jax.jit(classify, out_shardings=replicated(context.mesh))
 
     def run(params: Any) -> dict[str, Result]:
-        counts, worst = confusion_matrix(_NONE, _NONE, num_classes), None
+        counts, worst = csr_array((num_classes, num_classes), dtype=np.int64), None
         for batch in data.batches():
             (classes, predicted, counted), found = jax.device_get(classify(params, dict(batch)))
-            counts = counts + confusion_matrix(classes[counted], predicted[counted], num_classes)
+            counts += confusion_counts(classes[counted], predicted[counted], num_classes)
             worst = _worst(found, worst)
         if worst is None:
             return {}
-        images, classes, probabilities = worst
+        images, *values = worst
         shown = to_display(images, data.value_range)
         return {
             "confusion": lambda: confusion_figure(counts, names),
-            "worst": lambda: mistakes_figure(shown, classes, probabilities, names),
+            "worst": lambda: mistakes_figure(shown, *values, names),
         }
 
     return run
 
 
 def _worst(found: Sequence[np.ndarray], earlier: Sequence[np.ndarray] | None) -> list[np.ndarray]:
-    """Returns images, classes and probabilities of the worst mistakes of batches so far."""
+    """Returns the worst mistakes of batches so far: images, classes, predicted, probabilities."""
     *values, wrong = found
     values = [x[wrong] for x in values]
     if earlier is not None:
         values = [np.concatenate(x) for x in zip(earlier, values, strict=True)]
-    _, classes, probabilities = values
-    return [x[worst_mistakes(classes, probabilities, MOST_IMAGES)] for x in values]
+    worst = worst_mistakes(*values[1:], MOST_IMAGES)
+    return [x[worst] for x in values]
 
 
-def confusion_figure(counts: scipy.sparse.csr_array, names: Sequence[str]) -> Figure:
+def confusion_figure(counts: csr_array, names: Sequence[str]) -> Figure:
     """Draws a confusion matrix; of many classes, those with the most mistakes.
 
     Args:
-      counts: (C, C) images by true class (rows) and predicted class (columns), see
-        `confusion_matrix`.
+      counts: (C, C) images by true class (rows) and predicted class (columns), as of
+        `confusion_counts`.
       names: Names of the C classes.
     """
     right, total = int(counts.trace()), int(counts.sum())
     text = f"rows: true class, columns: predicted; {right:,} of {total:,} images are right"
-    chosen = np.arange(counts.shape[0])
-    if len(chosen) > MOST_CLASSES:
+    num_classes = len(names)
+    chosen = np.arange(num_classes)
+    if num_classes > MOST_CLASSES:
         wrong = counts.sum(axis=0) + counts.sum(axis=1) - 2 * counts.diagonal()
-        text += f"\nthe {MOST_CLASSES} of {len(chosen):,} classes with the most mistakes"
         chosen = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
+        text += f"\nthe {MOST_CLASSES} of {num_classes:,} classes with the most mistakes"
     shown = counts[chosen][:, chosen].toarray()
     labels = [plain_text(_short(names[i])) for i in chosen.tolist()]
     side, name = _CELL * max(len(chosen), 6), _LETTER * max(map(len, labels)) + 0.15
@@ -153,7 +148,8 @@ def confusion_figure(counts: scipy.sparse.csr_array, names: Sequence[str]) -> Fi
 def mistakes_figure(
     images: Float[Array, "N H W 3"],
     classes: Int[np.ndarray, " N"],
-    probabilities: Float[np.ndarray, "N C"],
+    predicted: Int[np.ndarray, " N"],
+    probabilities: Float[np.ndarray, " N"],
     names: Sequence[str],
 ) -> Figure:
     """Draws wrongly classified images with what they are and what they were taken for.
@@ -161,12 +157,13 @@ def mistakes_figure(
     Args:
       images: (N, H, W, 3) in [-1, 1].
       classes: (N,) their classes.
-      probabilities: (N, C) of all classes.
+      predicted: (N,) what they were taken for.
+      probabilities: (N,) of the predicted classes.
       names: Names of the C classes.
     """
     titles = [
-        f"{_short(names[int(row.argmax())])} {row.max():.0%}\nis {_short(names[int(label)])}"
-        for label, row in zip(classes, probabilities, strict=True)
+        f"{_short(names[int(taken)])} {probability:.0%}\nis {_short(names[int(label)])}"
+        for label, taken, probability in zip(classes, predicted, probabilities, strict=True)
     ]
     text = "wrong with the highest probability" if titles else "every image is right"
     return images_figure(images, titles, "Worst mistakes", text)

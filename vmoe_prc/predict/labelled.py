@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
+from scipy.sparse import csr_array
 
 from vmoe_prc.arrays import Float, Int
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.errors import DatasetError
-from vmoe_prc.evaluation.mistakes import confusion_matrix, worst_mistakes
+from vmoe_prc.evaluation.mistakes import confusion_counts, worst_mistakes
 
+# Mistakes and confusions that are listed, and classes that a printed matrix can have.
 WORST = 20
+MATRIX_CLASSES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +27,10 @@ class Evaluation:
     Attributes:
       accuracy: Share of images whose most probable class is their own, in [0, 1].
       classes: One row per class that occurs: `class`, `images`, `accuracy`.
-      confusion: Number of images by true class (rows) and predicted class (columns).
+      confusion: One row per pair that occurs: `class`, `predicted`, `images`.
       mistakes: The wrong predictions of highest probability: `image`, `class`, `predicted`,
         `probability`.
-      counts: (C, C) `confusion` of all C classes.
+      counts: (C, C) `confusion` as `confusion_counts` gives it.
       worst: Positions of the `mistakes` among the images.
     """
 
@@ -36,7 +38,7 @@ class Evaluation:
     classes: pd.DataFrame
     confusion: pd.DataFrame
     mistakes: pd.DataFrame
-    counts: scipy.sparse.csr_array
+    counts: csr_array
     worst: Int[np.ndarray, " M"]
 
 
@@ -86,7 +88,8 @@ def count_trained_on(paths: Sequence[str], datasets: Mapping[str, Any]) -> int:
 def evaluate_labelled(
     paths: Sequence[str],
     labels: Int[np.ndarray, " N"],
-    probabilities: Float[np.ndarray, "N classes"],
+    predicted: Int[np.ndarray, " N"],
+    probabilities: Float[np.ndarray, " N"],
     classes: Sequence[str],
 ) -> Evaluation:
     """Compares predictions with labels.
@@ -94,7 +97,8 @@ def evaluate_labelled(
     Args:
       paths: N images.
       labels: (N,) their classes.
-      probabilities: (N, classes).
+      predicted: (N,) their most probable classes.
+      probabilities: (N,) of the most probable classes.
       classes: Names of the classes.
 
     Raises:
@@ -102,33 +106,53 @@ def evaluate_labelled(
     """
     if not len(labels):
         raise ValueError("expected at least one image")
-    predicted, names = probabilities.argmax(-1), np.array(classes, object)
-    counts = confusion_matrix(labels, predicted, len(classes))
+    names = np.array(classes, object)
+    counts = confusion_counts(labels, predicted, len(classes))
     totals = counts.sum(axis=1)
-    worst = worst_mistakes(labels, probabilities, WORST)
-    rows, columns = np.flatnonzero(totals), np.flatnonzero(counts.sum(axis=0))
+    worst = worst_mistakes(labels, predicted, probabilities, WORST)
+    occurring, pairs = np.flatnonzero(totals), counts.tocoo()
     return Evaluation(
         accuracy=float((labels == predicted).mean()),
         classes=pd.DataFrame(
             {
-                "class": names[rows],
-                "images": totals[rows],
-                "accuracy": counts.diagonal()[rows] / totals[rows],
+                "class": names[occurring],
+                "images": totals[occurring],
+                "accuracy": counts.diagonal()[occurring] / totals[occurring],
             }
         ),
         confusion=pd.DataFrame(
-            counts[rows][:, columns].toarray(),
-            index=pd.Index(names[rows], name="class"),
-            columns=pd.Index(names[columns], name="predicted"),
+            {"class": names[pairs.row], "predicted": names[pairs.col], "images": pairs.data}
         ),
         mistakes=pd.DataFrame(
             {
                 "image": np.array(paths, object)[worst],
                 "class": names[labels[worst]],
                 "predicted": names[predicted[worst]],
-                "probability": probabilities[worst].max(-1, initial=0),
+                "probability": probabilities[worst],
             }
         ),
         counts=counts,
         worst=worst,
     )
+
+
+def format_confusion(result: Evaluation, classes: Sequence[str]) -> str:
+    """Formats confusions as a matrix; of many classes, as a list of the most frequent ones.
+
+    Args:
+      result: The evaluation.
+      classes: Names of all classes.
+    """
+    counts, names = result.counts, np.array(classes, object)
+    rows, columns = (np.flatnonzero(counts.sum(axis=axis)) for axis in (1, 0))
+    if max(len(rows), len(columns)) <= MATRIX_CLASSES:
+        matrix = pd.DataFrame(
+            counts[rows][:, columns].toarray(),
+            index=pd.Index(names[rows], name="class"),
+            columns=pd.Index(names[columns], name="predicted"),
+        )
+        return f"confusion matrix: true classes by row, predicted by column\n{matrix.to_string()}"
+    wrong = result.confusion[result.confusion["class"] != result.confusion["predicted"]]
+    frequent = wrong.sort_values("images", ascending=False, kind="stable").head(WORST)
+    title = f"the most frequent of {len(wrong):,} confusions of {len(rows):,} classes"
+    return f"{title}\n{frequent.to_string(index=False)}"

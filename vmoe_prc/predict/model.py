@@ -145,9 +145,15 @@ class TrainedModel:
         self, pixels: Iterable[Float[np.ndarray, "H W 3"]], batch_size: int = BATCH_SIZE
     ) -> Float[np.ndarray, "N classes"]:
         """Returns the probabilities of all classes for preprocessed images, (N, classes)."""
-        parts = [logits for logits, _ in self._run(pixels, batch_size, self._apply(headless=False))]
-        logits = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        return np.asarray(self._probabilities(jnp.asarray(logits)))
+        parts = list(self.probabilities_by_batch(pixels, batch_size))
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def probabilities_by_batch(
+        self, pixels: Iterable[Float[np.ndarray, "H W 3"]], batch_size: int = BATCH_SIZE
+    ) -> Iterator[Float[np.ndarray, "B classes"]]:
+        """Yields `probabilities` of one batch after the other; the last can have fewer images."""
+        for logits, _ in self._run(pixels, batch_size, self._apply(headless=False)):
+            yield np.asarray(self._probabilities(jnp.asarray(logits)))
 
     def probabilities_and_routing(
         self, pixels: Iterable[Float[np.ndarray, "H W 3"]], batch_size: int = BATCH_SIZE

@@ -109,7 +109,8 @@ def write_evaluation(
     model: TrainedModel,
     paths: Sequence[str],
     labels: Int[np.ndarray, " N"],
-    probabilities: Float[np.ndarray, "N classes"],
+    predicted: Int[np.ndarray, " N"],
+    probabilities: Float[np.ndarray, " N"],
     result: Evaluation,
 ) -> list[pathlib.Path]:
     """Writes the tables of an evaluation, and figures of its confusions and worst mistakes.
@@ -119,7 +120,8 @@ def write_evaluation(
       model: The model.
       paths: N images.
       labels: (N,) their classes.
-      probabilities: (N, classes).
+      predicted: (N,) their most probable classes.
+      probabilities: (N,) of the most probable classes.
       result: `evaluate_labelled` of all that.
 
     Returns:
@@ -128,7 +130,7 @@ def write_evaluation(
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         folder / "classes.csv": result.classes,
-        folder / "confusion.csv": result.confusion.reset_index(),
+        folder / "confusion.csv": result.confusion,
         folder / "mistakes.csv": result.mistakes,
     }
     for path, table in tables.items():
@@ -141,6 +143,7 @@ def write_evaluation(
         folder / "mistakes.png": mistakes_figure(
             to_display(images, model.preprocessing.value_range),
             labels[worst],
+            predicted[worst],
             probabilities[worst],
             model.classes,
         ),
