@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup()
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc.data.split import open_splits
+    from vmoe_prc.runtime.logs import setup_logging
 
+    setup_logging(quiet=True)  # The tables hold what INFO would say.
     splits = open_splits(dict(config.dataset.items()))
     print("\n".join(describe(config, splits)))
     if args.output:
@@ -224,7 +226,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m vmoe_prc.look",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any field of the configuration can be set: --config.dataset.train.batch_size=16",
     )
     parser.add_argument("--config", required=True, help="the recipe, as for vmoe_prc.main")

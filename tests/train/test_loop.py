@@ -41,7 +41,7 @@ def test_metrics_of_a_run(finished):
         metrics[2]["train/main_loss"] + metrics[2]["train/auxiliary_loss"]
     )
     assert metrics[2]["train/learning_rate"] == pytest.approx(2e-3)
-    assert metrics[4]["speed/images_per_second"] > 0
+    assert metrics[4]["speed/views_per_second"] > 0
     last = metrics[6]
     assert last["test/images"] == 359
     assert last["test_pairs/images"] == 2 * 359

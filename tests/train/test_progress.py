@@ -28,7 +28,7 @@ def main(_):
             time.sleep(0.005)
             bar.step(step)
             if step % 10 == 0:
-                rates = {"step_seconds": 2.0, "images_per_second": 1234.5, "mfu": 0.125}
+                rates = {"step_seconds": 2.0, "views_per_second": 1234.5, "mfu": 0.125}
                 bar.report(step, {"loss": 1 / step}, rates)
             if step == 25:
                 logging.warning("a line in between")
@@ -66,11 +66,11 @@ def test_rates_leave_out_compilation_and_pauses():
     clock.now += 0.5
     timer.step()
     rates = timer.report(jnp.zeros(3))
-    assert rates == {"step_seconds": 0.5, "images_per_second": 128.0, "mfu": 0.25}
+    assert rates == {"step_seconds": 0.5, "views_per_second": 128.0, "mfu": 0.25}
 
     clock.now += 2
     timer.step()
-    assert timer.report()["images_per_second"] == 32.0  # since the last report only
+    assert timer.report()["views_per_second"] == 32.0  # since the last report only
 
 
 def test_a_pause_before_the_first_step_and_one_that_fails():
@@ -84,7 +84,7 @@ def test_a_pause_before_the_first_step_and_one_that_fails():
         raise RuntimeError("evaluation")
     clock.now += 2
     timer.step()
-    assert timer.report() == {"step_seconds": 2.0, "images_per_second": 5.0}
+    assert timer.report() == {"step_seconds": 2.0, "views_per_second": 5.0}
 
 
 @pytest.mark.parametrize("known", [{"flops_per_step": 1e9}, {"peak_flops": 1e12}, {}])
@@ -101,12 +101,14 @@ def test_log_lines_elsewhere():
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
-    lines = [line.split("] ", 1)[1] for line in run.stderr.splitlines() if "] " in line]
+    # The time and, of others, the origin.
+    pattern = r"^\d\d:\d\d:\d\d (?:(?:warning|error): \S+: )?(.*)$"
+    lines = re.findall(pattern, run.stderr, re.MULTILINE)
     assert lines == [
-        "step 20 of 40 (50.0%), loss 0.05, 1,234 images/s, MFU 12.5%, ETA 00:40",
+        "step 20 of 40 (50.0%), loss 0.05, 1,234 views/s, MFU 12.5%, ETA 00:40",
         "a line in between",
-        "step 30 of 40 (75.0%), loss 0.03333, 1,234 images/s, MFU 12.5%, ETA 00:20",
-        "step 40 of 40 (100.0%), loss 0.025, 1,234 images/s, MFU 12.5%, ETA 00:00",
+        "step 30 of 40 (75.0%), loss 0.03333, 1,234 views/s, MFU 12.5%, ETA 00:20",
+        "step 40 of 40 (100.0%), loss 0.025, 1,234 views/s, MFU 12.5%, ETA 00:00",
         "a library's warning",
         "a library's thread",
     ]
@@ -133,6 +135,6 @@ def test_a_bar_on_a_terminal(lines, columns):
     assert sum("a line in between" in piece for piece in pieces) == 1
     assert sum("a library's warning" in piece for piece in pieces) == 1
     last = [piece for piece in pieces if "%|" in piece][-1]
-    assert re.search(r"100%\|█+\| 40/40 \[00:0\d, loss 0.025, 1,234 images/s", last)
+    assert re.search(r"100%\|█+\| 40/40 \[00:0\d, loss 0.025, 1,234 views/s", last)
     # Each line is separate, not at the end of a bar.
     assert all("%|" not in piece for piece in pieces if "a line" in piece)

@@ -26,9 +26,22 @@ def setup_logging(quiet: bool = False) -> None:
     logging.set_verbosity(level)
     logging.set_stderrthreshold(level)
     handler = logging.get_absl_handler()
+    handler.setFormatter(_ShortFormatter(datefmt="%H:%M:%S"))
     if _first_line_of_others not in handler.filters:
         handler.addFilter(_ours_or_warning)
         handler.addFilter(_first_line_of_others)
+
+
+class _ShortFormatter(standard_logging.Formatter):
+    """Writes the time and the text of our INFO lines, and the origin of all others."""
+
+    def formatMessage(self, record: standard_logging.LogRecord) -> str:  # noqa: N802
+        parts = [self.formatTime(record, self.datefmt)]
+        if record.levelno != standard_logging.INFO:
+            parts.append(f"{record.levelname.lower()}:")
+        if not record.pathname.startswith(_PACKAGE):
+            parts.append(f"{Path(record.pathname).name}:{record.lineno}:")
+        return " ".join([*parts, record.message])
 
 
 class _LogFile(standard_logging.FileHandler):

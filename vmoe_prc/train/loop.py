@@ -283,7 +283,7 @@ def _is_due(total_steps: int, step: int, every_steps: int) -> bool:
 
 def _create_timer(program: Program) -> StepTimer:
     return StepTimer(
-        program.images_per_step,
+        program.views_per_step,
         flops_per_step=program.flops_per_step,
         peak_flops=program.peak_flops,
     )

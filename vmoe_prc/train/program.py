@@ -36,7 +36,7 @@ from vmoe_prc.train.memory import (
     check_state_fits,
     check_step_fits,
 )
-from vmoe_prc.train.step import abstract_batch, build_step, images_per_step
+from vmoe_prc.train.step import abstract_batch, build_step, views_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
 # Deeper models than any published ViT compile for so long that we say so.
@@ -52,7 +52,7 @@ class Program:
       mesh: The device mesh.
       splits: The splits of `config.dataset`, by name.
       total_steps: Steps of the whole training.
-      images_per_step: Views that the model sees in a step.
+      views_per_step: Views that the model sees in a step.
       schedule: Learning rate by step.
       abstract_state: Shapes and shardings of the training state.
       create_state: Creates the initial state.
@@ -66,7 +66,7 @@ class Program:
     mesh: Mesh
     splits: Mapping[str, Split]
     total_steps: int
-    images_per_step: int
+    views_per_step: int
     schedule: optax.Schedule
     abstract_state: TrainState
     create_state: Callable[[], TrainState]
@@ -97,7 +97,7 @@ class Program:
         """FLOPs that the model asks for in a step of training, over all devices."""
         height, width, _ = self.batch_spec["image"].shape[-3:]
         forward = forward_flops_per_image(self.config.model.to_dict(), (height, width))
-        return 3.0 * forward * self.images_per_step
+        return 3.0 * forward * self.views_per_step
 
     @property
     def peak_flops(self) -> float | None:
@@ -151,7 +151,7 @@ def build_program(
     mesh = create_mesh(config.num_expert_partitions)
     batch_spec = splits["train"].batch_spec(train=True)
     total_steps = config.train_steps or math.ceil(
-        config.train_epochs * splits["train"].num_examples / images_per_step(batch_spec)
+        config.train_epochs * splits["train"].num_examples / views_per_step(batch_spec)
     )
     if (blocks := config.model.encoder.num_layers) > MANY_BLOCKS:
         logging.warning(
@@ -169,7 +169,7 @@ def build_program(
         mesh=mesh,
         splits=splits,
         total_steps=total_steps,
-        images_per_step=step.images_per_step,
+        views_per_step=step.views_per_step,
         schedule=step.schedule,
         abstract_state=step.abstract_state,
         create_state=step.create_state,

@@ -19,7 +19,7 @@ class StepTimer:
     `paused` therefore wait for the latest result before they look at the clock.
 
     Args:
-      images_per_step: Images (views) of a step, over all hosts.
+      views_per_step: Views that the model sees in a step, over all hosts.
       flops_per_step: FLOPs that the model asks for in a step, over all devices.
       peak_flops: Peak FLOP/s of all devices together, None if it is not known.
       clock: Gives seconds.
@@ -27,13 +27,13 @@ class StepTimer:
 
     def __init__(
         self,
-        images_per_step: int,
+        views_per_step: int,
         *,
         flops_per_step: float | None = None,
         peak_flops: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._images, self._flops, self._peak = images_per_step, flops_per_step, peak_flops
+        self._views, self._flops, self._peak = views_per_step, flops_per_step, peak_flops
         self._clock = clock
         self._since: float | None = None  # None before the end of the first step
         self._steps = 0
@@ -64,7 +64,7 @@ class StepTimer:
         """Returns the means since the last report; waits for `result` of the latest step.
 
         Returns:
-          `step_seconds`, `images_per_second` and, where the peak is known, `mfu`: the
+          `step_seconds`, `views_per_second` and, where the peak is known, `mfu`: the
           share of the peak FLOP/s that the model makes use of. Empty if no step but
           the first has ended.
         """
@@ -74,7 +74,7 @@ class StepTimer:
         now = self._clock()
         seconds = (now - self._since) / self._steps
         self._since, self._steps = now, 0
-        rates = {"step_seconds": seconds, "images_per_second": self._images / seconds}
+        rates = {"step_seconds": seconds, "views_per_second": self._views / seconds}
         if self._flops and self._peak:
             rates["mfu"] = self._flops / seconds / self._peak
         return rates
@@ -107,8 +107,8 @@ class Progress:
     def report(self, step: int, metrics: Mapping[str, Any], rates: Mapping[str, float]) -> None:
         """Shows metrics, such as the loss, and `StepTimer.report()`, with the time left."""
         shown = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
-        if "images_per_second" in rates:
-            shown.append(f"{rates['images_per_second']:,.0f} images/s")
+        if "views_per_second" in rates:
+            shown.append(f"{rates['views_per_second']:,.0f} views/s")
         if "mfu" in rates:
             shown.append(f"MFU {rates['mfu']:.1%}")
         if "step_seconds" in rates:

@@ -27,7 +27,7 @@ class BuiltStep:
 
     Attributes:
       model: The model as it is trained.
-      images_per_step: Views that the model sees in a step.
+      views_per_step: Views that the model sees in a step.
       image_shape: (N, H, W, 3) of these views.
       schedule: Learning rate by step.
       abstract_state: Shapes and shardings of the training state.
@@ -37,7 +37,7 @@ class BuiltStep:
     """
 
     model: nn.Module
-    images_per_step: int
+    views_per_step: int
     image_shape: tuple[int, int, int, int]
     schedule: optax.Schedule
     abstract_state: TrainState
@@ -46,7 +46,7 @@ class BuiltStep:
     train_step: TrainStep
 
 
-def images_per_step(batch_spec: BatchSpec) -> int:
+def views_per_step(batch_spec: BatchSpec) -> int:
     """Returns the number of views in a global batch."""
     return math.prod(batch_spec["image"].shape[:-3])
 
@@ -75,7 +75,7 @@ def build_step(
         plain["model"], deterministic=False, shard_kernels=config.shard_dense_params
     )
     optimizer = create_optimizer(total_steps=total_steps, **plain["optimizer"])
-    step_shape = (images_per_step(batch_spec), *image_shape[-3:])
+    step_shape = (views_per_step(batch_spec), *image_shape[-3:])
     abstract_state = abstract_train_state(
         model,
         optimizer,
@@ -104,7 +104,7 @@ def build_step(
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
     return BuiltStep(
         model=model,
-        images_per_step=step_shape[0],
+        views_per_step=step_shape[0],
         image_shape=step_shape,
         schedule=create_learning_rate_schedule(
             total_steps=total_steps, **plain["optimizer"]["learning_rate"]
