@@ -15,6 +15,7 @@ async function ask(path, options) {
 }
 
 const post = (path, body) => ask(path, {method: "POST", body});
+const shortened = (name) => name.length > 40 ? `${name.slice(0, 24)}…${name.slice(-15)}` : name;
 const say = (text) => { by("message").textContent = text; };
 
 /* ---- Models ---- */
@@ -62,7 +63,7 @@ async function addFiles(files) {
       button.addEventListener("click", () => choosePicture(image, name, button));
       await choosePicture(image, name, button);
     } catch (error) {
-      refused.push(`${file.name}: ${error.message}`);
+      refused.push(`${shortened(file.name)}: ${error.message}`);
     }
   }
   by("file").value = "";
@@ -73,7 +74,7 @@ async function choosePicture(image, name, button) {
   say("");
   for (const other of by("pictures").children) other.setAttribute("aria-pressed", other === button);
   state.image = image;
-  state.picture = name;
+  state.picture = by("name").textContent = by("name").title = name;
   for (const model of state.models) if (model.map) model.map.marked = null;
   by("changes").hidden = false;
   await look();
