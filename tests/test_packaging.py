@@ -38,8 +38,8 @@ def run(*arguments):
 def test_requirements_pin_exactly_what_setup_cfg_asks_for():
     config = setup_cfg()
     extras = config["options.extras_require"]
-    # What few need, and what brings many packages.
-    extras = [text for name, text in extras.items() if name not in ("heif", "mlflow", "wandb")]
+    # They bring many packages.
+    extras = [text for name, text in extras.items() if name not in ("mlflow", "wandb")]
     lists = [config["options"]["install_requires"], *extras]
     declared = by_name(line for text in lists for line in text.splitlines())
     del declared["vmoe-prc"]  # an extra of extras
