@@ -131,7 +131,6 @@ def three_steps(monkeypatch, capfd, tmp_path):
 
     def three_steps(recipe, **changes):
         import jax
-        from absl.testing import flagsaver
 
         from vmoe_prc import main
 
@@ -139,11 +138,10 @@ def three_steps(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(jax, "devices", lambda: [device])
         changes |= {"train_steps": 3, "optimizer.learning_rate.warmup_steps": 1}
         arguments = [
-            *("vmoe_prc.main", f"--workdir={tmp_path}/run", f"--config={recipe}"),
+            *(f"--workdir={tmp_path}/run", f"--config={recipe}"),
             *(f"--config.{name}={value}" for name, value in changes.items()),
         ]
-        with flagsaver.flagsaver():
-            assert main.run(arguments) == 0, capfd.readouterr().err[-3000:]
+        assert main.main(arguments) == 0, capfd.readouterr().err[-3000:]
         return tmp_path / "run"
 
     return three_steps

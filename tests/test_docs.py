@@ -28,6 +28,19 @@ def test_examples_are_included(page):
     assert all(name and (ROOT / name[1]).exists() for name in names)
 
 
+def test_commands_have_one_style():
+    page = (ROOT / "docs" / "CLI.md").read_text()
+    texts = re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(texts) == page.count("\n## ") + page.count("\n### ")
+    for text in texts:
+        assert text.startswith("usage: python -m vmoe_prc.")
+        assert "  -h, --help  " in text
+        options = re.findall(r"^  (--\S+)( \S+)?(.*)\n(.*)", text, re.MULTILINE)
+        for name, value, sentence, following in options:
+            assert "_" not in name + (value if value[:2] != " {" else "")
+            assert sentence.strip() or following.startswith(" " * 12), f"{name} has no sentence"
+
+
 @pytest.mark.slow
 def test_the_page_of_commands_is_current():
     path = ROOT / ".ci" / "write_cli.py"

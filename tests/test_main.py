@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import flagsaver
 
 from vmoe_prc import main
 from vmoe_prc.config import complete
@@ -16,11 +15,10 @@ def run(capsys):
     """Runs the command in this process; returns status, output and errors."""
 
     def run(*arguments):
-        with flagsaver.flagsaver():
-            try:
-                status = main.run(["vmoe_prc.main", *arguments])
-            except SystemExit as end:
-                status = end.code
+        try:
+            status = main.main(arguments)
+        except SystemExit as end:
+            status = end.code
         return status, *capsys.readouterr()
 
     return run
@@ -34,23 +32,23 @@ def start(*arguments):
 
 def test_help_explains_itself():
     output = start("--help").stdout
-    assert "configs/digits_prc.py:k=1,prc=off" in output
+    assert "configs/digits_prc.py:k=1,prc=off" in output and "--config.seed=1" in output
     assert "--workdir" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config = None: missing; expected a config file or a recipe"),
+        ([], "the following arguments are required: --config"),
         (["--config=configs/digits_prc.py:prk=off"], "'prk' = 'off': unknown; allowed: k, prc"),
         (["--config=configs/digits_prc.py:k=9"], "num_selected_experts = 9: must not exceed"),
         (["--config=configs/digits.py"], "configs/digits.py"),
-        (["--config=configs/digits_prc.py", "--wrkdir=x"], "Did you mean: workdir"),
+        (["--config=configs/digits_prc.py", "--wrkdir=x"], "did you mean '--workdir'"),
         (["--config=configs/digits_prc.py", "--config.sede=1"], "did you mean 'seed'"),
         (["--config=configs/digits_prc.py", "--config.seed=x"], "config.seed = 'x': expected int"),
         # A field that is None by default can be set, and is checked like all others.
         (["--config=configs/digits_prc.py", "--config.ema_decay=2"], "ema_decay = 2.0: expected"),
-        (["--config=configs/digits_prc.py", "here"], "command line = 'here': unexpected arguments"),
+        (["--config=configs/digits_prc.py", "here"], "unrecognized arguments: here"),
     ],
 )
 def test_mistakes_get_one_line_and_status_2(arguments, message, run, tmp_path):

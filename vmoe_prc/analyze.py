@@ -12,7 +12,7 @@ from vmoe_prc.runtime.programs import add_traceback_argument, run_program, setup
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="python -m vmoe_prc.analyze", description=__doc__)
-    subparsers = parser.add_subparsers(required=True, metavar="command")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(function: Callable, *, several: bool = False) -> argparse.ArgumentParser:
         command = subparsers.add_parser(

@@ -1,9 +1,9 @@
 """Writes a trained model for other programs.
 
-python -m vmoe_prc.checkpoints.export workdir/digits model.safetensors
-python -m vmoe_prc.checkpoints.export --names=timm workdir/dense vit.safetensors
-python -m vmoe_prc.checkpoints.export workdir/digits digits/ --format=folder
-python -m vmoe_prc.checkpoints.export workdir/digits model.onnx
+    python -m vmoe_prc.checkpoints.export workdir/digits model.safetensors
+    python -m vmoe_prc.checkpoints.export --names=timm workdir/dense vit.safetensors
+    python -m vmoe_prc.checkpoints.export workdir/digits digits/ --format=folder
+    python -m vmoe_prc.checkpoints.export workdir/digits model.onnx
 
 FORMAT follows from the suffix of TARGET, unless it is given:
   params       FILE.safetensors, or the prefix of a V-MoE checkpoint: parameters,
@@ -93,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m vmoe_prc.checkpoints.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source",

@@ -1,7 +1,6 @@
 """Compiles the train step of a configuration for accelerators that are not there.
 
-    python -m vmoe_prc.compile --config=configs/imagenet_prc.py --target=v5e:4x4 \
-        --config.num_expert_partitions=8
+    python -m vmoe_prc.compile --config=configs/imagenet_prc.py --target=v5e:4x4
 
 Needs neither the data nor the devices, but the compiler: `pip install "libtpu==0.0.42.*"` for
 TPUs, `pip install "jax[cuda13]"` for NVIDIA GPUs. Prints the memory of a device, FLOPs,
@@ -85,7 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m vmoe_prc.compile",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any field of the configuration can be set: --config.num_expert_partitions=8",
     )
     parser.add_argument("--config", required=True, help="the recipe, as for vmoe_prc.main")
@@ -95,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         help="h100:GPUS, v4:AxBxC, v5e:AxB, v5p:AxBxC or v6e:AxB: the sides of a TPU slice; "
         "v5e:AxB:N of N slices",
     )
-    parser.add_argument("--format", choices=["table", "json"], default="table")
+    parser.add_argument(
+        "--format", choices=["table", "json"], default="table", help="table by default"
+    )
     parser.add_argument("--hlo", type=pathlib.Path, help="file for the optimised program as text")
     parser.add_argument(
         "--save", type=pathlib.Path, help="file for the compiled program, where JAX can write it"

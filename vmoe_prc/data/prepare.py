@@ -7,37 +7,41 @@ Files that are in the directory `--from` are used instead of being downloaded. N
 and names of files are compared with the official ones; `--partial` accepts fewer.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from absl import app, flags
-
-from vmoe_prc.runtime.arguments import with_underscores
-from vmoe_prc.runtime.programs import run_program
+from vmoe_prc.runtime.arguments import ArgumentParser, at_least
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 if TYPE_CHECKING:
     from vmoe_prc.data.builders import Builder
 
-_FROM = flags.DEFINE_string("from", None, "Directory with files of the data set.")
-_PARTIAL = flags.DEFINE_bool("partial", False, "Accept fewer examples than the data set has.")
-# Both programs may be imported into one process, which has one table of flags.
-flags.DEFINE_bool("traceback", False, "Show the traceback of every error.", allow_override=True)
-_SHORT_SIDE = flags.DEFINE_integer(
-    "short_side",
-    None,
-    "Also write a copy whose images have a shorter side of at most this many pixels.",
-    lower_bound=1,
-)
-_QUALITY = flags.DEFINE_integer(
-    "quality", 95, "Quality of the JPEGs of --short_side.", lower_bound=1, upper_bound=100
-)
-_PROCESSES = flags.DEFINE_integer(
-    "processes",
-    None,
-    "Processes that write class folders and ImageNet-21k; by default one for each core.",
-    lower_bound=1,
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to write; by default TFDS's own place.")
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status, see `runtime.programs`.
+
+    Args:
+      argv: Arguments; None for those of `sys.argv`.
+    """
+    return run_program(lambda: _prepare(_parser().parse_intermixed_args(argv)))
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    # Imported here so that --help need not wait for TensorFlow.
+    from vmoe_prc.data.preparation import prepare
+    from vmoe_prc.data.resized import resize_dataset
+    from vmoe_prc.runtime.logs import setup_logging
+
+    setup_logging()
+    for name in args.name:
+        builder = prepare(
+            name, args.files, args.data_dir, partial=args.partial, processes=args.processes
+        )
+        _print_splits(builder)
+        if args.short_side is not None:
+            _print_splits(resize_dataset(builder, args.short_side, args.quality))
 
 
 def _print_splits(builder: "Builder") -> None:
@@ -46,33 +50,38 @@ def _print_splits(builder: "Builder") -> None:
         print(f"{builder.name} {split}: {size} in {builder.data_path}")
 
 
-def main(argv: list[str]) -> None:
-    """Prepares the data sets that are named."""
-    if len(argv) < 2:
-        raise app.UsageError("name a data set, such as cifar10")
-    # Imported here: `--help` needs no TensorFlow.
-    from vmoe_prc.data.preparation import prepare
-    from vmoe_prc.data.resized import resize_dataset
-    from vmoe_prc.runtime.logs import setup_logging
-
-    setup_logging()
-    for name in argv[1:]:
-        builder = prepare(
-            name,
-            _FROM.value,
-            _DATA_DIR.value,
-            partial=_PARTIAL.value,
-            processes=_PROCESSES.value,
-        )
-        _print_splits(builder)
-        if _SHORT_SIDE.value is not None:
-            _print_splits(resize_dataset(builder, _SHORT_SIDE.value, _QUALITY.value))
-
-
-def run() -> None:
-    """Entry point; `runtime.programs` has the exit statuses."""
-    sys.exit(run_program(lambda: app.run(main, with_underscores(sys.argv))))
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(prog="python -m vmoe_prc.data.prepare", description=__doc__)
+    parser.add_argument("name", nargs="+", help="a data set, such as cifar10")
+    parser.add_argument("--from", dest="files", metavar="DIR", help="files of the data set")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where to write; by default TFDS's own place"
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="accept fewer examples than the data set has"
+    )
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        help="processes that write class folders and ImageNet-21k; by default one for each core",
+    )
+    parser.add_argument(
+        "--short-side",
+        type=at_least(1),
+        metavar="PIXELS",
+        help="also write a copy whose images have a shorter side of at most this many pixels",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        choices=range(1, 101),
+        default=95,
+        metavar="N",
+        help="quality of the JPEGs of --short-side, 1 to 100, 95 by default",
+    )
+    add_traceback_argument(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

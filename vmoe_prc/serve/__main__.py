@@ -1,6 +1,6 @@
 """Serves a page to ask trained models about pictures, on this machine.
 
-python -m vmoe_prc.serve workdir/baseline workdir/prc
+    python -m vmoe_prc.serve workdir/baseline workdir/prc
 
 Two models are shown side by side. Pictures stay in memory; nothing is written.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.arguments import ArgumentParser, at_least
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 MOST_MODELS = 2
@@ -51,7 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m vmoe_prc.serve",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "workdir",
@@ -62,27 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; by default this machine's only"
     )
-    parser.add_argument("--port", type=int, default=8000, help="port; 0 for any free one")
     parser.add_argument(
-        "--max-megabytes", type=_positive, default=20.0, help="largest file of a picture"
+        "--port", type=int, default=8000, help="8000 by default; 0 for any free one"
     )
-    parser.add_argument("--max-images", type=_whole, default=100, help="pictures kept in memory")
+    parser.add_argument(
+        "--max-megabytes",
+        type=at_least(0, float),
+        default=20.0,
+        help="largest file of a picture, 20 by default",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=at_least(1),
+        default=100,
+        help="pictures kept in memory, 100 by default",
+    )
     add_traceback_argument(parser)
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
 
 
 if __name__ == "__main__":

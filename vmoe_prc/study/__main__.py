@@ -55,13 +55,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument(
-        "--format", choices=["text", "json"], default="text", help="of the list of --dry_run"
+        "--format", choices=["text", "json"], default="text", help="of the list of --dry-run"
     )
     parser.add_argument(
         "--only",
         metavar="ARM/seed=N",
         help="carry out only this run, in this process, as one job of an array does, or in several "
-        "processes; or the run of this index in the list of --dry_run, from 0",
+        "processes; or the run of this index in the list of --dry-run, from 0",
     )
     parser.add_argument(
         "--collect", action="store_true", help="write the tables of the runs that are done"
