@@ -89,11 +89,11 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
             worst = _worst(found, worst)
         if worst is None:
             return {}
-        images, *values = worst
+        images, labels, predicted, highest = worst
         shown = to_display(images, data.value_range)
         return {
             "confusion": lambda: confusion_figure(counts, names),
-            "worst": lambda: mistakes_figure(shown, *values, names),
+            "worst": lambda: mistakes_figure(shown, labels, predicted, highest, names),
         }
 
     return run
@@ -105,7 +105,8 @@ def _worst(found: Sequence[np.ndarray], earlier: Sequence[np.ndarray] | None) ->
     values = [x[wrong] for x in values]
     if earlier is not None:
         values = [np.concatenate(x) for x in zip(earlier, values, strict=True)]
-    worst = worst_mistakes(*values[1:], MOST_IMAGES)
+    _, classes, predicted, highest = values
+    worst = worst_mistakes(classes, predicted, highest, MOST_IMAGES)
     return [x[worst] for x in values]
 
 
