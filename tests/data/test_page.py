@@ -8,8 +8,6 @@ import shlex
 
 import pytest
 import tensorflow_datasets as tfds
-from absl import flags
-from absl.testing import flagsaver
 from format_files import FORMATS, write_archives
 from tensorflow_datasets.core import constants
 from tiny_images import pixels
@@ -53,8 +51,8 @@ def write_by_tfds(data_dir):
 
 
 def run_prepare(arguments):
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as printed:
-        prepare.main(flags.FLAGS(["prepare", *arguments]))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert prepare.main(arguments) == 0
     return printed.getvalue()
 
 
