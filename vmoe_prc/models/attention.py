@@ -69,8 +69,8 @@ def _cudnn_attention(query: Array, key: Array, value: Array) -> Array:
     num_queries, num_keys = query.shape[1], key.shape[1]
     query_lengths = key_lengths = None
     if num_queries % 2 or num_keys % 2:
-        query_lengths = jnp.full(len(query), num_queries, jnp.int32)
-        key_lengths = jnp.full(len(query), num_keys, jnp.int32)
+        query_lengths = jnp.full(query.shape[0], num_queries, jnp.int32)
+        key_lengths = jnp.full(query.shape[0], num_keys, jnp.int32)
         query, key, value = _even(query), _even(key), _even(value)
     outputs = jax.nn.dot_product_attention(
         query,

@@ -41,7 +41,7 @@ def patch_products(
     rows, cols, channels, width = kernel.shape
     assert tuple(window_strides) == (rows, cols), "patches must not overlap"
     patches = images.reshape(
-        len(images), images.shape[1] // rows, rows, images.shape[2] // cols, cols, channels
+        images.shape[0], images.shape[1] // rows, rows, images.shape[2] // cols, cols, channels
     ).swapaxes(2, 3)  # (N, H / P, W / Q, P, Q, C)
     return jax.lax.dot_general(
         patches.reshape(*patches.shape[:3], -1),

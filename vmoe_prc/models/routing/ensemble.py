@@ -98,7 +98,7 @@ class EnsembleRouter(NoisyTopExpertsPerItemRouter):
     def _among_all(self, gates: Float[Array, "G T M F"]) -> Float[Array, "G S E"]:
         """Returns the gates among all experts: zero for the experts of other members."""
         own = jnp.eye(self.ensemble_size)[..., None] * gates[..., None, :]  # (G, S/M, M, M, E/M)
-        return own.reshape(len(gates), -1, self.num_experts)
+        return own.reshape(gates.shape[0], -1, self.num_experts)
 
 
 def to_groups(x: Float[Array, "NM T D"], members: int, group_size: int) -> Float[Array, "G S D"]:
