@@ -33,7 +33,7 @@ from vmoe_prc.checkpoints.manager import restore_part
 from vmoe_prc.errors import PREEMPTED_STATUS
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 
-# JAX ends the others 100 s after the last heartbeat of a process. The limits are long, so that a
+# JAX ends the others 150 s after the last heartbeat of a process. The limits are long, so that a
 # busy machine does not fail a case.
 LIMIT_SECONDS = 900
 START_SECONDS = 1800
@@ -168,7 +168,7 @@ CASES = {
 # What the others say when they end.
 REASONS = {
     "a lost connection": r"[Cc]onnection (closed|reset|refused)|Broken pipe|Socket closed",
-    "a missed heartbeat (100 s)": r"heartbeat",
+    "a missed heartbeat (150 s)": r"heartbeat",
     "an error in writing": r"No space left|File too large|cannot be written|cannot write",
     "the end of another": r"another process|other process",
 }

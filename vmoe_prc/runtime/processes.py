@@ -19,8 +19,10 @@ from vmoe_prc.runtime.meeting import meet
 
 # Bytes of a message that one process has for the others.
 _MESSAGE_SIZE = 1024
-# How long process 0 may download and prepare a data set while the others wait. If it dies, JAX
-# ends the others when its heartbeat is missed, after 100 s.
+# A process that sends no heartbeat for so long is dead to the others, which JAX ends. Heartbeats
+# are half as long apart, so that a process may hang for 75 s; with JAX's 100 s a minute is too long.
+_HEARTBEAT_SECONDS = 150
+# How long process 0 may download and prepare a data set while the others wait.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
 # How long a process that has failed may take to clean up.
 _CLEANUP_SECONDS = 60
@@ -65,6 +67,7 @@ def connect(
             process_id,
             # Under Slurm JAX would show each process only one of its devices.
             cluster_detection_method="deactivate" if explicit else None,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
             # A process that fails must not keep the others waiting for it to leave.
             shutdown_timeout_seconds=60,
         )
