@@ -128,6 +128,11 @@ def test_another_model_in_the_work_directory_is_an_error(finished, digits_dir, t
     assert (tmp_path / "copy" / "checkpoints" / "6").exists()
     kept = (tmp_path / "copy" / "config.json").read_text()
     assert kept == (workdir / "config.json").read_text()
+    data = json.loads((workdir / "data.json").read_text())
+    data["test"]["classes"] = data["test"]["classes"][::-1]
+    (tmp_path / "copy" / "data.json").write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"config.dataset.test.name = .*order has changed"):
+        loop.train_and_evaluate(small_config(digits_dir), tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
