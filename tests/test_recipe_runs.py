@@ -73,8 +73,8 @@ def test_takes_three_steps(recipe, three_steps, tmp_path):
     small = {
         "dataset.train.shuffle_buffer": 16,
         "model.hidden_size": 32,
-        "model.encoder.num_layers": 2,
-        "model.encoder.moe.layers": "(1,)",
+        "model.encoder.num_layers": 1,
+        "model.encoder.moe.layers": "(0,)",
         "model.encoder.mlp_dim": 32,
         "model.encoder.num_heads": 4,
     }
@@ -89,7 +89,7 @@ def test_takes_three_steps(recipe, three_steps, tmp_path):
 @pytest.mark.parametrize("model", digits_models.MOE)
 def test_a_small_model_of_every_kind_takes_three_steps(model, three_steps, digits_dir):
     changes = {f"dataset.{split}.data_dir": digits_dir for split in ("train", "test")}
-    layers = {} if model == "dense" else {"model.encoder.moe.layers": "(1,)"}
-    small = {"model.encoder.num_layers": 2, **layers}
+    layers = {} if model == "dense" else {"model.encoder.moe.layers": "(0,)"}
+    small = {"model.encoder.num_layers": 1, **layers}
     workdir = three_steps(f"configs/digits_models.py:model={model}", **changes, **small)
     assert "calibration/ece" in (workdir / "summary.txt").read_text()

@@ -25,6 +25,15 @@ def test_every_mistake_gets_one_line():
     assert ends["accepted"] > 20 and ends["refused"] > 200  # Both kinds are drawn.
 
 
+@pytest.mark.slow
+def test_every_number_is_made_large():
+    found = dict(fuzz_configs.large())
+    for name in ("dataset.train.batch_size", "model.encoder.moe.mlp_dim", "fewshot.shots"):
+        assert any(changes.startswith(f"{name} = ") for changes in found)
+    ends = collections.Counter(fuzz_configs.validate(config)[0] for config in found.values())
+    assert ends.keys() == {"accepted", "refused"}
+
+
 def test_a_fault_is_shown(monkeypatch):
     def fail(config):
         raise KeyError("momentum")

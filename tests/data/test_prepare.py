@@ -370,32 +370,14 @@ def test_smaller_images_are_decoded_as_the_original_ones(mode, orientation):
 
 
 @pytest.mark.slow
-def test_the_folder_recipe_trains(folder, tmp_path):
-    overrides = {
-        "train_steps": 3,
-        "dataset.train.batch_size": 4,
-        "dataset.test.batch_size": 8,
-        "dataset.test_pairs.batch_size": 4,
-        "model.hidden_size": 32,
-        "model.encoder.mlp_dim": 32,
-        "optimizer.learning_rate.warmup_steps": 1,
-    }
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "vmoe_prc.main", f"--workdir={tmp_path / 'run'}"),
-            f"--config=configs/folder_prc.py:dir={folder},size=64",
-            *(f"--config.{name}={value}" for name, value in overrides.items()),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1"),
-            "TFDS_DATA_DIR": str(tmp_path / "data"),
-        },
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "left out, unreadable" in result.stderr
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+def test_the_folder_recipe_trains(folder, three_steps, caplog, tmp_path):
+    batch_sizes = {"train": 4, "test": 8, "test_pairs": 4}
+    changes = {f"dataset.{split}.batch_size": size for split, size in batch_sizes.items()}
+    changes |= {f"dataset.{split}.data_dir": tmp_path / "data" for split in batch_sizes}
+    model = {"hidden_size": 32, "encoder.mlp_dim": 32, "encoder.num_layers": 2}
+    changes |= {f"model.{name}": value for name, value in model.items()}
+    changes["model.encoder.moe.layers"] = "(1,)"
+    workdir = three_steps(f"configs/folder_prc.py:dir={folder},size=64", **changes)
+    assert "left out, unreadable" in caplog.text
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 3

@@ -124,17 +124,16 @@ def test_parameters_are_named_and_shaped_as_in_released_checkpoints(golden, name
 @pytest.mark.parametrize(
     "options",
     [
-        {"classifier": "map", "tokens": 16},
-        {"position_emb": {"name": "sincos2d"}},
-        {"position_emb": {"name": "none"}},
+        {"classifier": "map", "tokens": 16, "position_emb": {"name": "sincos2d"}},
         {
+            "position_emb": {"name": "none"},
             "router": {
                 "name": "NoisyTopItemsPerExpertRouter",
                 "dispatcher": {"name": "gather", "capacity_factor": 1.0},
-            }
+            },
         },
     ],
-    ids=["map", "sincos2d", "no position", "expert choice"],
+    ids=["map, sincos2d", "no position, expert choice"],
 )
 def test_options_train(options):
     model = make_model(deterministic=False, dropout=0.1, num_layers=2, **options)

@@ -15,20 +15,28 @@ from vmoe_prc.report.models import open_models, runs_by_seed, short_names
 from vmoe_prc.report.runs import find_runs
 from vmoe_prc.train import loop
 
+FEW = "test[:60]"  # Among them is an image of each class.
 
-def with_seed(source, target, seed, ignore=()):
-    """Copies a run as if it had been trained with another seed."""
+
+def copied(source, target, old, new, ignore=()):
+    """Copies a run as if its configuration had been another."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignore))
     config = target / "config.json"
-    config.write_text(config.read_text().replace('"seed": 0', f'"seed": {seed}'))
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+
+
+def with_seed(source, target, seed, ignore=()):
+    copied(source, target, '"seed": 0', f'"seed": {seed}', ignore)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, finished, digits_dir):
     """V-MoE and PRC with three seeds, one without its checkpoint, and saved figures."""
     directory = tmp_path_factory.mktemp("runs")
-    loop.train_and_evaluate(small_config(digits_dir, "prc=off"), directory / "vmoe-0")
-    shutil.copytree(finished[0], directory / "prc-0")
+    few = {"dataset.test.split": FEW, "dataset.test_pairs.split": FEW}
+    loop.train_and_evaluate(small_config(digits_dir, "prc=off", **few), directory / "vmoe-0")
+    copied(finished[0], directory / "prc-0", '"split": "test"', f'"split": "{FEW}"')
     for seed in (1, 2):
         with_seed(directory / "prc-0", directory / f"prc-{seed}", seed)
     with_seed(directory / "vmoe-0", directory / "vmoe-1", 1)

@@ -5,14 +5,18 @@ import re
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
 import tiny
 
-from vmoe_prc.evaluation.splits import evaluate
+from vmoe_prc.errors import RunError
+from vmoe_prc.evaluation.evaluator import EvaluationContext
+from vmoe_prc.evaluation.splits import evaluate, split_evaluator
 from vmoe_prc.evaluation.step import make_eval_step
 from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.runtime import memory
 from vmoe_prc.runtime import mesh as mesh_lib
 from vmoe_prc.steps.state import abstract_train_state, create_train_state
 from vmoe_prc.steps.train import make_train_step
@@ -21,16 +25,22 @@ PRC = {"name": "prc", "pair_class_tokens": True}
 SOFTMAX = {"name": "softmax_xent"}
 
 
+STATES = {}
+
+
 def setup(mesh=None, model=None, use_ema=False, optimizer=tiny.OPTIMIZER, **options):
     model = model or tiny.tiny_model()
     mesh = mesh or mesh_lib.create_mesh(1, jax.devices()[:1])
+    key = repr((mesh, model, use_ema, optimizer))
     optimizer = create_optimizer(total_steps=10, **optimizer)
     shape = (16, 32, 32, 3)
     with jax.set_mesh(mesh):
-        abstract = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES, use_ema)
-        state = create_train_state(model, optimizer, shape, 0, abstract)
+        # No step here donates its state, so that tests share it.
+        if key not in STATES:
+            abstract = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES, use_ema)
+            STATES[key] = create_train_state(model, optimizer, shape, 0, abstract)
         step = make_train_step(model, optimizer, **{"loss": SOFTMAX, **options})
-    return mesh, state, jax.jit(step)
+    return mesh, STATES[key], jax.jit(step)
 
 
 def take_steps(made, batches):
@@ -303,6 +313,32 @@ def test_evaluation_metrics_against_the_model_itself():
     np.testing.assert_allclose(load, np.bincount(kept, minlength=4) / len(kept), rtol=1e-6)
     assert metrics["top1"] == metrics["encoderblock_1/top1"]
     assert 0 < metrics["top2"] <= metrics["top2_unordered"] <= metrics["overlap"] <= 1
+
+
+class OneBatch:
+    """A split of one batch."""
+
+    spec, value_range, class_names = {}, (-1.0, 1.0), None
+
+    def batches(self):
+        yield {**tiny.one_view_batch(8), "mask": jnp.ones(8, bool)}
+
+
+def test_an_evaluation_that_does_not_fit_the_memory_is_one_line(monkeypatch):
+    mesh = mesh_lib.create_mesh(1, jax.devices()[:1])
+    context = EvaluationContext(
+        ml_collections.ConfigDict({"loss": SOFTMAX}),
+        tiny.tiny_model(deterministic=True),
+        mesh,
+        {"test": OneBatch()},
+        lambda *section: OneBatch(),
+    )
+    evaluate_splits = split_evaluator(context)
+    monkeypatch.setattr(memory, "host_memory", lambda: 2**16)
+    with pytest.raises(RunError, match="out of memory: a step of training or evaluation needs"):
+        evaluate_splits(trained_params())
+    monkeypatch.undo()
+    assert evaluate_splits(trained_params())["test/images"] == 8
 
 
 def test_nothing_to_evaluate_is_an_error():

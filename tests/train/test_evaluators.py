@@ -145,6 +145,11 @@ def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_d
     config = small_config(digits_dir)
     program = build_program(config)
     state = program.create_state()
+    with Checkpointer(tmp_path / "never" / "checkpoints") as checkpointer:
+        never = state.replace(step=state.step + 6, skipped_steps=state.skipped_steps + 6)
+        checkpointer.save(6, never)
+    with pytest.raises(RunError, match="none of the 6 steps has made an update"):
+        loop.train_and_evaluate(config, tmp_path / "never")
     state.params["head"]["bias"] = state.params["head"]["bias"].at[0].set(jnp.nan)
     for step in (5, 6):  # The run continues from 5, and from 6 it would only evaluate.
         workdir = tmp_path / str(step)

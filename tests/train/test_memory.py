@@ -1,18 +1,16 @@
 """Sizes are compared with the memory, and with each other, before anything of them is made."""
 
-import resource
-
 import jax
 import jax.numpy as jnp
 import pytest
 from small_run import small_config
 
 from vmoe_prc.config import ConfigError, check_batch, complete, override
-from vmoe_prc.errors import RunError
+from vmoe_prc.runtime import memory
+from vmoe_prc.runtime.memory import device_memory
 from vmoe_prc.runtime.mesh import create_mesh, replicated
 from vmoe_prc.steps.state import TrainState
-from vmoe_prc.train import memory
-from vmoe_prc.train.memory import check_state_fits, device_memory
+from vmoe_prc.train.memory import check_state_fits
 from vmoe_prc.train.program import build_program
 
 
@@ -52,34 +50,10 @@ def test_a_model_as_wide_as_the_schema_allows_is_refused_at_once(digits_dir):
 
 def test_an_array_of_a_step_has_to_fit(digits_dir, monkeypatch):
     """The weights of wide experts fit, and their hidden layer for all tokens does not."""
-    monkeypatch.setattr(memory, "_host_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "host_memory", lambda: 2**30)
     wide = {"num_expert_partitions": 4, "model": {"encoder": {"moe": {"mlp_dim": 100_000}}}}
     with pytest.raises(ConfigError, match=r"a step with an array of shape \(.*100000\)': it needs"):
         build_program(complete(override(small_config(digits_dir), wide)))
-
-
-def test_a_compiled_step_has_to_fit(monkeypatch):
-    size = 2**20
-    step = jax.jit(lambda state, batch: jnp.sort(state.params["a"]) @ batch)
-    mesh = create_mesh(1, jax.devices()[:1])
-    arguments = (state(size // 4, replicated(mesh)), jnp.zeros(size // 4), mesh.local_devices)
-    # Two arguments, and what is sorted.
-    monkeypatch.setattr(memory, "_host_memory", lambda: 4 * size)
-    memory.check_program_fits(step, *arguments)
-    monkeypatch.setattr(memory, "_host_memory", lambda: 5 * size // 2)
-    with pytest.raises(RunError, match=r"out of memory: a step needs .* GiB .*; use smaller"):
-        memory.check_program_fits(step, *arguments)
-
-
-def test_limits_of_containers_and_processes_count(tmp_path, monkeypatch):
-    whole = memory.device_memory(jax.devices()[:1])
-    files = [tmp_path / name for name in ("missing", "max", "bytes")]
-    files[1].write_text("max\n")
-    files[2].write_text(f"{whole // 2}\n")
-    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", files)
-    assert memory.device_memory(jax.devices()[:1]) == whole // 2
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (whole // 4, resource.RLIM_INFINITY))
-    assert memory.device_memory(jax.devices()[:1]) == whole // 4
 
 
 def test_a_batch_has_to_fit(digits_dir):

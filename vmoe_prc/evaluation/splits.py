@@ -1,6 +1,6 @@
 """Evaluation of whole splits: every image counts once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from vmoe_prc.config.registry import EVALUATORS
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS, PairTotals, agreement_intervals
 from vmoe_prc.evaluation.evaluator import EvaluationContext, Evaluator
 from vmoe_prc.evaluation.step import EvalStep, EvalSums, PairSums, make_eval_step
+from vmoe_prc.runtime.memory import check_program_fits
 from vmoe_prc.runtime.mesh import replicated
 from vmoe_prc.steps.views import Batch
 
@@ -23,12 +24,20 @@ def split_evaluator(context: EvaluationContext) -> Evaluator:
     """Evaluates every split; metrics are named `{split}/{metric}`, see `finish_metrics`."""
     loss = context.config.loss.to_dict()
     step = jax.jit(make_eval_step(context.model, loss), out_shardings=replicated(context.mesh))
+    fitting: set[str] = set()  # Splits whose compiled step fits the memory.
 
     def run(params: Any) -> dict[str, float]:
         results = {}
         for name, split in context.splits.items():
-            results |= under(name, evaluate(step, params, split.batches()))
+            results |= under(name, evaluate(step, params, checked(name, params, split)))
         return results
+
+    def checked(name: str, params: Any, split: Any) -> Iterator[Batch]:
+        for batch in split.batches():
+            if name not in fitting:
+                check_program_fits(step, (params, batch), context.mesh.local_devices)
+                fitting.add(name)
+            yield batch
 
     return run
 

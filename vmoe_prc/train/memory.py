@@ -1,9 +1,6 @@
 """Compares what a training needs with the memory of the devices, before any of it is made."""
 
-import contextlib
 import math
-import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,21 +9,16 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.errors import MEMORY_ADVICE, RunError
+from vmoe_prc.runtime.memory import device_memory, host_memory
 from vmoe_prc.steps.state import TrainState
 
-# Limits of Linux containers, of both versions of control groups.
-_CONTAINER_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
 _PRODUCTS = ("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated")
 
 
 def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
     """Checks that parameters, their gradients and the optimiser's state fit a device.
 
-    Activations come on top, see `check_step_fits`.
+    Activations come on top, see `check_step_fits` and `runtime.memory`.
 
     Args:
       state: Shapes, dtypes and shardings of the state.
@@ -79,34 +71,6 @@ def check_step_fits(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> Non
         )
 
 
-def check_program_fits(step: Any, state: TrainState, batch: Any, devices: Sequence[Any]) -> None:
-    """Checks that a compiled step fits the memory of the host, where the devices are CPUs.
-
-    Linux would end the program in the middle of the step, without a word, or XLA would wait
-    for ever for a buffer that was refused. Other devices say that memory is exceeded.
-
-    Args:
-      step: The jitted step; it is compiled if it has not been.
-      state: Shapes, dtypes and shardings of the state.
-      batch: Shapes, dtypes and shardings of a batch.
-      devices: Devices of this process.
-
-    Raises:
-      RunError: If it does not fit.
-    """
-    if devices[0].platform != "cpu":
-        return
-    sizes = step.lower(state, batch).compile().memory_analysis()
-    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    needed += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-    limit = _host_memory() // len(devices)
-    if needed > limit:
-        raise RunError(
-            f"out of memory: a step needs {needed / 2**30:,.1f} GiB per device, of which "
-            f"{limit / 2**30:,.1f} GiB are there; {MEMORY_ADVICE}"
-        )
-
-
 def check_batches_fit(splits: Mapping[str, jax.ShapeDtypeStruct], num_processes: int) -> None:
     """Checks that the images of a batch fit the memory of a host.
 
@@ -117,7 +81,7 @@ def check_batches_fit(splits: Mapping[str, jax.ShapeDtypeStruct], num_processes:
     Raises:
       ConfigError: If they do not fit.
     """
-    limit = _host_memory()
+    limit = host_memory()
     for name, images in splits.items():
         needed = math.prod(images.shape) * images.dtype.itemsize // num_processes
         if needed > limit:
@@ -127,33 +91,6 @@ def check_batches_fit(splits: Mapping[str, jax.ShapeDtypeStruct], num_processes:
                 f"the images of a batch need {needed / 2**30:,.1f} GiB per process, of which "
                 f"{limit / 2**30:,.1f} GiB are there",
             )
-
-
-def device_memory(devices: Sequence[Any]) -> int | None:
-    """Returns the bytes of a device, its part of the host's for CPUs; None if unknown.
-
-    Args:
-      devices: Devices of this process.
-    """
-    if devices[0].platform == "cpu":
-        return _host_memory() // len(devices)
-    return (devices[0].memory_stats() or {}).get("bytes_limit")
-
-
-def _host_memory() -> int:
-    """Returns the bytes that this process may use: of the machine, its container and its limits."""
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        limits = [resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-        sizes += [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    for name in _CONTAINER_LIMITS:
-        try:
-            sizes.append(int(pathlib.Path(name).read_text()))
-        except (OSError, ValueError):  # There is none, or it is 'max'.
-            continue
-    return min(sizes)
 
 
 def _products(jaxpr: Jaxpr) -> Iterator[Any]:

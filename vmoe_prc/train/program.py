@@ -21,6 +21,7 @@ from vmoe_prc.data.split import Split, open_split, open_splits
 from vmoe_prc.evaluation.evaluator import EvaluationContext
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
+from vmoe_prc.runtime.memory import check_program_fits
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
 from vmoe_prc.runtime.trees import named_leaves
@@ -30,12 +31,7 @@ from vmoe_prc.steps.train import Gradients, TrainStep
 from vmoe_prc.steps.views import Batch
 from vmoe_prc.train.evaluators import ScheduledEvaluator, create_evaluators
 from vmoe_prc.train.fit_to_devices import fit_to_devices
-from vmoe_prc.train.memory import (
-    check_batches_fit,
-    check_program_fits,
-    check_state_fits,
-    check_step_fits,
-)
+from vmoe_prc.train.memory import check_batches_fit, check_state_fits, check_step_fits
 from vmoe_prc.train.step import abstract_batch, build_step, views_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
@@ -109,8 +105,8 @@ class Program:
 
     def check_memory(self) -> None:
         """Compiles the step, and raises RunError if the memory of this host cannot hold it."""
-        batch = abstract_batch(self.batch_spec, self.mesh)
-        check_program_fits(self.train_step, self.abstract_state, batch, self.mesh.local_devices)
+        arguments = (self.abstract_state, abstract_batch(self.batch_spec, self.mesh))
+        check_program_fits(self.train_step, arguments, self.mesh.local_devices)
 
     def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Makes the global batches of training after a step, on the devices."""

@@ -1,0 +1,69 @@
+"""The memory of devices and hosts, and whether a compiled step fits it."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from vmoe_prc.errors import MEMORY_ADVICE, RunError
+
+# Limits of Linux containers, of both versions of control groups.
+_CONTAINER_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[Any]) -> None:
+    """Checks that a compiled step fits the memory of the host, where the devices are CPUs.
+
+    Linux would end the program in the middle of the step, without a word, or XLA would wait
+    for ever for a buffer that was refused. Other devices say that memory is exceeded.
+
+    Args:
+      step: The jitted step; it is compiled if it has not been.
+      arguments: Its arguments, or their shapes, dtypes and shardings.
+      devices: Devices of this process.
+
+    Raises:
+      RunError: If it does not fit.
+    """
+    if devices[0].platform != "cpu":
+        return
+    sizes = step.lower(*arguments).compile().memory_analysis()
+    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    needed += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    limit = host_memory() // len(devices)
+    if needed > limit:
+        raise RunError(
+            f"out of memory: a step of training or evaluation needs {needed / 2**30:,.1f} GiB per "
+            f"device, of which {limit / 2**30:,.1f} GiB are there; {MEMORY_ADVICE}"
+        )
+
+
+def device_memory(devices: Sequence[Any]) -> int | None:
+    """Returns the bytes of a device, its part of the host's for CPUs; None if unknown.
+
+    Args:
+      devices: Devices of this process.
+    """
+    if devices[0].platform == "cpu":
+        return host_memory() // len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")
+
+
+def host_memory() -> int:
+    """Returns the bytes that this process may use: of the machine, its container and its limits."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        limits = [resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        sizes += [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    for name in _CONTAINER_LIMITS:
+        try:
+            sizes.append(int(pathlib.Path(name).read_text()))
+        except (OSError, ValueError):  # There is none, or it is 'max'.
+            continue
+    return min(sizes)
