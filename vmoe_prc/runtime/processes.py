@@ -20,7 +20,7 @@ from vmoe_prc.runtime.meeting import meet
 # Bytes of a message that one process has for the others.
 _MESSAGE_SIZE = 1024
 # A process that sends no heartbeat for so long is dead to the others, which JAX ends. Heartbeats
-# are half as long apart, so that a process may hang for 75 s; with JAX's 100 s a minute is too long.
+# are half as long apart, so that a process may hang for 75 s; JAX's 100 s are too few for a minute.
 _HEARTBEAT_SECONDS = 150
 # How long process 0 may download and prepare a data set while the others wait.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
