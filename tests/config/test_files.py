@@ -31,6 +31,16 @@ def test_a_file_here_comes_before_a_recipe(tmp_path, monkeypatch):
     assert read_config_file("digits_prc.py", "--config").seed == 5
 
 
+def test_an_edited_file_is_read_again_and_nothing_is_written_next_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    for seed in (5, 6):  # In one second, and of one size.
+        path.write_text(f"def get_config():\n    return {{'seed': {seed}}}")
+        os.utime(path, (1e9, 1e9))
+        assert read_config_file(str(path), "--config").seed == seed
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_dicts_will_do(tmp_path):
     text = "from configs import digits_prc\n\ndef get_config(arguments):\n"
     source = write(tmp_path / "c.py", text + "    return digits_prc.get_config().to_dict()")

@@ -67,7 +67,7 @@ def test_files_that_are_missing_or_damaged_are_one_line(garments, tmp_path):
     write_idx(path, np.zeros((2, 3)))
     assert read_idx(path).shape == (2, 3)
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
-    with pytest.raises(ValueError, match="not those of its shape"):
+    with pytest.raises(ValueError, match=r"its shape .* has another number"):
         read_idx(path)
 
 

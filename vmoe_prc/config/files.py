@@ -133,9 +133,20 @@ def _user_error(field: str, source: str, error: Exception) -> ConfigError:
     return ConfigError(field, source, f"its code fails with {text}")
 
 
+class _FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles a file each time it is run, and leaves no `__pycache__` next to a user's file.
+
+    Python takes compiled code for current if the file has the same second and size, as an edit of
+    one digit may.
+    """
+
+    def path_stats(self, path: str) -> dict[str, float]:
+        raise OSError  # Python then neither reads nor writes compiled code.
+
+
 def _module_of(path: pathlib.Path, name: str) -> tuple[ModuleType, Callable[[ModuleType], None]]:
     """Returns a module that is still empty, and the function that runs its file in it."""
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    loader = _FreshLoader(name, str(path))
     spec = importlib.machinery.ModuleSpec(name, loader, origin=str(path))
     spec.has_location = True
     return importlib.util.module_from_spec(spec), loader.exec_module
