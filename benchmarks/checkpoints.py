@@ -32,8 +32,10 @@ from benchmarks import cost, timing
 from vmoe_prc.checkpoints.manager import Checkpointer
 from vmoe_prc.compile.batches import train_batch_spec
 from vmoe_prc.config import complete
+from vmoe_prc.runtime.memory import device_bytes
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.train.step import build_step
+from vmoe_prc.workdir.text_tables import markdown_lines
 
 LARGE = "imagenet21k_vmoe:experts=32,backbone="
 RECIPES = {
@@ -56,11 +58,6 @@ def state_of(config: ml_collections.ConfigDict) -> Any:
     config.num_expert_partitions = 1
     mesh = create_mesh(1, jax.devices()[:1])
     return build_step(config, mesh, train_batch_spec(config.dataset.train), STEPS).abstract_state
-
-
-def num_bytes(tree: Any) -> int:
-    """Returns the bytes of all arrays."""
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def write_ratio(
@@ -135,7 +132,7 @@ def row_of(name: str, args: argparse.Namespace) -> dict[str, str]:
     config = complete(importlib.import_module(f"configs.{module}").get_config(arguments))
     state = state_of(config)
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    size = num_bytes(state) / 1e9
+    size = device_bytes(state) / 1e9  # On one device.
     row = {"recipe": name, "parameters": f"{parameters / 1e6:,.1f} M", "GB": f"{size:,.3f}"}
     for hosts in args.hosts:
         row[f"s, {hosts} host{'s' * (hosts > 1)}"] = f"{size / (hosts * args.bandwidth):,.2f}"
@@ -165,8 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"--recipes: {unknown[0]!r} is none of {', '.join(RECIPES)}")
     rows = [row_of(name, args) for name in args.recipes]
-    for cells in ([*rows[0]], ["---"] * len(rows[0]), *([*row.values()] for row in rows)):
-        print(f"| {' | '.join(cells)} |")
+    print("\n".join(markdown_lines([[*rows[0]], *([*row.values()] for row in rows)])))
     return 0
 
 

@@ -10,14 +10,13 @@ device; `docs/PARALLELISM.md` has the formula, and tests hold compiled steps to 
 import argparse
 import math
 
-import jax
-
 from benchmarks.timing import format_table
 from vmoe_prc.config import check_batch, complete
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.models import create_model
 from vmoe_prc.models.traffic import Traffic, step_traffic
 from vmoe_prc.optimizer import create_optimizer
+from vmoe_prc.runtime.memory import device_bytes
 from vmoe_prc.runtime.mesh import abstract_mesh
 from vmoe_prc.steps.state import TrainState, abstract_train_state
 
@@ -51,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         for row in traffic
     ]
     print(format_table(rows))
-    parts = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(state)]
-    held = sum(math.prod(shape) * itemsize for shape, itemsize in parts)
-    print(f"state on a device: {held / MEGABYTE:.1f} MB")
+    print(f"state on a device: {device_bytes(state) / MEGABYTE:.1f} MB")
 
 
 def describe(args: argparse.Namespace) -> tuple[list[Traffic], TrainState]:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vmoe_prc.runtime import cores
+from vmoe_prc.runtime import control_groups, cores
 
 
 @pytest.mark.parametrize(
@@ -27,17 +27,18 @@ from vmoe_prc.runtime import cores
         ("0::/", {"cpu.max": "damaged"}, []),
     ],
 )
-def test_quotas(tmp_path, membership, files, expected):
+def test_quotas(tmp_path, monkeypatch, membership, files, expected):
+    (tmp_path / "membership").write_text(f"{membership}\n")
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
-    assert list(cores.quotas(membership, tmp_path)) == expected
+    assert list(cores.quotas()) == expected
 
 
-def test_the_smallest_limit_counts(tmp_path, monkeypatch):
+def test_the_smallest_limit_counts(monkeypatch):
     allowed = len(os.sched_getaffinity(0))
-    (tmp_path / "cgroup").write_text("0::/\n")
-    monkeypatch.setattr(cores, "_MEMBERSHIP", tmp_path / "cgroup")
     for limits, expected in (([], allowed), ([0.2], 1), ([allowed + 9.0], allowed)):
-        monkeypatch.setattr(cores, "quotas", lambda membership, found=limits: iter(found))
+        monkeypatch.setattr(cores, "quotas", lambda found=limits: iter(found))
         assert cores.num_cores() == expected

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from vmoe_prc.errors import RunError
-from vmoe_prc.runtime import memory
+from vmoe_prc.runtime import control_groups, memory
 
 
 def test_a_compiled_step_has_to_fit(monkeypatch):
@@ -23,12 +23,19 @@ def test_a_compiled_step_has_to_fit(monkeypatch):
         memory.check_program_fits(step, arguments, device)
 
 
-def test_limits_of_containers_and_processes_count(tmp_path, monkeypatch):
+def test_limits_of_groups_and_processes_count(tmp_path, monkeypatch):
     whole = memory.device_memory(jax.devices()[:1])
-    files = [tmp_path / name for name in ("missing", "max", "bytes")]
-    files[1].write_text("max\n")
-    files[2].write_text(f"{whole // 2}\n")
-    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", files)
+    (tmp_path / "membership").write_text("0::/job/step\n")
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(control_groups, "ROOT", tmp_path)
+    (tmp_path / "job" / "step").mkdir(parents=True)
+    (tmp_path / "job" / "step" / "memory.max").write_text("max\n")
+    assert memory.device_memory(jax.devices()[:1]) == whole
+    (tmp_path / "job" / "memory.max").write_text(f"{whole // 2}\n")
     assert memory.device_memory(jax.devices()[:1]) == whole // 2
+    (tmp_path / "membership").write_text("4:memory:/job\n3:cpu:/\n")
+    (tmp_path / "memory" / "job").mkdir(parents=True)
+    (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text(f"{whole // 3}\n")
+    assert memory.device_memory(jax.devices()[:1]) == whole // 3
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (whole // 4, resource.RLIM_INFINITY))
     assert memory.device_memory(jax.devices()[:1]) == whole // 4

@@ -5,9 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from vmoe_prc.compile.targets import GIB
+from vmoe_prc.runtime.memory import device_bytes
 from vmoe_prc.steps.state import TrainState
 
 _LARGEST = re.compile(
@@ -33,10 +32,7 @@ def remedies(config: Any, state: TrainState, num_devices: int, available: int) -
       num_devices: Devices of the mesh.
       available: Bytes of a device.
     """
-    held = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(state)
-    )
+    held = device_bytes(state)
     moe, optimizer = config.model.encoder.moe, config.optimizer
     of_state = [
         (

@@ -1,18 +1,19 @@
 """The memory of devices and hosts, and whether a compiled step fits it."""
 
 import contextlib
+import itertools
+import math
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vmoe_prc.errors import MEMORY_ADVICE, RunError
+import jax
 
-# Limits of Linux containers, of both versions of control groups.
-_CONTAINER_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+from vmoe_prc.errors import MEMORY_ADVICE, RunError
+from vmoe_prc.runtime.control_groups import groups
+
+# Limits of both versions of control groups.
+_GROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[Any]) -> None:
@@ -42,6 +43,13 @@ def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[An
         )
 
 
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of a tree of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def device_memory(devices: Sequence[Any]) -> int | None:
     """Returns the bytes of a device, its part of the host's for CPUs; None if unknown.
 
@@ -54,16 +62,16 @@ def device_memory(devices: Sequence[Any]) -> int | None:
 
 
 def host_memory() -> int:
-    """Returns the bytes that this process may use: of the machine, its container and its limits."""
+    """Returns the bytes that this process may use: of the machine, its groups and its limits."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     with contextlib.suppress(ImportError):  # Windows
         import resource
 
         limits = [resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
         sizes += [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    for name in _CONTAINER_LIMITS:
+    for group, name in itertools.product(groups("memory"), _GROUP_LIMITS):
         try:
-            sizes.append(int(pathlib.Path(name).read_text()))
+            sizes.append(int((group / name).read_text()))
         except (OSError, ValueError):  # There is none, or it is 'max'.
             continue
     return min(sizes)

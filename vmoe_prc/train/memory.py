@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime.memory import device_memory, host_memory
+from vmoe_prc.runtime.memory import device_bytes, device_memory, host_memory
 from vmoe_prc.steps.state import TrainState
 
 _PRODUCTS = ("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated")
@@ -29,7 +29,7 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
     """
     limit = device_memory(devices)
     # Gradients have the size of the parameters.
-    needed = _bytes(state) + _bytes(state.params)
+    needed = device_bytes(state) + device_bytes(state.params)
     if limit is not None and needed > limit:
         count = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
         raise ConfigError(
@@ -109,10 +109,3 @@ def _is_jaxpr(value: object) -> bool:
 
 def _array_bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
-
-
-def _bytes(tree: object) -> int:
-    """Returns the bytes that one device holds of a tree of shapes."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
