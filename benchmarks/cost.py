@@ -26,6 +26,7 @@ from vmoe_prc.data.ops import registry
 from vmoe_prc.data.preprocess import find_spec
 from vmoe_prc.models.flops import forward_flops_per_image
 from vmoe_prc.runtime.peaks import peak_flops
+from vmoe_prc.workdir.text_tables import markdown_lines
 
 RECIPES = {
     "ImageNet-1K": "imagenet_prc",
@@ -115,7 +116,7 @@ def format_table(works: dict[str, Work], devices: Sequence[str], utilisation: fl
       utilisation: Assumed share of the peak.
     """
     header = ["recipe", "steps", "TFLOPs a step", *devices]
-    rows = [header, ["---"] * len(header)]
+    rows = [header]
     for name, work in works.items():
         row = [name, f"{work.steps:,}", f"{work.step_flops / 1e12:,.1f}"]
         for device in devices:
@@ -123,7 +124,7 @@ def format_table(works: dict[str, Work], devices: Sequence[str], utilisation: fl
             hours = seconds * work.steps / 3600
             row.append(f"{seconds:.3f} s, {hours:,.2f} h, {work.step_images / seconds:,.0f}/s")
         rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(markdown_lines(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks import timing
 from benchmarks.cost import RECIPES, Work, work_of
 from vmoe_prc.runtime.peaks import peak_flops
+from vmoe_prc.workdir.text_tables import markdown_lines
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Devices of a host.
@@ -81,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work = work_of(importlib.import_module(f"configs.{module}").get_config(arguments))
         for device in HOSTS:
             rows += rows_of(name, work, device, args.sizes, args)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    print("\n".join(markdown_lines([[*rows[0]], *([*row.values()] for row in rows)])))
     return 0
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmoe_prc.compile.targets import CHIPS, GIB
+from vmoe_prc.workdir.text_tables import markdown_lines
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "hardware"
@@ -170,8 +171,7 @@ def _command(name: str) -> str:
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return "(none)"
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_lines([[*rows[0]], *([*row.values()] for row in rows)]))
 
 
 _PAGE = """\
