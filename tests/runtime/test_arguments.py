@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmoe_prc.runtime.arguments import ArgumentParser, at_least
+from vmoe_prc.runtime.arguments import ArgumentParser, above_zero, at_least
 
 
 def test_dashes_and_underscores_are_the_same():
@@ -22,9 +22,12 @@ def test_mistakes_are_one_line(capsys):
     parser = ArgumentParser(prog="program")
     command = parser.add_subparsers().add_parser("run")
     command.add_argument("--images", type=at_least(1))
+    command.add_argument("--megabytes", type=above_zero(float))
     for words, message in (
         (["run", "--imges=2"], "unrecognized arguments: --imges=2; did you mean '--images'?"),
         (["run", "--images=0"], "0: expected a number from 1 on"),
+        (["run", "--megabytes=0"], "0: expected a number above 0"),
+        (["run", "--megabytes=nan"], "nan: expected a number above 0"),
         (["run", "--images=x"], "invalid int value: 'x'"),
         (["run", "here"], "unrecognized arguments: here; program --help lists the options"),
     ):

@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: Arguments; None for those of `sys.argv`.
     """
-    return run_program(lambda: _prepare(_parser().parse_intermixed_args(argv)))
+    args = _parser().parse_intermixed_args(argv)
+    return run_program(lambda: _prepare(args), args.traceback)
 
 
 def _prepare(args: argparse.Namespace) -> None:

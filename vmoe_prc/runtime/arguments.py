@@ -12,7 +12,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Names values by what they are: N for a number, else the last word of the option."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        # `at_least` makes functions named int or float.
+        # `_number` makes functions named int or float.
         if getattr(action.type, "__name__", None) in ("int", "float"):
             return "N"
         return action.dest.rpartition("_")[-1].upper()
@@ -56,11 +56,19 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def at_least(minimum: int, kind: type = int) -> Callable[[str], Any]:
     """Returns a `type` of arguments: numbers of a kind, int or float, from `minimum` on."""
+    return _number(kind, lambda value: value >= minimum, f"from {minimum} on")
 
+
+def above_zero(kind: type = int) -> Callable[[str], Any]:
+    """Returns a `type` of arguments: numbers of a kind, int or float, above 0."""
+    return _number(kind, lambda value: value > 0, "above 0")
+
+
+def _number(kind: type, fits: Callable[[Any], bool], which: str) -> Callable[[str], Any]:
     def number(text: str) -> Any:
         value = kind(text)
-        if not value >= minimum:
-            raise argparse.ArgumentTypeError(f"{text}: expected a number from {minimum} on")
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text}: expected a number {which}")
         return value
 
     # Errors of `kind` name the type: "invalid int value".

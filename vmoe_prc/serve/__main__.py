@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.runtime.arguments import ArgumentParser, at_least
+from vmoe_prc.runtime.arguments import ArgumentParser, above_zero, at_least
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 MOST_MODELS = 2
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-megabytes",
-        type=at_least(0, float),
+        type=above_zero(float),
         default=20.0,
         help="largest file of a picture, 20 by default",
     )
