@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from vmoe_prc.config import ConfigError
 from vmoe_prc.study.ensemble import members, training
-from vmoe_prc.study.ensemble.__main__ import run_stage
+from vmoe_prc.study.ensemble.__main__ import main, run_stage
 
 TASK = training.Task(side=16, hidden_size=16, moe_layers=(0,), num_experts=4, pairs=4, steps=4)
 
@@ -56,7 +57,7 @@ def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
 @pytest.mark.parametrize("at_once", [None, 1])
 def test_a_stage_adds_the_runs_that_are_missing(data, tmp_path, at_once):
     path, stage = tmp_path / "main.jsonl", ([members.prc(), members.vmoe_by_batch()], range(2))
-    earlier = {"stage": "main", "variant": "PRC", "seed": 0, "accuracy": 0.5}
+    earlier = {"stage": "main", "variant": "PRC", "seed": 0, "steps": 4, "k": 1, "accuracy": 0.5}
     path.write_text(json.dumps(earlier) + "\n")
     run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
     first, *results = map(json.loads, path.read_text().splitlines())
@@ -70,3 +71,22 @@ def test_a_stage_adds_the_runs_that_are_missing(data, tmp_path, at_once):
         assert np.isfinite([v for v in result.values() if not isinstance(v, str)]).all()
     run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_runs_of_a_trial_are_not_taken_for_runs_of_the_stage(data, tmp_path):
+    path, line = tmp_path / "main.jsonl", {"variant": "PRC", "seed": 0, "steps": 2, "k": 1}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ConfigError, match=r"--out = .*has runs of 2 steps with k = 1, not of 4"):
+        run_stage(path, TASK, [members.prc()], range(1), data, data)
+    assert json.loads(path.read_text()) == line
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    study = tmp_path / "study.py"
+    study.write_text("STAGES = {'main': None}")
+    arguments = [f"--study={study}", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"]
+    assert main([*arguments, "--stage=all"]) == 2
+    assert "--stage = 'all': expected one of main" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--stage=main", "--at-once=0"])

@@ -6,6 +6,7 @@ The study file has `STAGES`, see `configs/ensembles/routing_worth.py`. Each stag
 JSON per run to DIR/STAGE.jsonl; runs that the file has are not repeated.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -18,7 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.config import ConfigError
+from vmoe_prc.runtime.arguments import ArgumentParser, at_least
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 from vmoe_prc.study.ensemble.members import Variant, used_terms
 from vmoe_prc.study.ensemble.probes import evaluate
 from vmoe_prc.study.ensemble.training import Task, make_training, stack_members
@@ -95,12 +98,21 @@ def run_stage(
       at_once: Runs that are trained together; None for all that are missing. Seeds come one after
         the other, so that a stage that is stopped has whole seeds.
       **options: Further arguments of `run_members`, and `label` of the task.
+
+    Raises:
+      ConfigError: If the file has runs of another number of steps or experts, such as a trial's.
     """
     label = options.pop("label", None)
     named = {"stage": path.stem, **({"label": label} if label else {})}
-    lines = path.read_text().splitlines() if path.exists() else []
-    done = {(line.get("label"), line["variant"], line["seed"]) for line in map(json.loads, lines)}
-    runs = [(v, s) for s in seeds for v in variants if (label, v.name, s) not in done]
+    lines = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+    earlier = [line for line in lines if line.get("label") == label]
+    for line in earlier:
+        if (line["steps"], line["k"]) != (task.steps, task.k):
+            found = f"has runs of {line['steps']} steps with k = {line['k']}"
+            expected = f"{found}, not of {task.steps} with k = {task.k}; choose another folder"
+            raise ConfigError("--out", str(path), expected)
+    done = {(line["variant"], line["seed"]) for line in earlier}
+    runs = [(v, s) for s in seeds for v in variants if (v.name, s) not in done]
     if at_once == 1:
         task = dataclasses.replace(task, dispatcher="dropless")
     size = at_once or max(len(runs), 1)
@@ -119,33 +131,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder of IDX files")
     parser.add_argument("--stage", action="append", required=True, help="name; may be repeated")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the results")
-    parser.add_argument("--steps", type=int, help="other number of steps, for a trial")
-    parser.add_argument("--seeds", type=int, help="other number of seeds, for a trial")
-    parser.add_argument("--at-once", type=int, help="runs trained together; default: all")
-    parser.add_argument("--chunk", type=int, default=100, help="steps of a compiled call")
+    parser.add_argument("--steps", type=at_least(1), help="other number of steps, for a trial")
+    parser.add_argument("--seeds", type=at_least(1), help="other number of seeds, for a trial")
+    parser.add_argument("--at-once", type=at_least(1), help="runs trained together; default: all")
+    parser.add_argument(
+        "--chunk", type=at_least(1), default=100, help="steps of a compiled call, 100 by default"
+    )
+    add_traceback_argument(parser)
     args = parser.parse_args(argv)
-    study = runpy.run_path(str(args.study))
+    return run_program(lambda: _run_stages(args), args.traceback)
+
+
+def _run_stages(args: argparse.Namespace) -> None:
+    stages = runpy.run_path(str(args.study))["STAGES"]
+    for name in args.stage:
+        if name not in stages:
+            raise ConfigError("--stage", name, f"expected one of {', '.join(stages)}")
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
     for name in args.stage:
-        if name not in study["STAGES"]:
-            print(f"error: --stage = {name!r}: expected one of {', '.join(study['STAGES'])}")
-            return 2
-        path = args.out / f"{name}.jsonl"
-        for part in study["STAGES"][name](args.data, args.out):
+        for part in stages[name](args.data, args.out):
             seeds = range(part.pop("seeds") if args.seeds is None else args.seeds)
             task = part.pop("task")
             if args.steps is not None:
                 task = dataclasses.replace(task, steps=args.steps)
             run_stage(
-                path,
+                args.out / f"{name}.jsonl",
                 task,
                 seeds=seeds,
                 at_once=args.at_once,
                 chunk=args.chunk,
                 **part,
             )
-    return 0
 
 
 if __name__ == "__main__":
