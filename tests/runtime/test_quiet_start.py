@@ -1,9 +1,12 @@
 """Notes of TensorFlow's start are hidden; all else that is written meanwhile is not."""
 
+import importlib.util
 import os
+import sys
 
 import pytest
 
+from vmoe_prc.runtime import quiet_start
 from vmoe_prc.runtime.quiet_start import without_notes
 
 
@@ -15,3 +18,18 @@ def test_only_notes_are_held_back(capfd):
         raise ImportError
     os.write(2, b"I0000 later\n")
     assert [line[:5] for line in capfd.readouterr().err.splitlines()] == ["E0000", "I0000"]
+
+
+def test_a_library_may_ask_for_tensorflow_before_it_is_loaded(tmp_path, monkeypatch, capfd):
+    text = "import os\nos.write(2, b'I0000 a note\\nE0000 an error\\n')\n"
+    (tmp_path / "tensorflow.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    quiet_start.quiet_tensorflow()
+    assert importlib.util.find_spec("tensorflow").origin == str(tmp_path / "tensorflow.py")
+    importlib.import_module("tensorflow")
+    assert capfd.readouterr().err == "E0000 an error\n"
+    assert not any(isinstance(finder, quiet_start._Finder) for finder in sys.meta_path)
+    monkeypatch.delitem(sys.modules, "tensorflow")

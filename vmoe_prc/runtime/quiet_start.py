@@ -27,7 +27,12 @@ def quiet_tensorflow() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds TensorFlow, once, and loads it without its notes."""
+    """Finds TensorFlow and loads it without its notes.
+
+    It stays until TensorFlow is loaded: libraries ask for it before, only to know if it is there.
+    """
+
+    _is_asking = False
 
     def find_spec(
         self,
@@ -35,14 +40,19 @@ class _Finder(importlib.abc.MetaPathFinder):
         path: Any,  # _NamespacePath is no Sequence.
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "tensorflow":
+        if fullname != "tensorflow" or self._is_asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        self._is_asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._is_asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: types.ModuleType) -> None:
+                with contextlib.suppress(ValueError):
+                    sys.meta_path.remove(self)
                 with without_notes():
                     execute(module)
 
