@@ -33,6 +33,7 @@ from benchmarks.fuzzing import WrongDataError, damage
 from vmoe_prc.checkpoints.manager import Checkpointer, CheckpointError
 from vmoe_prc.checkpoints.params import read_params, write_params
 from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.logs import log_errors_of_threads
 from vmoe_prc.workdir.layout import CHECKPOINT_FOLDER
 
 STEPS = (1, 2)
@@ -198,6 +199,7 @@ def run(
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     logging.set_verbosity(logging.ERROR)
+    log_errors_of_threads()
     # Nobody has as much as a damaged file may ask for.
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     return fuzzing.main("fuzz_checkpoints", __doc__, run, argv)

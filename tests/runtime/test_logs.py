@@ -1,11 +1,13 @@
 """The log file of a run."""
 
 import logging
+import sys
+import threading
 
 import pytest
 from etils import epath
 
-from vmoe_prc.runtime.logs import log_file
+from vmoe_prc.runtime.logs import log_errors_of_threads, log_file
 
 
 @pytest.mark.parametrize("full", ["/dev/full", "/dev/null/train-0.log"])
@@ -29,3 +31,20 @@ def test_lines_and_the_traceback_are_in_the_file(tmp_path):
         raise KeyError("the error")
     text = path.read_text()
     assert "WARNING a line" in text and "Traceback" in text and "KeyError: 'the error'" in text
+
+
+def test_an_error_in_a_thread_of_a_library_is_a_warning_and_any_other_keeps_its_traceback(
+    monkeypatch, caplog, capsys
+):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    log_errors_of_threads()
+    error = RuntimeError("Event loop is closed")
+    arguments = (RuntimeError, error, None)
+    # Python calls it from C++ code that prints an error.
+    thread = threading.Thread(target=lambda: sys.excepthook(*arguments))
+    thread.start()
+    thread.join()
+    assert caplog.messages == ["a thread of a library: RuntimeError: Event loop is closed"]
+    assert not capsys.readouterr().err
+    sys.excepthook(*arguments)
+    assert "RuntimeError: Event loop is closed" in capsys.readouterr().err

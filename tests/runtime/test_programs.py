@@ -4,6 +4,7 @@ import configparser
 import importlib
 import os
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -150,3 +151,33 @@ def test_notes_of_tensorflow_are_hidden_unless_they_are_asked_for(monkeypatch):
             monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", asked)
         assert run_program(lambda: None) == 0
         assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
+
+
+@pytest.mark.parametrize("rows", [1, 100_000])
+def test_a_program_whose_output_nobody_reads_ends_without_a_word(rows):
+    code = (
+        "import sys, time; from vmoe_prc.runtime.programs import run_program\n"
+        "sys.stdin.read()\n"
+        f"sys.exit(run_program(lambda: print('row\\n' * {rows})))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
+
+
+def test_a_broken_pipe_to_another_process_is_an_error(capsys):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        assert run_program(lambda: os.write(write, b"x")) == 2
+    finally:
+        os.close(write)
+    assert "Broken pipe" in capsys.readouterr().err

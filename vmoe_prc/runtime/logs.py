@@ -4,6 +4,8 @@ import contextlib
 import io
 import logging as standard_logging
 import sys
+import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,25 @@ def setup_logging(quiet: bool = False) -> None:
     if _first_line_of_others not in handler.filters:
         handler.addFilter(_ours_or_warning)
         handler.addFilter(_first_line_of_others)
+
+
+def log_errors_of_threads() -> None:
+    """Logs errors that C++ code of libraries prints in its threads, as one line.
+
+    Orbax stops at the first array that cannot be read, and raises; the reads of the other arrays
+    then end in threads without an event loop, each with a traceback.
+    """
+    sys.excepthook = _log_error_of_thread
+
+
+def _log_error_of_thread(
+    kind: type[BaseException], error: BaseException, tb: types.TracebackType | None
+) -> None:
+    # Python hands errors of its own threads to `threading.excepthook`.
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, tb)
+    else:
+        logging.warning("a thread of a library: %s: %s", kind.__name__, error)
 
 
 class _ShortFormatter(standard_logging.Formatter):

@@ -1,13 +1,15 @@
 """Ends every program in the same way: one line for a recognised error, and an exit status.
 
 Exit status 0: done; 1: the run cannot continue; 2: the command, its configuration or its files
-cannot be used; 75: preempted, after a checkpoint was saved; 130: interrupted.
+cannot be used; 75: preempted, after a checkpoint was saved; 130: interrupted; 141: nobody reads its
+output any more, as in `vmoe-prc predict ... | head`.
 """
 
 import argparse
 import importlib.util
 import os
 import re
+import select
 import sys
 import sysconfig
 import traceback
@@ -20,6 +22,8 @@ from vmoe_prc.errors import MEMORY_ADVICE, PREEMPTED_STATUS, PreemptedError, Use
 from vmoe_prc.runtime.quiet_start import quiet_tensorflow
 
 INTERRUPTED_STATUS = 130
+# As a shell shows the end of a program by SIGPIPE.
+CLOSED_PIPE_STATUS = 141
 
 # Modules that are not in the core, by the extra that installs them.
 EXTRAS = {
@@ -59,9 +63,10 @@ def setup() -> None:
     Programs call it at their start, and nothing does by being imported.
     """
     from vmoe_prc.runtime.compilation_cache import use_compilation_cache
-    from vmoe_prc.runtime.logs import setup_logging
+    from vmoe_prc.runtime.logs import log_errors_of_threads, setup_logging
 
     setup_logging()
+    log_errors_of_threads()
     use_compilation_cache()
 
 
@@ -93,8 +98,14 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     quiet_tensorflow()
     try:
-        return program() or 0
+        status = program() or 0
+        sys.stdout.flush()
+        return status
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            # Nor can Python write the rest when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED_PIPE_STATUS
         line, status, bug = explain(error)
         if line is not None:
             print(line, file=sys.stderr)
@@ -106,6 +117,16 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
         sys.stderr.flush()
         _leave_at_once(status)
         return status
+
+
+def _reader_is_gone() -> bool:
+    """Returns whether stdout is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # No file, or closed.
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def explain(error: BaseException) -> Explanation:
