@@ -7,7 +7,9 @@ from browsing import WIDTHS, assert_whole, show
 from written_runs import write_arm, write_run
 
 from configs import cifar_prc, digits_prc
+from vmoe_prc.report import page as pages
 from vmoe_prc.report.__main__ import main
+from vmoe_prc.report.embedding import Picture
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"quotes\" $a_b$ 'k'"
 
@@ -138,3 +140,32 @@ def test_mistakes_get_one_line_and_write_nothing(tmp_path, capsys, arguments, me
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error:") and message.format(dir=tmp_path) in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_page_holds_no_more_pictures_than_a_browser_takes():
+    sections = [
+        pages.Section("a", "A", pictures=[picture(400), picture(400)]),
+        pages.Section("b", "B", explorers=[{"x": "y" * 90}], pictures=[picture(100), picture(90)]),
+    ]
+    kept, lines = pages.bounded(sections, max_bytes=1_050)
+    assert [len(part.pictures) for part in kept] == [2, 1]
+    assert kept[1].explorers == sections[1].explorers
+    (line,) = lines
+    assert line.startswith("B: 1 of 2 pictures are left out") and "0.00105 MB" in line
+    assert pages.bounded(sections) == (sections, [])
+
+
+def picture(size):
+    return Picture("s" * (size // 2), "d" * (size // 2), "alt", "caption", 10, 10)
+
+
+def test_whole_configurations_are_shown_of_some_of_many_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "MAX_CONFIGURATIONS", 1)
+    write_arm(tmp_path / "runs", "dataset=cifar100,k=1,prc=on", [0.82, 0.81], cifar_prc)
+    path = tmp_path / "page.html"
+    assert main([str(tmp_path / "runs"), f"--html={path}"]) == 0
+    text = path.read_text()
+    assert text.count("whole configuration</summary>") == 1
+    assert "Whole configurations are shown of 1 of 2 runs." in text
+    # Both are in the table of fields that differ.
+    assert text.count('<th scope="col">dataset=cifar100') == 2

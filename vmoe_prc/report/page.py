@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -29,6 +30,11 @@ from vmoe_prc.report.formats import table_cells
 from vmoe_prc.report.paired import MIN_SEEDS, DifferenceTable, compare, difference_table
 from vmoe_prc.report.runs import Run
 from vmoe_prc.report.tables import PUBLISHED, SAMPLING_ERROR, Table, make_tables
+
+# Bytes of all pictures and maps of a page, and runs of which it shows the whole configuration:
+# browsers open pages of several times as many slowly.
+MAX_BYTES = 24_000_000
+MAX_CONFIGURATIONS = 100
 
 _AGREEMENT = (
     "Agreement of the first experts of matched patches. Chance is what the loads of the experts "
@@ -108,10 +114,15 @@ def make_page(
         *_learning(experiments),
         *sections,
     ]
+    parts, left_out = bounded(parts)
+    if len(runs) > MAX_CONFIGURATIONS:
+        left_out.append(
+            f"Whole configurations are shown of {MAX_CONFIGURATIONS} of {len(runs)} runs."
+        )
     return environment.get_template("page.html.j2").render(
         title=_title(runs),
         summary=_summary(experiments),
-        warnings=warnings,
+        warnings=[*warnings, *left_out],
         sections=[part for part in parts if part.tables or part.pictures or part.explorers],
         style=read_asset(STYLE),
         script=script,
@@ -121,11 +132,43 @@ def make_page(
             field: [value_text(value) for value in values]
             for field, values in differing_fields([run.config for run in runs]).items()
         },
+        names=names,
         runs=[
             {"name": name, "config": json.dumps(run.config, indent=2)}
-            for name, run in zip(names, runs, strict=True)
+            for name, run in itertools.islice(zip(names, runs, strict=True), MAX_CONFIGURATIONS)
         ],
     )
+
+
+def bounded(
+    sections: Sequence[Section], max_bytes: int = MAX_BYTES
+) -> tuple[list[Section], list[str]]:
+    """Leaves out the last pictures of a page that would be too large.
+
+    Args:
+      sections: Parts of the page, in order.
+      max_bytes: Bytes of pictures and of the data of maps, at most. Maps come first.
+
+    Returns:
+      The sections with the pictures that fit, and a line for each section that has fewer.
+    """
+    left = max_bytes - sum(len(json.dumps(x)) for part in sections for x in part.explorers)
+    kept, lines = [], []
+    for part in sections:
+        pictures = []
+        for picture in part.pictures:
+            left -= len(picture.source) + len(picture.dark_source or "")
+            if left < 0:
+                break
+            pictures.append(picture)
+        if missing := len(part.pictures) - len(pictures):
+            lines.append(
+                f"{part.title}: {missing} of {len(part.pictures)} pictures are left out, so that "
+                f"the page has at most {max_bytes / 1e6:g} MB of them; report fewer runs to see "
+                "them."
+            )
+        kept.append(dataclasses.replace(part, pictures=pictures))
+    return kept, lines
 
 
 def _hash(script: str) -> str:
