@@ -94,6 +94,8 @@ def run_onnx(session, pixels):
 def test_saved_model_in_tensorflow(finished, model, pixels, expected, tmp_path):
     path = tmp_path / "saved"
     assert main([str(finished[0]), str(path), "--format=saved_model"]) == 0
+    # The parameters are in the program, and TensorFlow reads no file of more than 2 GiB.
+    assert (path / "saved_model.pb").read_bytes().count(b"StableHLO_v") == 1
     loaded = tf.saved_model.load(str(path))
     assert_equal(loaded.signatures["pixels"](pixels=tf.constant(pixels)), expected)
     # Decoding and preprocessing are in it.

@@ -84,8 +84,9 @@ def build_module(model: TrainedModel) -> Any:
     module.pixels = tf.function(
         run, input_signature=[tf.TensorSpec([None, *size], tf.float32, "pixels")], autograph=False
     )
+    # A call, so that the program is in the file once.
     module.images = tf.function(
-        lambda images: run(preprocess(images)),
+        lambda images: module.pixels(preprocess(images)),
         input_signature=[tf.TensorSpec([None], tf.string, "images")],
         autograph=False,
     )
