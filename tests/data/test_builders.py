@@ -1,6 +1,7 @@
 """Opening data sets: once for all splits, by several processes, and when files are damaged."""
 
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data import builders
 from vmoe_prc.data.datasets.digits import Digits
 from vmoe_prc.data.split import open_split, open_splits
+from vmoe_prc.errors import RunError
 
 PREPARE = """
 import sys, ml_collections
@@ -143,3 +145,15 @@ def test_a_directory_that_cannot_be_written(dataset, tmp_path):
     with pytest.raises(ConfigError, match=r"x\.data_dir = .*file/data'") as error:
         open_split(dataset(**options), "x")
     assert "\n" not in str(error.value)
+
+
+def test_a_full_disk_is_one_line(dataset, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Files may not grow, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"digits/1\.0\.0 cannot be written: .*File too large"):
+            open_split(dataset(name="digits", data_dir=str(tmp_path)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert open_split(dataset(name="digits", data_dir=str(tmp_path))).num_examples > 1_000

@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+import types
 
 import pytest
 from etils import epath
@@ -36,15 +37,22 @@ def test_lines_and_the_traceback_are_in_the_file(tmp_path):
 def test_an_error_in_a_thread_of_a_library_is_a_warning_and_any_other_keeps_its_traceback(
     monkeypatch, caplog, capsys
 ):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     log_errors_of_threads()
     error = RuntimeError("Event loop is closed")
-    arguments = (RuntimeError, error, None)
-    # Python calls it from C++ code that prints an error.
-    thread = threading.Thread(target=lambda: sys.excepthook(*arguments))
+    # As Python calls it for an error that C++ code of a library hands over in its own thread.
+    arguments = types.SimpleNamespace(exc_type=RuntimeError, exc_value=error, object=None)
+    thread = threading.Thread(target=lambda: sys.unraisablehook(arguments))
     thread.start()
     thread.join()
     assert caplog.messages == ["a thread of a library: RuntimeError: Event loop is closed"]
     assert not capsys.readouterr().err
-    sys.excepthook(*arguments)
-    assert "RuntimeError: Event loop is closed" in capsys.readouterr().err
+    thread = threading.Thread(target=Broken)
+    thread.start()
+    thread.join()
+    assert "Traceback" in (printed := capsys.readouterr().err) and "KeyError: 'a bug'" in printed
+
+
+class Broken:
+    def __del__(self):
+        raise KeyError("a bug")

@@ -1,6 +1,7 @@
 """Opens data sets: TFDS builders, of TFDS itself or registered in `DATASETS`."""
 
 import contextlib
+import errno
 import functools
 import inspect
 import io
@@ -22,11 +23,15 @@ from vmoe_prc.data.files import SplitInfo
 from vmoe_prc.data.locks import file_lock
 from vmoe_prc.data.remote import is_remote
 from vmoe_prc.data.shards import ImageListBuilder
+from vmoe_prc.errors import RunError
 
 _DatasetInfo: Any = vars(dataset_info_pb2)["DatasetInfo"]  # made by protobuf on import
 INFO_FILE = "dataset_info.json"
 # No data set is larger; a larger number in dataset_info.json is damage.
 MAX_EXAMPLES = 10**11
+
+# Errors of a disk that is full; TFDS hands them on as other exceptions with the same text.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Builder = tfds.core.DatasetBuilder
 
@@ -129,6 +134,9 @@ def prepare_once(
       processes: Processes that write, where the data set can be written by several; None is one
         for each core.
       **options: Of TFDS's `download_and_prepare`.
+
+    Raises:
+      RunError: If the disk is full.
     """
     builder = make()
     if builder.is_prepared():
@@ -145,9 +153,11 @@ def prepare_once(
             # "Unknown size (download: Unknown size".
             with contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(file_format=_file_format(path), **options)
-        except Exception:
+        except Exception as error:
             # On an object store, which has no locks, another process may have been faster.
             if not make().is_prepared():
+                if any(os.strerror(number) in str(error) for number in _FULL):
+                    raise RunError(f"{path} cannot be written: {_line(error)}") from error
                 raise
         return make()
 

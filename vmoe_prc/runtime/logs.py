@@ -5,7 +5,6 @@ import io
 import logging as standard_logging
 import sys
 import threading
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,17 +39,16 @@ def log_errors_of_threads() -> None:
     Orbax stops at the first array that cannot be read, and raises; the reads of the other arrays
     then end in threads without an event loop, each with a traceback.
     """
-    sys.excepthook = _log_error_of_thread
+    sys.unraisablehook = _log_unraisable
 
 
-def _log_error_of_thread(
-    kind: type[BaseException], error: BaseException, tb: types.TracebackType | None
-) -> None:
-    # Python hands errors of its own threads to `threading.excepthook`.
-    if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, tb)
+def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # Errors of Python's own code, as in `__del__`, name an object.
+    if unraisable.object is None and threading.current_thread() is not threading.main_thread():
+        kind, error = unraisable.exc_type.__name__, unraisable.exc_value
+        logging.warning("a thread of a library: %s: %s", kind, error)
     else:
-        logging.warning("a thread of a library: %s: %s", kind.__name__, error)
+        sys.__unraisablehook__(unraisable)
 
 
 class _ShortFormatter(standard_logging.Formatter):
