@@ -1,8 +1,11 @@
 """The recipes of the papers, as configurations."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
+from format_files import NAMES, write_arrays
 
 from configs import (
     cifar10_vmoe,
@@ -23,7 +26,8 @@ from configs import (
     places_prc,
     soft_moe,
 )
-from vmoe_prc.config import ConfigError, evaluation_model
+from vmoe_prc.config import ConfigError, NotPreparedError, evaluation_model
+from vmoe_prc.config.files import read_config_file
 from vmoe_prc.models import create_model
 from vmoe_prc.recipes.sizes import derive_sizes
 
@@ -94,6 +98,21 @@ def test_a_folder_gives_its_classes(folder, recipe):
     config = recipe.get_config(f"dir={folder},size=96")
     assert config.model.num_classes == 3
     assert config.dataset.test_pairs.manual_dir == str(folder)
+
+
+def test_reading_a_recipe_writes_nothing(tmp_path):
+    """The program that trains prepares, once its processes have met."""
+    files, data_dir = tmp_path / "my files", tmp_path / "data"
+    files.mkdir()
+    write_arrays(files)
+    source = f"photos_prc:dataset=arrays,dir={files},data_dir={data_dir}"
+    command = f"run `python -m vmoe_prc.data.prepare arrays '--from={files}' --data-dir={data_dir}`"
+    with pytest.raises(NotPreparedError, match=re.escape(command)):
+        read_config_file(source, "--config")
+    assert not data_dir.exists()
+    config = read_config_file(source, "--config", prepare=True)
+    assert config.model.num_classes == len(NAMES)
+    assert read_config_file(source, "--config") == config
 
 
 @pytest.mark.parametrize("prc", ["on", "off"])

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 1 if `--check` finds bad images."""
     remaining, changes = split_config_flags(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(remaining)
-    config = complete(override(read_config_file(args.config, "--config"), changes))
+    config = read_config_file(args.config, "--config", prepare=True)
+    config = complete(override(config, changes))
     setup()
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc.data.split import open_splits

@@ -6,6 +6,7 @@ A run whose work directory is there already is resumed.
 """
 
 import argparse
+import contextlib
 import datetime
 import pathlib
 import re
@@ -14,7 +15,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vmoe_prc.config import Config, ConfigError, complete, override
+import ml_collections
+
+from vmoe_prc.config import Config, ConfigError, NotPreparedError, complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.config.reference import explain
@@ -65,10 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, changes: dict[str, Any]) -> None:
-    config = complete(override(read_config_file(args.config, "--config"), changes))
+    def read(prepare: bool) -> ml_collections.ConfigDict:
+        config = read_config_file(args.config, "--config", prepare=prepare)
+        return complete(override(config, changes))
+
     if args.explain is not None:
-        print(explain(args.explain, config))
+        print(explain(args.explain, read(prepare=False)))
         return
+    config = None
+    # What is wrong with it is said before the processes meet.
+    with contextlib.suppress(NotPreparedError):
+        config = read(prepare=False)
     # Imported here so that --help need not wait for JAX and TensorFlow.
     from vmoe_prc.runtime import processes
     from vmoe_prc.runtime.logs import setup_logging
@@ -77,6 +87,9 @@ def _train(args: argparse.Namespace, changes: dict[str, Any]) -> None:
     setup()
     processes.connect(*process_arguments(args))
     setup_logging(quiet=not processes.is_main_process())
+    with processes.raise_everywhere(), processes.process_zero_first():
+        if config is None:
+            config = read(prepare=True)
     workdir = args.workdir
     if workdir is None:
         workdir = processes.broadcast_from_process_zero(str(new_workdir(args.config)))

@@ -18,14 +18,31 @@ from vmoe_prc.workdir.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 
+RECIPE = """
+import os, pathlib
+from small_run import small_config
+from vmoe_prc.config import NotPreparedError
+
+PREPARED = pathlib.Path(__file__).with_name("prepared")
+
+
+def prepare():
+    with PREPARED.open("a") as file:
+        print(os.getpid(), file=file)
+
+
+def get_config(arguments):
+    if not PREPARED.exists():
+        raise NotPreparedError("config argument 'dataset'", "digits", "is not prepared", prepare)
+    return small_config({digits_dir!r})
+"""
+
+
 @pytest.fixture
 def config_file(tmp_path, digits_dir):
-    """A recipe that is the configuration of `finished`."""
+    """A recipe that is the configuration of `finished`, and looks at data to be prepared."""
     path = tmp_path / "config.py"
-    path.write_text(
-        "from small_run import small_config\n"
-        f"def get_config(arguments): return small_config({digits_dir!r})\n"
-    )
+    path.write_text(RECIPE.replace("{digits_dir!r}", repr(digits_dir)))
     return path
 
 
@@ -50,6 +67,8 @@ def test_four_processes_resume_a_run_of_one_and_end_it(finished, config_file, tm
     processes = start_processes(4, [f"--config={config_file}", f"--workdir={workdir}"])
     statuses, outputs, errors = ended(processes)
     assert statuses == [0] * 4, errors
+    # One of them prepares what the recipe looks at, once they have met.
+    assert config_file.with_name("prepared").read_text().split() == [str(processes[0].pid)]
     # One of them speaks.
     assert ["accuracy" in text for text in outputs] == [True, False, False, False]
     assert "resuming after step 3 of 6" in errors[0] and "step 6" not in "".join(errors[1:])

@@ -224,7 +224,7 @@ def _open(args: argparse.Namespace) -> "list[OpenedRun]":
     """Opens the runs and checkpoints, in this order."""
     from vmoe_prc.analysis.opened_run import name_apart, open_checkpoint, open_run
     from vmoe_prc.config.files import read_config_file
-    from vmoe_prc.runtime.processes import connect_devices, raise_everywhere
+    from vmoe_prc.runtime.processes import connect_devices, process_zero_first, raise_everywhere
 
     if bool(args.checkpoint) != bool(args.config):
         given, missing = ("checkpoint", "config") if args.checkpoint else ("config", "checkpoint")
@@ -234,7 +234,9 @@ def _open(args: argparse.Namespace) -> "list[OpenedRun]":
     with raise_everywhere():
         runs = [open_run(workdir, step) for workdir in args.workdir for step in steps]
         for checkpoint in args.checkpoint:
-            runs.append(open_checkpoint(read_config_file(args.config, "--config"), checkpoint))
+            with process_zero_first():  # It may have to prepare the data.
+                config = read_config_file(args.config, "--config", prepare=True)
+            runs.append(open_checkpoint(config, checkpoint))
     for run in runs:
         connect_devices(run.mesh)
     if not runs:

@@ -8,7 +8,7 @@ vocabulary; `complete` checks a configuration against it and fills in the defaul
 from vmoe_prc.config.arguments import parse_arguments
 from vmoe_prc.config.checks import check_batch, check_schedule
 from vmoe_prc.config.derived import Config, evaluation_model, fewshot_sections
-from vmoe_prc.config.errors import ConfigError, check_regex, nearest
+from vmoe_prc.config.errors import ConfigError, NotPreparedError, check_regex, nearest
 from vmoe_prc.config.resolve import complete, override
 from vmoe_prc.config.sections import complete_section
 from vmoe_prc.config.values import flatten, plain
@@ -16,6 +16,7 @@ from vmoe_prc.config.values import flatten, plain
 __all__ = [
     "Config",
     "ConfigError",
+    "NotPreparedError",
     "check_batch",
     "check_regex",
     "check_schedule",

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vmoe_prc.errors import UserError
@@ -28,6 +28,21 @@ class ConfigError(UserError, ValueError):
         super().__init__(f"{_shorten(field)} = {_shorten(_repr(value))}: {expected}{hint}")
         self.field, self.value = field, value
         self.expected, self.suggestion = expected, suggestion
+
+
+class NotPreparedError(ConfigError):
+    """A recipe depends on a data set that is not prepared.
+
+    Args:
+      field: See `ConfigError`.
+      value: See `ConfigError`.
+      expected: See `ConfigError`.
+      prepare: Prepares the data set.
+    """
+
+    def __init__(self, field: str, value: Any, expected: str, prepare: Callable[[], object]):
+        super().__init__(field, value, expected)
+        self.prepare = prepare
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import ml_collections
 
-from vmoe_prc.config.errors import ConfigError, nearest
+from vmoe_prc.config.errors import ConfigError, NotPreparedError, nearest
 from vmoe_prc.config.released import (
     PACKAGE,
     call_get_config,
@@ -19,7 +19,9 @@ from vmoe_prc.config.released import (
 )
 
 
-def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
+def read_config_file(
+    source: str, field: str, *, prepare: bool = False
+) -> ml_collections.ConfigDict:
     """Calls get_config of a config file with the arguments after the colon.
 
     Modules in the folder of the file can be imported by it and named in `config.imports`. A
@@ -29,12 +31,21 @@ def read_config_file(source: str, field: str) -> ml_collections.ConfigDict:
       source: Path of the file, or name of a recipe of ours, and arguments, such as
         `configs/digits_prc.py`, `digits_prc` or `digits_prc:k=1`.
       field: Name of the flag or field that gives `source`, for errors.
+      prepare: Whether to prepare a data set that the recipe has to look at. Otherwise nothing is
+        written.
 
     Raises:
       ConfigError: If there is no such file, it has no get_config(), or its code fails; then
         the cause is the exception of that code.
+      NotPreparedError: If the recipe has to look at a data set that is not prepared.
     """
-    config = read_released(source, field)
+    try:
+        config = read_released(source, field)
+    except NotPreparedError as error:
+        if not prepare:
+            raise
+        error.prepare()
+        config = read_released(source, field)
     if is_released(config.to_dict()):
         converter = importlib.import_module("vmoe_prc.convert_config")
         return ml_collections.ConfigDict(converter.convert(config.to_dict(), source))

@@ -6,6 +6,7 @@ import functools
 import inspect
 import io
 import os
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.constants import DATA_DIR
 from tensorflow_datasets.core.proto import dataset_info_pb2
 
-from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.config import ConfigError, NotPreparedError, nearest
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
 from vmoe_prc.data.files import SplitInfo
@@ -36,28 +37,33 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Builder = tfds.core.DatasetBuilder
 
 
-def open_builder(config: ml_collections.ConfigDict, field: str = "config.dataset") -> Builder:
+def open_builder(
+    config: ml_collections.ConfigDict, field: str = "config.dataset", *, prepare: bool = True
+) -> Builder:
     """Opens a prepared data set; prepares one of `DATASETS` that needs no downloads.
 
     Args:
       config: `name`, `data_dir` and `manual_dir` of the data set.
       field: Name of the config's section, for errors.
+      prepare: Whether it may be prepared. Otherwise nothing is written.
 
     Raises:
       ConfigError: If the data set is unknown, not prepared, or damaged.
+      NotPreparedError: If it could be prepared, and may not.
     """
     make = builder_factory(config.name, config.data_dir, config.manual_dir)
     try:
         builder = make()
         if not builder.is_prepared():
+            expected = (
+                f"is not prepared in {builder.data_path}; run `{_command(config)}`, or set "
+                f"{field}.data_dir to where it has been prepared"
+            )
             if config.name not in DATASETS or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-                raise ConfigError(
-                    f"{field}.name",
-                    config.name,
-                    f"is not prepared in {builder.data_path}; run `python -m "
-                    f"vmoe_prc.data.prepare {config.name}`, or set {field}.data_dir to where it "
-                    "has been prepared",
-                )
+                raise ConfigError(f"{field}.name", config.name, expected)
+            if not prepare:
+                able = functools.partial(open_builder, config, field)
+                raise NotPreparedError(f"{field}.name", config.name, expected, able)
             builder = prepare_once(make)
     except tfds.core.DatasetNotFoundError:
         raise ConfigError(
@@ -73,6 +79,13 @@ def open_builder(config: ml_collections.ConfigDict, field: str = "config.dataset
     if problem := _info_problem(builder):
         raise ConfigError(f"{field}.name", config.name, problem)
     return builder
+
+
+def _command(config: ml_collections.ConfigDict) -> str:
+    """Returns the command that prepares a data set."""
+    options = {"--from": config.manual_dir, "--data-dir": config.data_dir}
+    given = [f"{flag}={value}" for flag, value in options.items() if value]
+    return shlex.join(["python", "-m", "vmoe_prc.data.prepare", config.name, *given])
 
 
 def builder_factory(

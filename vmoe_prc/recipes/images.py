@@ -1,12 +1,17 @@
 """The images that a recipe is for: class folders, or a data set by its name."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import ml_collections
 
-from vmoe_prc.config import ConfigError
+from vmoe_prc.config import ConfigError, NotPreparedError
 from vmoe_prc.data.class_folders import scan_class_folders
+
+if TYPE_CHECKING:
+    from vmoe_prc.data.builders import Builder
 
 FOLDER = "folder"
 # Arguments of a recipe whose images the user chooses, see `find_images`.
@@ -37,11 +42,11 @@ def find_images(arguments: ml_collections.ConfigDict) -> Images:
 
     Args:
       arguments: `dataset`, the name of a data set; `dir`, the directory of its files; and
-        `data_dir`, that of prepared data sets. A data set other than a folder is prepared if
-        that needs no downloads.
+        `data_dir`, that of prepared data sets.
 
     Raises:
       ConfigError: If there are none.
+      NotPreparedError: If the data set is no folder, and is not prepared.
     """
     place = {
         "name": arguments.dataset,
@@ -61,20 +66,9 @@ def find_images(arguments: ml_collections.ConfigDict) -> Images:
 
 def _images_of_builder(place: Mapping[str, str | None]) -> Images:
     # Imported here: a folder needs no TensorFlow yet.
-    from vmoe_prc.data.builders import open_builder
-    from vmoe_prc.data.setup import setup_tensorflow
     from vmoe_prc.data.split import class_names_of
 
-    setup_tensorflow()
-    try:
-        builder = open_builder(ml_collections.ConfigDict(place), "config.dataset.train")
-    except ConfigError as error:
-        names = {"name": "dataset", "manual_dir": "dir", "data_dir": "data_dir"}
-        argument = names.get(error.field.rpartition(".")[2], "dataset")
-        expected = error.expected.replace("config.dataset.train.data_dir", "argument data_dir")
-        raise ConfigError(
-            f"config argument {argument!r}", error.value, expected, error.suggestion
-        ) from error.__cause__
+    builder = _open_builder(place, prepare=False)
     field, name = "config argument 'dataset'", place["name"]
     classes = class_names_of(builder)
     if classes is None:
@@ -89,3 +83,23 @@ def _images_of_builder(place: Mapping[str, str | None]) -> Images:
     if not all(sizes.values()):
         raise ConfigError(field, name, f"has too few images: {sizes}")
     return Images(len(classes), sizes, splits, place)
+
+
+def _open_builder(place: Mapping[str, str | None], *, prepare: bool) -> "Builder":
+    """Opens the data set; errors name the arguments."""
+    from vmoe_prc.data.builders import open_builder
+    from vmoe_prc.data.setup import setup_tensorflow
+
+    setup_tensorflow()
+    section = ml_collections.ConfigDict(place)
+    try:
+        return open_builder(section, "config.dataset.train", prepare=prepare)
+    except ConfigError as error:
+        names = {"name": "dataset", "manual_dir": "dir", "data_dir": "data_dir"}
+        argument = names.get(error.field.rpartition(".")[2], "dataset")
+        field = f"config argument {argument!r}"
+        expected = error.expected.replace("config.dataset.train.data_dir", "argument data_dir")
+        if isinstance(error, NotPreparedError):
+            able = functools.partial(_open_builder, place, prepare=True)
+            raise NotPreparedError(field, error.value, expected, able) from None
+        raise ConfigError(field, error.value, expected, error.suggestion) from error.__cause__
