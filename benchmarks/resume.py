@@ -81,14 +81,15 @@ def write(data_dir: str, count: int) -> None:
     )
 
 
-def open_records(data_dir: str, workers: int = 0) -> Split:
-    """Opens the data set anew."""
+def open_records(data_dir: str, workers: int = 0, size: int | None = None) -> Split:
+    """Opens the data set anew, with images of a side of `size` pixels; None leaves them tiny."""
+    resize = f"|resize({size})" if size else ""
     section = {
         "name": NAME,
         "data_dir": data_dir,
         "manual_dir": None,
         "split": SPLIT,
-        "process": 'decode|value_range(-1, 1)|onehot(10)|keep("image", "labels")',
+        "process": f'decode{resize}|value_range(-1, 1)|onehot(10)|keep("image", "labels")',
         "batch_size": BATCH_SIZE,
         "shuffle_buffer": 1,
         "shuffle_block": 1,

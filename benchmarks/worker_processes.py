@@ -7,13 +7,15 @@ the same JPEGs in the same run. "CPU µs/image" is of all processes together. "p
 time of the process that trains, all its threads together, per image: it holds the interpreter's
 lock for no longer than that. No model consumes the batches.
 
-Epochs: small images, so that several epochs take seconds. A pause of `--pace` times the mean time
-of a batch at full rate stands for a training step: without it batches of several workers come in
-bursts, and the median wait is near zero. "longest batch at an end" is the longest time of a step
-and of the wait for its batch, which spans the end of an epoch or follows it, over the median of
-all steps; "longest elsewhere" shows what the machine itself does. "CPU at an end" is the CPU time
-to make such a batch in one thread, the longest over the median of all batches: other programs
-hardly change it. "RSS" is the memory of the parent at the end of each epoch.
+Epochs: tiny images, resized to 224x224, so that batches have the size of a training's and several
+epochs take seconds. A pause of `--pace` times the mean time of a batch at full rate stands for a
+training step: without it batches of several workers come in bursts, and the median wait is near
+zero. "longest batch at an end" is the longest time of a step and of the wait for its batch, which
+spans the end of an epoch or follows it, over the median of all steps; "median at an end" is the
+median of those; "longest elsewhere" shows what the machine itself does. "memory" is what the parent
+alone has at the end of each epoch, "with shared" its whole resident memory: batches of workers are
+shared. Then the CPU time to make a batch at an end in one thread, the longest over the median of
+all batches: other programs hardly change it.
 """
 
 import argparse
@@ -27,19 +29,24 @@ import tempfile
 import time
 from typing import Any
 
+import jax
 import ml_collections
 import psutil
 
 from benchmarks import input_pipeline, resume, timing
-from vmoe_prc.data import pipeline
+from vmoe_prc.data import feed, pipeline
 from vmoe_prc.data.order import Order, Rows
 from vmoe_prc.data.split import Split, open_split
 from vmoe_prc.errors import RunError
+from vmoe_prc.runtime.mesh import create_mesh
 
 WARM_UP = 8
-EPOCHS = 3
 # Batches whose time gives the pauses of the steps.
 PACE_BATCHES = 64
+# Epochs whose batches are made in one thread.
+CPU_EPOCHS = 3
+# Side of the images in pixels, as of a training.
+SIZE = 224
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STAGE = "crops, flips"
 
@@ -50,10 +57,10 @@ def children_cpu() -> float:
     return sum(x.user + x.system for x in times)
 
 
-def resident() -> float:
-    """Returns the resident memory of this process in MB, without memory that it shares."""
+def resident() -> tuple[float, float]:
+    """Returns the resident memory of this process in MB, without memory that it shares and with."""
     _, all_pages, shared, *_ = pathlib.Path("/proc/self/statm").read_text().split()
-    return (int(all_pages) - int(shared)) * PAGE / 1e6
+    return (int(all_pages) - int(shared)) * PAGE / 1e6, int(all_pages) * PAGE / 1e6
 
 
 def rate(split: Split, num_batches: int) -> dict[str, float]:
@@ -121,54 +128,62 @@ def open_photographs(args: argparse.Namespace, data_dir: str, workers: int) -> S
     return open_split(ml_collections.ConfigDict(section))
 
 
-def steps_at_ends(split: Split) -> set[int]:
-    """Returns the steps whose batch spans the end of an epoch, or follows it."""
-    ends = {e * split.num_examples // split.config.batch_size for e in range(1, EPOCHS)}
+def steps_of(split: Split, count: int) -> int:
+    """Returns the number of steps of some epochs."""
+    return math.ceil(count * split.num_examples / split.config.batch_size)
+
+
+def steps_at_ends(split: Split, count: int) -> set[int]:
+    """Returns the steps whose batch spans the end of an epoch but the last, or follows it."""
+    ends = {e * split.num_examples // split.config.batch_size for e in range(1, count)}
     return ends | {end + 1 for end in ends}
 
 
-def epochs(split: Split, pace: float) -> dict[str, object]:
+def epochs(split: Split, count: int, pace: float) -> dict[str, object]:
     """Reads some epochs batch by batch, with pauses for the steps of a training."""
-    steps = math.ceil(EPOCHS * split.num_examples / split.config.batch_size)
-    ends = steps_at_ends(split)
+    steps = steps_of(split, count)
+    ends = steps_at_ends(split, count)
     pause = pace * rate(split, PACE_BATCHES)["wall"] / PACE_BATCHES
     times, memory = [], []
-    with contextlib.closing(pipeline.train_batches(split, seed=0)) as made:
+    rows = pipeline.train_batches(split, seed=0)
+    with contextlib.closing(feed.on_devices(split, rows, create_mesh())) as made:
         for _ in range(WARM_UP):
             next(made)
         for step in range(WARM_UP, steps):
             begin = time.perf_counter()
-            next(made)
+            jax.block_until_ready(next(made))
             time.sleep(pause)
             times.append((step, time.perf_counter() - begin))
             if (step + 1) * split.config.batch_size % split.num_examples < split.config.batch_size:
                 memory.append(resident())
     median = statistics.median(wait for _, wait in times)
-    at_ends = max(wait for step, wait in times if step in ends)
+    at_ends = [wait for step, wait in times if step in ends]
     elsewhere = max(wait for step, wait in times if step not in ends)
     return {
         "workers": split.config.workers,
         "batches": len(times),
         "median batch, ms": 1e3 * median,
-        "longest batch at an end": at_ends / median,
+        "batches at ends": len(at_ends),
+        "longest batch at an end": max(at_ends) / median,
+        "median at an end": statistics.median(at_ends) / median,
         "longest elsewhere": elsewhere / median,
-        "CPU at an end": cpu_at_ends(split, steps),
-        "RSS, MB": ", ".join(f"{value:.1f}" for value in memory),
+        "memory, MB": ", ".join(f"{own:.0f}" for own, _ in memory),
+        "with shared, MB": ", ".join(f"{everything:.0f}" for _, everything in memory),
     }
 
 
-def cpu_at_ends(split: Split, steps: int) -> float:
-    """Makes the same batches in this thread: CPU of the longest at an end, over the median."""
+def cpu_at_ends(split: Split, count: int) -> float:
+    """Makes batches in this thread; returns the longest CPU time at an end over the median."""
     order = Order(split.num_examples, seed=0)
     rows = Rows(order, split.config.batch_size)
     preprocess, records = split.preprocess(seed=0), split.records
     used = []
-    for step in range(steps):
+    for step in range(steps_of(split, count)):
         begin = time.thread_time()
         positions, numbers = rows.chunk(step, rows.rows_per_step)
         preprocess.rows(positions.tolist(), records.read(numbers.tolist()))
         used.append(time.thread_time() - begin)
-    return max(used[step] for step in steps_at_ends(split)) / statistics.median(used)
+    return max(used[step] for step in steps_at_ends(split, count)) / statistics.median(used)
 
 
 def killed(split: Split) -> str:
@@ -196,10 +211,11 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
     rows = rates(args, data_dir)
     print(timing.format_table(rows))
     resume.write(data_dir, args.examples)
-    splits = [resume.open_records(data_dir, workers) for workers in args.workers]
-    ends = [epochs(split, args.pace) for split in splits]
-    print(f"\n{EPOCHS} epochs of {args.examples:,} small images")
+    splits = [resume.open_records(data_dir, workers, size=SIZE) for workers in args.workers]
+    ends = [epochs(split, args.epochs, args.pace) for split in splits]
+    print(f"\n{args.epochs} epochs of {args.examples:,} images")
     timing.report(args, ends, rates=rows)
+    print(f"CPU at an end: {cpu_at_ends(splits[0], CPU_EPOCHS):.2f}")
     if splits[-1].config.workers:
         print(f"\nA worker is killed:\n{killed(splits[-1])}")
 
@@ -215,7 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--pace", type=float, default=1.25, help="a step, in times of a batch at full rate"
     )
-    parser.add_argument("--examples", type=int, default=20_000, help="small images of an epoch")
+    parser.add_argument("--examples", type=int, default=20_000, help="images of an epoch")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs that are read")
     with tempfile.TemporaryDirectory() as data_dir:
         run(parser.parse_args(argv), data_dir)
 
