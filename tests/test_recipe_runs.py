@@ -11,7 +11,8 @@ from tensorflow_datasets.testing.mocking import RandomFakeGenerator
 
 from configs import digits_models
 from vmoe_prc.data.builders import builder_factory
-from vmoe_prc.data.shards import ImageListBuilder, Item
+from vmoe_prc.data.image_lists import Item
+from vmoe_prc.data.shards import ImageListBuilder
 
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
 

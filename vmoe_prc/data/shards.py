@@ -9,11 +9,10 @@ import abc
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import tensorflow_datasets as tfds
@@ -21,13 +20,13 @@ from absl import logging
 from etils import epath
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
-from tensorflow_datasets.core.hashing import Hasher
 from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 from tensorflow_datasets.core.writer import ExampleWriter
 from tqdm import tqdm
 
 from vmoe_prc.data.class_folders import summarize
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.image_lists import ImageList, Item
 from vmoe_prc.data.jobs import run_jobs
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import BadExampleError
@@ -37,24 +36,6 @@ from vmoe_prc.runtime.cores import num_cores
 # Bytes of images in a shard: what a stop loses at most, per process.
 SHARD_BYTES = 256 << 20
 LEFT_OUT_FILE = "left_out.json"
-
-
-class Item(NamedTuple):
-    """An image that is to be prepared.
-
-    Attributes:
-      name: Its name, unique in its split.
-      label: Its class.
-      path: The file that it is in.
-      size: Its bytes.
-      offset: Where it begins in the file; None if it is the whole file.
-    """
-
-    name: str
-    label: int
-    path: str
-    size: int
-    offset: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +51,7 @@ class Shard:
     """
 
     path: str
-    items: Sequence[Item]
+    items: ImageList
     features: tfds.features.FeaturesDict
     file_format: tfds.core.FileFormat
     checked: bool
@@ -111,7 +92,7 @@ class ImageListBuilder(FileReaderBuilder, abc.ABC):
     processes: int | None = None
 
     @abc.abstractmethod
-    def list_items(self, manual_dir: Callable[[], epath.Path]) -> Mapping[str, Sequence[Item]]:
+    def list_items(self, manual_dir: Callable[[], epath.Path]) -> Mapping[str, Iterable[Item]]:
         """Lists the images of each split.
 
         Args:
@@ -144,7 +125,7 @@ class ImageListBuilder(FileReaderBuilder, abc.ABC):
                     file_format,
                     self.CHECKED,
                 )
-                for i, part in enumerate(_parts(in_order(split, items)))
+                for i, part in enumerate(_parts(ImageList(split, items)))
             ]
             for split, items in lists.items()
         }
@@ -175,20 +156,6 @@ class ImageListBuilder(FileReaderBuilder, abc.ABC):
             num_bytes=sum(x.num_bytes for x in kept),
             filename_template=template,
         )
-
-
-def in_order(split: str, items: Sequence[Item]) -> list[Item]:
-    """Sorts the images of a split as TFDS does.
-
-    Raises:
-      DatasetError: If two have the same name.
-    """
-    hasher = Hasher(split)
-    hashed = sorted((hasher.hash_key(item.name), item) for item in items)
-    for (first, item), (second, _) in itertools.pairwise(hashed):
-        if first == second:
-            raise DatasetError(f"{item.path} has an image {item.name!r}, and so has another file")
-    return [item for _, item in hashed]
 
 
 def write_shard(shard: Shard) -> Written:
@@ -252,7 +219,7 @@ def _written_by_path(shards: Sequence[Shard], builder: ImageListBuilder) -> dict
     with tqdm(total=sum(counts.values()), unit="image", desc=builder.name, disable=hidden) as bar:
         bar.update(sum(counts[path] for path in done))
         # Small data sets are written sooner than a process starts.
-        size = sum(item.size for shard in missing for item in shard.items)
+        size = sum(shard.items.num_bytes for shard in missing)
         processes = min(builder.processes or num_cores(), -(-size // SHARD_BYTES))
         for written in run_jobs(write_shard, missing, processes):
             done[written.path] = written
@@ -260,11 +227,9 @@ def _written_by_path(shards: Sequence[Shard], builder: ImageListBuilder) -> dict
     return {shard.path: done[shard.path] for shard in shards}
 
 
-def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
-    size = sum(item.size for item in items)
-    count = min(max(1, round(size / SHARD_BYTES)), max(1, len(items)))
-    bounds = [i * len(items) // count for i in range(count + 1)]
-    return [items[begin:end] for begin, end in itertools.pairwise(bounds)]
+def _parts(images: ImageList) -> list[ImageList]:
+    count = min(max(1, round(images.num_bytes / SHARD_BYTES)), max(1, len(images)))
+    return images.parts(count)
 
 
 def _content(item: Item) -> bytes:

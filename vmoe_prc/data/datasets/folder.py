@@ -12,8 +12,9 @@ from etils import epath
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.class_folders import scan_class_folders
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.image_lists import Item
 from vmoe_prc.data.remote import relative
-from vmoe_prc.data.shards import LEFT_OUT_FILE, ImageListBuilder, Item
+from vmoe_prc.data.shards import LEFT_OUT_FILE, ImageListBuilder
 
 # Classes whose numbers of images are logged one by one.
 MOST_CLASSES = 50

@@ -1,6 +1,7 @@
 """TFDS builder of ImageNet-21k, which TFDS itself does not have."""
 
 import contextlib
+import itertools
 import pathlib
 import tarfile
 from collections.abc import Callable, Iterator
@@ -11,9 +12,10 @@ from etils import epath
 
 from vmoe_prc.config.registry import DATASETS
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.data.image_lists import Item
 from vmoe_prc.data.jobs import run_jobs
 from vmoe_prc.data.official import files_of, open_member
-from vmoe_prc.data.shards import ImageListBuilder, Item
+from vmoe_prc.data.shards import ImageListBuilder
 from vmoe_prc.runtime.cores import num_cores
 
 NUM_CLASSES = 21_843
@@ -48,7 +50,7 @@ class Imagenet21k(ImageListBuilder):
             homepage="https://image-net.org/",
         )
 
-    def list_items(self, manual_dir: Callable[[], epath.Path]) -> dict[str, list[Item]]:
+    def list_items(self, manual_dir: Callable[[], epath.Path]) -> dict[str, Iterator[Item]]:
         """Finds the images in the archives of all classes."""
         directory = pathlib.Path(manual_dir())
         labels = {synset: label for label, synset in enumerate(class_names(directory))}
@@ -58,7 +60,7 @@ class Imagenet21k(ImageListBuilder):
         ]
         processes = min(self.processes or num_cores(), len(archives) // ARCHIVES_PER_PROCESS)
         found = run_jobs(find_images, archives, processes)
-        return {"full": [item for items in found for item in items]}
+        return {"full": itertools.chain.from_iterable(found)}
 
 
 class Archive(NamedTuple):
