@@ -1,7 +1,6 @@
 """Several processes, one a host: how they meet, agree, and fail together."""
 
 import contextlib
-import faulthandler
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,9 @@ from orbax.checkpoint import multihost
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.errors import PreemptedError, RunError
+from vmoe_prc.runtime.deadline import CLEANUP_SECONDS, exit_after
 from vmoe_prc.runtime.meeting import meet
+from vmoe_prc.runtime.programs import explain
 
 # Bytes of a message that one process has for the others.
 _MESSAGE_SIZE = 1024
@@ -24,8 +25,6 @@ _MESSAGE_SIZE = 1024
 _HEARTBEAT_SECONDS = 150
 # How long process 0 may download and prepare a data set while the others wait.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
-# How long a process that has failed may take to clean up.
-_CLEANUP_SECONDS = 60
 # What JAX says where a program has used it before.
 _TOO_LATE = "before any JAX calls"
 # Environment variables in which launchers give the number of processes.
@@ -171,20 +170,27 @@ def raise_everywhere() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def end_in_time() -> Iterator[None]:
-    """If an exception leaves the block in one of several processes, it ends within a minute.
+def end_in_time() -> Iterator[contextlib.AbstractContextManager[None]]:
+    """Gives another block: an exception that leaves it has to leave this one within a minute.
 
-    The others wait for it, and cleaning up may hang: where TensorFlow destroys an iterator it
-    holds Python's lock and waits for threads, which may wait for that lock.
+    Otherwise the process ends with the status of the exception, as cleaning up may hang. One of
+    several processes that fails ends after that minute in any case: the others wait for it.
     """
-    try:
-        yield
-    except Exception as error:
-        if jax.process_count() > 1 and not isinstance(error, PreemptedError):
-            logging.error("process %d ends: %s", jax.process_index(), error)
-            # A thread that needs no lock of Python ends the process, with status 1.
-            faulthandler.dump_traceback_later(_CLEANUP_SECONDS, exit=True)
-        raise
+    with contextlib.ExitStack() as stack:
+
+        @contextlib.contextmanager
+        def watch() -> Iterator[None]:
+            try:
+                yield
+            except BaseException as error:
+                call_off = exit_after(CLEANUP_SECONDS, explain(error).status)
+                if jax.process_count() > 1 and not isinstance(error, PreemptedError):
+                    logging.error("process %d ends: %s", jax.process_index(), error)
+                else:
+                    stack.callback(call_off)
+                raise
+
+        yield watch()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ output any more, as in `vmoe-prc predict ... | head`.
 """
 
 import argparse
+import atexit
 import importlib.util
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vmoe_prc.errors import MEMORY_ADVICE, PREEMPTED_STATUS, PreemptedError, UserError
+from vmoe_prc.runtime.deadline import CLEANUP_SECONDS, exit_after
 from vmoe_prc.runtime.quiet_start import quiet_tensorflow
 
 INTERRUPTED_STATUS = 130
@@ -116,7 +118,11 @@ def run_program(program: Callable[[], int | None], show_traceback: bool | None =
             traceback.print_exception(type(bug), bug, _from_user_code(bug.__traceback__))
         sys.stderr.flush()
         _leave_at_once(status)
-        return status
+        # Without the error its frames and what they hold are destroyed.
+        call_off = exit_after(CLEANUP_SECONDS, status)
+    call_off()
+    atexit.register(exit_after, CLEANUP_SECONDS, status)
+    return status
 
 
 def _reader_is_gone() -> bool:

@@ -182,10 +182,11 @@ def _train(
     results = {} if start == total_steps else _evaluate_start(program, state, recorder)
     with (
         interrupt_as_preemption(),
+        end_in_time() as watched,
         contextlib.closing(program.train_batches(start)) as batches,
         progress(total_steps, start, visible=is_main_process()) as bar,
         profiler(config, workdir) as profile,
-        end_in_time(),
+        watched,
     ):
         for step in range(start + 1, total_steps + 1):
             # One step. JAX runs ahead of us until we ask for a value.
