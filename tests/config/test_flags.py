@@ -80,6 +80,27 @@ def test_splits_are_added_and_taken_away():
     assert config.dataset.val.batch_size == 8
 
 
+def test_values_under_names_have_the_type_of_the_mapping():
+    """Also of new names: of few-shot data sets, of which V-MoE names three parts."""
+    process = 'decode|resize(32)|value_range(-1, 1)|keep("image", "label")'
+    flags = [f"--config.fewshot.process={process}", "--config.fewshot.batch_size=8"]
+    flags += ["--config.fewshot.datasets.pets=('oxford_iiit_pet','train','test')"]
+    flags += ["--config.fewshot.datasets.cars=['cars196', 'train[:50%]', 'test']"]
+    flags += ["--config.fewshot.datasets.uc='uc_merced', 'train', 'val', 'test'"]
+    datasets = with_flags(*flags).fewshot.datasets
+    assert datasets.to_dict() == {
+        "pets": ("oxford_iiit_pet", "train[:90%]", "train[90%:]", "test"),
+        "cars": ("cars196", "train[:45%]", "train[45%:50%]", "test"),
+        "uc": ("uc_merced", "train", "val", "test"),
+    }
+    _, changes = split_config_flags(["--config.fewshot.datasets.uc=None"])
+    kept = complete(override(with_flags(*flags), changes)).fewshot.datasets
+    assert set(kept) == {"pets", "cars"}
+    for wrong in ("pets", "('pets', 'train')", "('pets', 'train[9:]', 'test')", "(1, 2, 3)"):
+        with pytest.raises(ConfigError, match=r"fewshot.datasets.*expected.*validation"):
+            with_flags(*flags, f"--config.fewshot.datasets.x={wrong}")
+
+
 def test_a_length_in_steps_replaces_one_in_epochs():
     config = with_flags("--config.train_steps=20000", recipe=imagenet_prc)
     assert (config.train_steps, config.train_epochs) == (20_000, None)

@@ -78,6 +78,12 @@ class Dataset:
         maximum=1_000,
     )
     prefetch_device: int = option(2, "Batches sent ahead to the devices.", minimum=1, maximum=1_000)
+    unlabelled: str = option(
+        "left_out",
+        "In evaluation, whether images without a label are `left_out` of accuracy and loss, as in "
+        "the definition of ImageNet-ReaL, or count as `wrong`, as in V-MoE's program.",
+        choices=("left_out", "wrong"),
+    )
 
 
 @section
@@ -192,8 +198,9 @@ class SaveCheckpoint:
 class Fewshot:
     """Few-shot classification: ridge regressions on the frozen representations."""
 
-    datasets: Mapping[str, tuple[str, str, str, str]] = option(
-        help="Data sets: (TFDS name, training, validation, test split), by names of yours.",
+    datasets: Mapping[str, tuple[str, str, str] | tuple[str, str, str, str]] = option(
+        help="Data sets: (TFDS name, training, validation, test split), by names of yours; without "
+        "a validation split it is the last tenth of the training split.",
         form="names of (TFDS name, training split, validation split, test split)",
     )
     process: str = option(help="Preprocessing ops; labels stay numbers in `label`.")

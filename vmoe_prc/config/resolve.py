@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 
 from vmoe_prc.config.checks import check_across
-from vmoe_prc.config.derived import Config, evaluation_model
+from vmoe_prc.config.derived import Config, evaluation_model, with_validation
 from vmoe_prc.config.errors import ConfigError
 from vmoe_prc.config.fields import Config as Fields
 from vmoe_prc.config.files import import_modules
@@ -46,6 +46,9 @@ def complete(config: Config) -> ml_collections.ConfigDict:
     completed = complete_section(values, Fields, "config", MOVED)
     changes = completed["evaluate"]["model_overrides"]
     completed["evaluate"]["model_overrides"] = _values_of(evaluation_model(completed), changes)
+    if (fewshot := completed["fewshot"]) is not None:
+        for key, parts in fewshot["datasets"].items():
+            fewshot["datasets"][key] = with_validation(parts, f"config.fewshot.datasets.{key}")
     check_across(completed)
     return ml_collections.ConfigDict(completed)
 

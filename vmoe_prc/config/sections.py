@@ -16,6 +16,7 @@ from vmoe_prc.config.schema import (
     declared_fields,
     describe_section,
     entry_fields,
+    is_mapping,
     key_field,
 )
 from vmoe_prc.config.values import Text, complete_leaf, read_text
@@ -122,7 +123,7 @@ def complete_value(
     if value is REQUIRED:
         value = _default_section(field)
     if isinstance(value, Text):
-        value = read_text(value, field)
+        value = read_text(value, field.hint)
     if value is None and field.optional:
         return None
     if not field.named:
@@ -165,7 +166,7 @@ def merge(base: Any, changes: Any, section: Section | None) -> Any:
     merged = dict(base)
     for key, value in changes.items():
         field = fields.get(key)
-        if field is not None and field.named:
+        if field is not None and (field.named or _has_named_values(field)):
             merged[key] = _merge_named(base.get(key), value, field.section)
         else:
             inner = field.section or field.info.changes if field is not None else None
@@ -173,8 +174,14 @@ def merge(base: Any, changes: Any, section: Section | None) -> Any:
     return merged
 
 
+def _has_named_values(field: Field) -> bool:
+    """Whether a field is a mapping from names that the user chooses to values, no sections."""
+    mapping = is_mapping(typing.get_origin(field.hint) or field.hint)
+    return mapping and field.section is None and field.info.changes is None
+
+
 def _merge_named(base: Any, changes: Any, section: Section | None) -> Any:
-    """Merges sections under names; None takes a section away."""
+    """Merges sections or values under names; None takes one away."""
     if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
         return changes
     merged = {**base, **{key: merge(base.get(key), v, section) for key, v in changes.items()}}

@@ -58,8 +58,7 @@ def complete_leaf(value: Any, field: Field, name: str) -> Any:
             raise ConfigError(name, None, f"missing; expected {field.describe()}")
         default = field.default
         return default() if callable(default) else default
-    if isinstance(value, Text):
-        value = read_text(value, field)
+    value = read_text(value, field.hint)
     near = None
     try:
         value = _convert(value, field.hint)
@@ -155,25 +154,35 @@ def _check_range(value: Any, info: OptionInfo) -> None:
                 raise _MismatchError
 
 
-def read_text(text: Text, field: Field) -> Any:
-    """Reads a value of the command line; a text that cannot be read stays as it is."""
-    if text == "None" and field.optional:
-        return None
-    members = typing.get_args(field.hint) if field.optional else (field.hint,)
+def read_text(value: Any, hint: Any) -> Any:
+    """Reads a value of the command line, or those in a mapping, as the type of its field.
+
+    A text that cannot be read, and any other value, stays as it is.
+    """
+    union = typing.get_origin(hint) in (typing.Union, UnionType)
+    members = typing.get_args(hint) if union else (hint,)
     kinds = {member for member in members if member is not type(None)}
+    if isinstance(value, Mapping):
+        items = [typing.get_args(kind) for kind in kinds if is_mapping(typing.get_origin(kind))]
+        item = items[0][1] if items else Any
+        return {key: read_text(each, item) for key, each in value.items()}
+    if not isinstance(value, Text):
+        return value
+    if value == "None" and type(None) in members:
+        return None
     if kinds == {str}:
-        return str(text)
+        return str(value)
     if kinds == {bool}:
-        return _WORDS.get(text.lower(), str(text))
+        return _WORDS.get(value.lower(), str(value))
     try:
         if kinds == {float}:
-            return float(text)
-        value = plain(ast.literal_eval(text.strip()))
+            return float(value)
+        read = plain(ast.literal_eval(value.strip()))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return str(text)
+        return str(value)
     if any(kind is str or typing.get_origin(kind) is typing.Literal for kind in kinds):
         try:
-            _convert(value, field.hint)
+            _convert(read, hint)
         except _MismatchError:
-            return str(text)
-    return value
+            return str(value)
+    return read
