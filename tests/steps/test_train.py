@@ -296,6 +296,22 @@ def test_evaluation_leaves_out_images_without_labels():
     assert not {"accuracy", "loss"} & none.keys()
 
 
+def test_images_without_labels_can_count_as_wrong():
+    """V-MoE's program divides by all images that are no padding."""
+    model, data = tiny.tiny_model(deterministic=True, group_size=17), tiny.one_view_batch(8)
+    params, mask = trained_params(), jnp.arange(8) < 7
+    logits, _ = jax.jit(model.apply)({"params": params}, data["image"])
+    predictions = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    labels = jnp.where(jnp.arange(8)[:, None] < 5, predictions, 0)
+    batch = {**data, "labels": labels, "mask": mask}
+    loss = {"name": "sigmoid_xent"}
+    as_wrong = evaluate(jax.jit(make_eval_step(model, loss, "wrong")), params, [batch])
+    assert as_wrong["accuracy"] == pytest.approx(5 / 7)
+    losses = optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)[:7]
+    assert as_wrong["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert evaluate(jax.jit(make_eval_step(model, loss)), params, [batch])["accuracy"] == 1
+
+
 def test_evaluation_metrics_against_the_model_itself():
     model = tiny.tiny_model(deterministic=True)
     params, data = trained_params(), tiny.two_view_batch(8)
@@ -327,7 +343,9 @@ class OneBatch:
 def test_an_evaluation_that_does_not_fit_the_memory_is_one_line(monkeypatch):
     mesh = mesh_lib.create_mesh(1, jax.devices()[:1])
     context = EvaluationContext(
-        ml_collections.ConfigDict({"loss": SOFTMAX}),
+        ml_collections.ConfigDict(
+            {"loss": SOFTMAX, "dataset": {"test": {"unlabelled": "left_out"}}}
+        ),
         tiny.tiny_model(deterministic=True),
         mesh,
         {"test": OneBatch()},

@@ -23,16 +23,23 @@ AgreementSums = dict[str, PairTotals]
 def split_evaluator(context: EvaluationContext) -> Evaluator:
     """Evaluates every split; metrics are named `{split}/{metric}`, see `finish_metrics`."""
     loss = context.config.loss.to_dict()
-    step = jax.jit(make_eval_step(context.model, loss), out_shardings=replicated(context.mesh))
+    treatments = {name: context.config.dataset[name].unlabelled for name in context.splits}
+    steps = {
+        treatment: jax.jit(
+            make_eval_step(context.model, loss, treatment), out_shardings=replicated(context.mesh)
+        )
+        for treatment in set(treatments.values())
+    }
     fitting: set[str] = set()  # Splits whose compiled step fits the memory.
 
     def run(params: Any) -> dict[str, float]:
         results = {}
         for name, split in context.splits.items():
-            results |= under(name, evaluate(step, params, checked(name, params, split)))
+            step = steps[treatments[name]]
+            results |= under(name, evaluate(step, params, checked(name, step, params, split)))
         return results
 
-    def checked(name: str, params: Any, split: Any) -> Iterator[Batch]:
+    def checked(name: str, step: Any, params: Any, split: Any) -> Iterator[Batch]:
         for batch in split.batches():
             if name not in fitting:
                 check_program_fits(step, (params, batch), context.mesh.local_devices)
@@ -100,7 +107,7 @@ def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]
       agreement: Agreement of each image, empty with one view.
 
     Returns:
-      `images`; `accuracy` and `loss` over the labelled images, neither of them without any;
+      `images`; `accuracy` and `loss` over the images that they count, neither of them without any;
       per block `{block}/dropped`, the share of choices
       that found their expert full, `{block}/load/{e}`, the share of the kept choices that
       went to expert e, and with two views the agreement metrics (top1, top2,
@@ -110,9 +117,9 @@ def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]
       `top1_high`.
     """
     metrics = {MetricName("images"): float(sums.images)}
-    if sums.labelled > 0:
-        metrics[MetricName("accuracy")] = float(sums.correct) / float(sums.labelled)
-        metrics[MetricName("loss")] = float(sums.loss) / float(sums.labelled)
+    if sums.counted > 0:
+        metrics[MetricName("accuracy")] = float(sums.correct) / float(sums.counted)
+        metrics[MetricName("loss")] = float(sums.loss) / float(sums.counted)
     for block, routing in sums.routing.items():
         load = np.asarray(routing.load, np.float64)
         dropped = float(routing.dropped / routing.choices)

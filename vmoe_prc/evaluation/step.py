@@ -40,14 +40,14 @@ class EvalSums:
 
     Attributes:
       images: Images, float32.
-      labelled: Images with at least one label, float32.
-      loss: Classification loss of the labelled images.
-      correct: Labelled images whose prediction is one of their labels, float32.
+      counted: Images that accuracy and loss count, float32.
+      loss: Classification loss of these.
+      correct: Images whose prediction is one of their labels, float32.
       routing: By block.
     """
 
     images: Leaf
-    labelled: Leaf
+    counted: Leaf
     loss: Leaf
     correct: Leaf
     routing: dict[str, RoutingSums]
@@ -70,7 +70,9 @@ class PairSums:
 EvalStep = Callable[[Any, Batch], tuple[EvalSums, PairSums | None]]
 
 
-def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
+def make_eval_step(
+    model: nn.Module, loss: Mapping[str, Any], unlabelled: str = "left_out"
+) -> EvalStep:
     """Builds the function (params, batch) -> (sums, pair sums) of one batch of evaluation.
 
     A batch is as in training, with `mask` (B,) bool: rows with False count nowhere and take no
@@ -80,6 +82,7 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
     Args:
       model: The model, with `deterministic=True`.
       loss: Options of `losses.classification_loss`.
+      unlabelled: Whether images without a label are 'left_out' of accuracy and loss, or 'wrong'.
     """
 
     def eval_step(params: Any, batch: Batch) -> tuple[EvalSums, PairSums | None]:
@@ -88,16 +91,16 @@ def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
         mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
         logits, routings = apply_model(model, params, images, mask)
         losses = classification_loss(logits, labels, **loss)
-        labelled = mask & is_labelled(labels)
+        counts = mask if unlabelled == "wrong" else mask & is_labelled(labels)
 
         def total(values, counted):
             return jnp.sum(jnp.where(counted, values, 0), dtype=jnp.float32)
 
         sums = EvalSums(
             images=total(1, mask),
-            labelled=total(1, labelled),
-            loss=total(losses, labelled),
-            correct=total(is_correct(logits, labels), labelled),
+            counted=total(1, counts),
+            loss=total(losses, counts),
+            correct=total(is_correct(logits, labels), counts),
             routing={block: _routing_sums(routing, mask) for block, routing in routings.items()},
         )
         if not two_views:

@@ -3,7 +3,7 @@
 Labels are weights of the classes: one-hot, several ones (ImageNet-ReaL), soft ones of mixup, or
 zeros only, for a label that is missing, -1 or beyond the classes. V-MoE's program counts an
 image without labels as wrong; here it has no accuracy, as in the definition of ImageNet-ReaL
-(arXiv 2006.07159).
+(arXiv 2006.07159), unless `config.dataset.*.unlabelled` says otherwise in evaluation.
 """
 
 import jax.numpy as jnp

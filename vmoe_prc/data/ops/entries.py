@@ -111,7 +111,7 @@ def choice(
 
 @OPS.register()
 def ignore_no_labels(labels_key: str = "labels") -> Op:
-    """V-MoE's name for what holds here in any case: no label, no accuracy."""
+    """V-MoE's name for `config.dataset.*.unlabelled = 'left_out'`, the default here."""
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         require(example, labels_key)
