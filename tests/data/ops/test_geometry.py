@@ -120,7 +120,7 @@ def test_resizing_and_shifting_is_the_warp_to_rounding(shift, flip, monkeypatch)
     assert difference[resample.uncovered(canvas, size) == 0].max() <= 1
 
 
-WAVES = "decode|two_views(96, (30, 100), (30, 100))|flip_lr|randaug(3, 8, 20)"
+WAVES = "decode|two_views(96, (30, 100), (30, 100))|flip_lr|randaug(3, 8, 20, variant='corrected')"
 
 
 def waves(rows, cols, length):
@@ -187,7 +187,7 @@ def test_two_views_through_crops_flips_and_warps(seed, monkeypatch):
     point = (60.0, 66.0)
     image = dot_image([point], shape=(128, 128), radius=4.0)
     crops = "two_views(96, (80, 100), (80, 100))|flip_lr"
-    process = f"decode|{crops}|randaug(2, 5, 20, 0)|value_range(0, 255)"
+    process = f"decode|{crops}|randaug(2, 5, 20, 0, 'corrected')|value_range(0, 255)"
     monkeypatch.setattr(randaugment, "GRAY", 0)
     views, matrices = run(process, image, seed)
     assert views.shape == (2, 96, 96, 3)

@@ -4,10 +4,14 @@ Its image has smooth and noisy parts. `OP/MAGNITUDE` is the image after an op of
 PRC's copy of tensorflow/tpu's ops; `area/SIZE` is `area/small` after `resize_area`.
 """
 
+import math
+
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from vmoe_prc.data.ops import randaugment, registry
+from vmoe_prc.data.ops import affine, randaugment, registry
+from vmoe_prc.data.ops.nearest import move_nearest
 from vmoe_prc.data.ops.photometric import CORRECTED, PHOTOMETRIC
 
 
@@ -67,6 +71,70 @@ def test_prc_may_choose_the_identity(variant, number, changed):
     result = registry.computed(example["image"])
     assert (result != image).any() == changed
     np.testing.assert_array_equal(example["view_from_image"], np.eye(3))
+
+
+def released_transforms(level, height, width, pixels):
+    """Coefficients of the geometric ops as the released programs give them to TensorFlow."""
+    angle = tf.constant(level * 30 * math.pi / 180)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    x = ((width - 1) - (cos * (width - 1) - sin * (height - 1))) / 2
+    y = ((height - 1) - (sin * (width - 1) + cos * (height - 1))) / 2
+    return {
+        "rotate": [cos, -sin, x, sin, cos, y, 0.0, 0.0],
+        "shear_x": [1.0, level * 0.3, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
+        "shear_y": [1.0, 0.0, 0.0, level * 0.3, 1.0, 0.0, 0.0, 0.0],
+        "translate_x": [1.0, 0.0, pixels, 0.0, 1.0, 0.0, 0.0, 0.0],
+        "translate_y": [1.0, 0.0, 0.0, 0.0, 1.0, pixels, 0.0, 0.0],
+    }
+
+
+def released_move(image, transform, border):
+    """Adds a channel of ones, moves all, and paints gray where the channel is 0."""
+    wrapped = np.concatenate([image, np.ones_like(image[..., :1])], axis=-1)
+    moved = tf.raw_ops.ImageProjectiveTransformV3(
+        images=wrapped[None],
+        transforms=[[float(x) for x in transform]],
+        output_shape=image.shape[:2],
+        fill_value=0.0,
+        fill_mode=border,
+        interpolation="NEAREST",
+    )[0].numpy()
+    return np.where(moved[..., 3:] > 0, moved[..., :3], np.uint8(128))
+
+
+@pytest.mark.parametrize(("variant", "border"), [("vmoe", "CONSTANT"), ("prc", "REFLECT")])
+@pytest.mark.parametrize("name", randaugment.GEOMETRIC)
+def test_geometric_ops_take_the_nearest_pixel(golden, name, variant, border):
+    """Two layers of one op, the second of which moves what the first one made."""
+    image = golden("pixels")["image"]
+    height, width = image.shape[:2]
+    index = randaugment.OP_NAMES.index(name)
+    call = f"decode|randaug(2, 10, 7, variant={variant!r})"
+    decode, randaug = registry.build(call, "process")
+    num_choices = len(randaugment.OP_NAMES) + (variant == "prc")
+    # The number also draws the sign: positive below 1/2.
+    number = (index + 0.5) / num_choices
+    example = randaug(decode({"image": image}, Always(number)), Always(number))
+    expected, seen = image, registry.computed(example["image"])
+    candidates = []
+    for sign in (1, -1):
+        transform = released_transforms(sign * 1.0, height, width, sign * 7.0)[name]
+        expected = image
+        for _ in range(2):
+            expected = released_move(expected, transform, border)
+        candidates.append((expected != seen).any(axis=-1).mean())
+    # The sine of a rotation may differ by a bit, which moves pixels halfway between two others.
+    assert min(candidates) <= (0.002 if name == "rotate" else 0)
+    assert max(candidates) > 0.2
+
+
+def test_prc_mirrors_what_v_moe_paints_gray():
+    image = np.arange(36, dtype=np.uint8).reshape(6, 6, 1).repeat(3, axis=-1)
+    move = affine.translation_matrix(0.0, 2.0)
+    gray, mirrored = (move_nearest(image, move, border) for border in ("constant", "reflect"))
+    np.testing.assert_array_equal(gray[:, 2:], image[:, :-2])
+    assert (gray[:, :2] == 128).all()
+    np.testing.assert_array_equal(mirrored[:, :2], image[:, 1::-1])
 
 
 def test_floats_are_cut_to_bytes():

@@ -76,6 +76,36 @@ def test_truncated_bytes_are_those_of_v_moe():
     assert (run("resize((9, 7))")["image"] != image).any()
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "inception_crop(16, 20, 90, truncate=True)",
+        "decode_jpeg_and_inception_crop(resize_size=16, truncate=True)",
+        "two_views(16, (5, 70), (60, 100), truncate=True)",
+        "inception_crop(16, resize_method='area', truncate=True)",
+    ],
+)
+def test_truncated_crops_are_those_of_v_moe(call):
+    """The released programs crop, resize, cast and flip, in this order."""
+    method = "area" if "area" in call else "bilinear"
+    rounded = call.replace(", truncate=True", "")
+    for seed in range(6):
+        example = run(f"{call}|flip_lr", seed)
+        images = example["image"].reshape(-1, 16, 16, 3)
+        for image, matrix in zip(images, example["view_from_image"].reshape(-1, 3, 3), strict=True):
+            corners = np.linalg.inv(matrix) @ np.array([[0, 0, 1], [16, 16, 1]]).T
+            (top, left), (bottom, right) = np.rint(corners.T[:, :2]).astype(int)
+            box = PIXELS[top:bottom, min(left, right) : max(left, right)]
+            expected = tf.cast(tf.image.resize(box, (16, 16), method), tf.uint8).numpy()
+            expected = expected[:, ::-1] if right < left else expected
+            assert image.dtype == np.uint8
+            np.testing.assert_array_equal(image, expected)
+        other = run(f"{rounded}|flip_lr", seed)
+        np.testing.assert_array_equal(other["view_from_image"], example["view_from_image"])
+        difference = other["image"].astype(int) - example["image"]
+        assert (difference == 1).any() and set(difference.flat) <= {0, 1}
+
+
 def test_value_range_by_channel():
     image = run("value_range(0, 1, in_min=(0, 10, 20), in_max=(255, 200, 100), clip_values=True)")
     expected = (PIXELS - [0, 10, 20]) / np.subtract([255, 200, 100], [0, 10, 20])

@@ -8,6 +8,7 @@ record where pixels go (see `views`); the other ops, meant for evaluation, resam
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,8 @@ MAX_CLASSES = 10**7
 
 # (image, generator) -> (image, new_from_old or None if no pixel moves)
 ViewOp = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, affine.Matrix | None]]
+# image -> image of another size
+Resample = Callable[[np.ndarray], np.ndarray]
 # (row, col, height, width) in pixels
 Box = tuple[int, int, int, int]
 
@@ -108,6 +111,7 @@ def crops(
     source_from_image: Float64[np.ndarray, "*images 3 3"],
     boxes: Int[np.ndarray, "*views 4"],
     target: tuple[int, int],
+    resample: Resample | None = None,
 ) -> Views:
     """Makes the views that show boxes of a picture, resized.
 
@@ -117,10 +121,26 @@ def crops(
       source_from_image: Map from coordinates of the decoded image to those of `source`.
       boxes: (row, col, height, width) in pixels of `source`, of one view or of two.
       target: (height, width) of the views.
+      resample: Function that resizes each box at once, so that later ops move its pixels; with
+        None all moves of a view are one bilinear interpolation.
     """
     matrices = [affine.crop_and_resize_matrix(box, target) for box in boxes.reshape(-1, 4).tolist()]
     view_from_source = np.reshape(matrices, (*boxes.shape[:-1], 3, 3))
-    return Views(source, view_from_source @ source_from_image, view_from_source, boxes, target)
+    view_from_image = view_from_source @ source_from_image
+    if resample is None:
+        return Views(source, view_from_image, view_from_source, boxes, target)
+    pixels = [
+        resample(picture[row : row + height, col : col + width])
+        for picture, (row, col, height, width) in zip(
+            np.broadcast_to(source, (len(matrices), *source.shape[-3:])),
+            boxes.reshape(-1, 4).tolist(),
+            strict=True,
+        )
+    ]
+    pixels = np.reshape(pixels, (*boxes.shape[:-1], *target, source.shape[-1]))
+    still = np.broadcast_to(np.eye(3), view_from_image.shape)
+    whole = np.broadcast_to((0, 0, *target), boxes.shape)
+    return Views(pixels, view_from_image, still, whole, target)
 
 
 def check_area(area: tuple[float, float]):
@@ -171,27 +191,51 @@ def decode(orient: bool = False, background: int | None = None, min_side: int | 
 
 
 @OPS.register()
-def inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
-    """Cuts out a box of random area (in %) and aspect ratio, and resizes it to a square."""
+def inception_crop(
+    size: int,
+    area_min: float = 5,
+    area_max: float = 100,
+    method: str = "bilinear",
+    antialias: bool = False,
+    truncate: bool = False,
+) -> Op:
+    """Cuts out a box of random area (in %) and aspect ratio, and resizes it to a square.
+
+    Args:
+      size: Side of the square in pixels.
+      area_min: Smallest area of the box, in % of the image.
+      area_max: Its largest area.
+      method: One of `tf.image.ResizeMethod`, such as 'area' or 'bicubic'.
+      antialias: Whether each pixel is made of all that it covers.
+      truncate: Whether fractions of bytes are dropped, as in V-MoE's program, not rounded.
+    """
     target, area = check_size(size), (area_min, area_max)
     check_area(area)
+    resample = resampling(target, method, antialias, truncate)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         image, matrix = pixels_of(example)
         boxes = [sample_crop(image.shape[-3:-1], area, rng) for _ in matrix.reshape(-1, 9)]
         boxes = np.reshape(boxes, (*matrix.shape[:-2], 4))
-        return with_views(example, crops(image, matrix, boxes, target))
+        return with_views(example, crops(image, matrix, boxes, target, resample))
 
     return op
 
 
 @OPS.register()
-def decode_jpeg_and_inception_crop(size: int, area_min: float = 5, area_max: float = 100) -> Op:
+def decode_jpeg_and_inception_crop(
+    size: int,
+    area_min: float = 5,
+    area_max: float = 100,
+    method: str = "bilinear",
+    antialias: bool = False,
+    truncate: bool = False,
+) -> Op:
     """V-MoE's name for `decode|inception_crop(...)`.
 
     Decoding only the box would save little: entropy decoding needs all bytes before it.
     """
-    ops = decode(), inception_crop(size, area_min, area_max)
+    ops = decode(), inception_crop(size, area_min, area_max, method, antialias, truncate)
     return lambda example, rng: ops[1](ops[0](example, rng), rng)
 
 
@@ -211,21 +255,44 @@ def resize(
       truncate: Whether fractions of bytes are dropped, as in V-MoE's program, not rounded.
     """
     target = check_size(size)
-    if method not in (known := tf.image.ResizeMethod.__dict__.values()):
-        names = sorted(name for name in known if isinstance(name, str) and name.islower())
-        raise ValueError(f"method = {method!r} must be one of {', '.join(names)}")
+    resample = resampling(target, method, antialias, truncate)
 
     def function(image, rng):
         matrix = affine.crop_and_resize_matrix((0, 0, *image.shape[:2]), target)
-        if (method, antialias, truncate) == ("bilinear", False, False):
-            return _resize(image, target), matrix
-        # TensorFlow's own where fractions are dropped: 99.99999 would not become 100.
+        return _resize(image, target) if resample is None else resample(image), matrix
+
+    return each_view(function)
+
+
+def resampling(
+    target: tuple[int, int], method: str, antialias: bool, truncate: bool
+) -> Resample | None:
+    """Returns a function that resizes images by TensorFlow; None for OpenCV's bilinear weights.
+
+    Args:
+      target: (height, width) of the result.
+      method: One of `tf.image.ResizeMethod`.
+      antialias: Whether each pixel is made of all that it covers.
+      truncate: Whether fractions of bytes are dropped, not rounded.
+    """
+    if method not in (known := tf.image.ResizeMethod.__dict__.values()):
+        names = sorted(name for name in known if isinstance(name, str) and name.islower())
+        raise ValueError(f"method = {method!r} must be one of {', '.join(names)}")
+    if (method, antialias) == ("bilinear", False):
+        if not truncate:
+            return None
+        # The kernel of `tf.image.resize`, which costs more than it. OpenCV's order of sums would
+        # give 99.99999 where TensorFlow's gives 100.
+        kernel = functools.partial(tf.raw_ops.ResizeBilinear, size=target, half_pixel_centers=True)
+        return lambda image: kernel(images=image[None])[0].numpy().astype(image.dtype)
+
+    def resample(image: np.ndarray) -> np.ndarray:
         resized = tf.image.resize(image, target, method, antialias=antialias).numpy()
         if image.dtype == np.uint8:
             resized = np.clip(resized if truncate else np.rint(resized), 0, 255)
-        return resized.astype(image.dtype), matrix
+        return resized.astype(image.dtype)
 
-    return each_view(function)
+    return resample
 
 
 @OPS.register()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vmoe_prc.config.registry import OPS
-from vmoe_prc.data.ops.image_ops import check_area, check_size, crops, sample_crop
+from vmoe_prc.data.ops.image_ops import check_area, check_size, crops, resampling, sample_crop
 from vmoe_prc.data.ops.registry import Example, Op, PreprocessError, pixels_of
 from vmoe_prc.data.ops.views import with_views
 
@@ -13,6 +13,7 @@ def two_views(
     size: int,
     area0: tuple[float, float] = (5, 100),
     area1: tuple[float, float] = (5, 100),
+    truncate: bool = False,
 ) -> Op:
     """Cuts two boxes out of the image and resizes them to squares.
 
@@ -23,10 +24,12 @@ def two_views(
       size: Side of the views in pixels.
       area0: Smallest and largest area of the first box, in % of the image.
       area1: The same of the second box.
+      truncate: Whether fractions of bytes are dropped, as in PRC's program, not rounded.
     """
     target = check_size(size)
     check_area(area0)
     check_area(area1)
+    resample = resampling(target, "bilinear", False, truncate)
 
     def op(example: Example, rng: np.random.Generator) -> Example:
         image, matrix = pixels_of(example)
@@ -35,6 +38,6 @@ def two_views(
         boxes = [sample_crop(image.shape[:2], area, rng) for area in (area0, area1)]
         # Equal areas stay in the order in which they were drawn.
         boxes.sort(key=lambda box: box[2] * box[3])
-        return with_views(example, crops(image, matrix, np.array(boxes), target))
+        return with_views(example, crops(image, matrix, np.array(boxes), target, resample))
 
     return op
