@@ -17,8 +17,9 @@ MODEL = {"backbone": "B/16", "experts": 8, "last": 0}
 IMAGES_PER_STEP = 4096
 NUM_CLASSES = 21_843
 AUGMENT = "flip_lr|randaug(2, 20)"
-ONE_VIEW = f"decode_jpeg_and_inception_crop(224)|{AUGMENT}|{finish(NUM_CLASSES)}"
-TWO_VIEWS = f"decode|two_views(224, (5, 100), (5, 100))|{AUGMENT}|{finish(NUM_CLASSES, True)}"
+ONE_VIEW = f"decode_jpeg_and_inception_crop(224, truncate=True)|{AUGMENT}|{finish(NUM_CLASSES)}"
+CROPS = "two_views(224, (5, 100), (5, 100), truncate=True)"
+TWO_VIEWS = f"decode|{CROPS}|{AUGMENT}|{finish(NUM_CLASSES, True)}"
 CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 

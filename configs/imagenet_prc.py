@@ -29,8 +29,11 @@ from vmoe_prc.recipes.vmoe import imagenet_from_scratch
 IMAGES_PER_STEP = 1024
 NUM_CLASSES = 1000
 AUGMENT = 'flip_lr|randaug(2, 10, variant="prc")'
-ONE_VIEW = f"decode_jpeg_and_inception_crop(224, 5, 100)|{AUGMENT}|{finish(NUM_CLASSES)}"
-TWO_VIEWS = f"decode|two_views(224, (5, 100), (5, 100))|{AUGMENT}|{finish(NUM_CLASSES, True)}"
+ONE_VIEW = (
+    f"decode_jpeg_and_inception_crop(224, 5, 100, truncate=True)|{AUGMENT}|{finish(NUM_CLASSES)}"
+)
+CROPS = "two_views(224, (5, 100), (5, 100), truncate=True)"
+TWO_VIEWS = f"decode|{CROPS}|{AUGMENT}|{finish(NUM_CLASSES, True)}"
 CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 

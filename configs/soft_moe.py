@@ -16,7 +16,7 @@ from vmoe_prc.recipes.soft_moe import soft_moe_model, soft_moe_optimizer
 
 IMAGES_PER_STEP = 4096
 NUM_CLASSES = 21_843
-TRAIN = f"decode_jpeg_and_inception_crop(224)|flip_lr|{finish(NUM_CLASSES)}"
+TRAIN = f"decode_jpeg_and_inception_crop(224, truncate=True)|flip_lr|{finish(NUM_CLASSES)}"
 CENTRE = f"decode|resize_small(256)|central_crop(224)|{finish(NUM_CLASSES)}"
 
 

@@ -138,6 +138,8 @@ def test_a_file_of_v_moe_runs_as_it_is(checkout, capsys):
     train, val = config.dataset.train, config.dataset.val
     assert train.shuffle_buffer == 50_000 and val.shuffle_buffer == 0 and val.cache is None
     assert "resize(32, resize_method='area', truncate=True)" in val.process
+    assert "inception_crop(resize_size=32, truncate=True)" in train.process
+    assert (train.unlabelled, val.unlabelled) == ("left_out", "wrong")
     assert "resize(32, truncate=True)" in config.fewshot.process
     moe = config.model.encoder.moe
     assert moe.dropout_rate == 0.1 and moe.router.dispatcher.name == "gather"
@@ -162,11 +164,14 @@ def test_a_file_of_v_moe_runs_as_it_is(checkout, capsys):
 @pytest.mark.parametrize(
     ("op", "views"),
     [
-        ("decode_and_ssl_augment(32)", "two_views(32, (5, 70), (60, 100))|flip_lr"),
-        ("decode_jpeg_and_ssl_augment(32, area_max=50)", "two_views(32, (5, 50), (60, 100))"),
+        ("decode_and_ssl_augment(32)", "two_views(32, (5, 70), (60, 100), truncate=True)|flip_lr"),
+        (
+            "decode_jpeg_and_ssl_augment(32, area_max=50)",
+            "two_views(32, (5, 50), (60, 100), truncate=True)",
+        ),
         (
             "decode_jpeg_and_randaug_ssl(32, 2, 15,area_min=5,area_max=100,area2_min=5)",
-            "two_views(32, (5, 100), (5, 100))|flip_lr|randaug(2, 15, variant='prc')",
+            "(5, 100), (5, 100), truncate=True)|flip_lr|randaug(2, 15, variant='prc')",
         ),
     ],
 )
@@ -198,6 +203,13 @@ def test_all_refusals_come_at_once(checkout):
         "config.model.encoder.sparkle",
     ]
     assert all(": write " in line for line in lines[1:])
+
+
+def test_routers_compute_in_the_type_of_the_blocks(checkout):
+    text = VMOE.replace("    return", "    config.model.encoder.dtype = 'bfloat16'\n    return")
+    model = read(checkout / "narrow.py", text).model
+    assert model.dtype == "float32"
+    assert model.encoder.dtype == model.encoder.moe.router.dtype == "bfloat16"
 
 
 def test_the_written_file_has_the_same_fields(checkout, tmp_path, capsys):

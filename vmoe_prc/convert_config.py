@@ -174,6 +174,8 @@ def _dataset(section: Mapping[str, Any], split: str, log: Log) -> dict[str, Any]
         ours.setdefault("shuffle_buffer", 50_000)
     else:
         ours["shuffle_buffer"] = 0
+        if "ignore_no_labels" not in section.get("process", ""):
+            ours["unlabelled"] = "wrong"
     if not ours.get("prefetch", True):
         del ours["prefetch"]
     ours["process"] = convert_process(section.get("process", ""), f"{field}.process", log)
@@ -200,7 +202,7 @@ def convert_process(process: str, field: str, log: Log) -> str:
             )
         if name == "onehot" and not {"key", "inkey"} & kwargs.keys():
             kwargs = {**kwargs, "inkey": "label" if "outkey" in kwargs else "labels"}
-        if name == "resize":
+        if name in _RESIZING:
             kwargs = {**kwargs, "truncate": True}
         call = _call(name, args, kwargs)
         try:
@@ -213,6 +215,8 @@ def convert_process(process: str, field: str, log: Log) -> str:
     return "|".join(written)
 
 
+# Their ops that drop fractions of bytes.
+_RESIZING = ("resize", "inception_crop", "decode_jpeg_and_inception_crop")
 _TWO_VIEW_OPS = (
     "decode_jpeg_and_randaug_ssl",
     "decode_jpeg_and_ssl_augment",
@@ -234,7 +238,8 @@ def _two_views(name: str, args: tuple, kwargs: dict[str, Any], field: str, log: 
         )
         return []
     size = given["resize_size"]
-    calls = ["decode", f"two_views({size}, {tuple(areas[:2])}, {tuple(areas[2:])})", "flip_lr"]
+    views = f"two_views({size}, {tuple(areas[:2])}, {tuple(areas[2:])}, truncate=True)"
+    calls = ["decode", views, "flip_lr"]
     if "randaug" in name:
         layers, magnitude = given.get("num_layers", 2), given.get("magnitude", 10)
         calls.append(f"randaug({layers}, {magnitude}, variant='prc')")
@@ -268,6 +273,9 @@ def _model(model: Mapping[str, Any], field: str, log: Log) -> tuple[dict[str, An
         return ours | {"encoder": {**encoder, "moe": moe}}, {}
     moe.setdefault("dropout_rate", encoder.get("dropout_rate", 0.0))
     moe["router"], losses = _router(moe.get("router", {}), f"{field}.encoder.moe.router", log)
+    if encoder.get("dtype") is not None:
+        # Their routers compute in the type of the blocks.
+        moe["router"].setdefault("dtype", encoder["dtype"])
     if (layers := losses.get("consistency", {}).pop("layers", None)) is not None:
         # Theirs counts blocks from 1.
         blocks = tuple(layer - 1 for layer in layers)
@@ -361,34 +369,15 @@ def _evaluate(section: Mapping[str, Any], log: Log) -> dict[str, Any]:
 
 def _fewshot(section: Mapping[str, Any], log: Log) -> dict[str, Any]:
     ours = {k: v for k, v in section.items() if k != "model_overrides"}
-    datasets = {}
-    for name, parts in section.get("datasets", {}).items():
-        if len(parts) == 3:
-            field = f"config.fewshot.datasets.{name}"
-            parts = _with_validation(parts, field, log)
-        datasets[name] = parts
+    if any(len(parts) == 3 for parts in section.get("datasets", {}).values()):
+        log.note(
+            "config.fewshot.datasets",
+            "the last tenth of each training split becomes the validation split, on which the "
+            "penalty is chosen; theirs is chosen on the test split",
+        )
     if "process" in ours:
         ours["process"] = convert_process(ours["process"], "config.fewshot.process", log)
-    return ours | {"datasets": datasets}
-
-
-def _with_validation(parts: tuple[str, ...], field: str, log: Log) -> tuple[str, ...]:
-    """Takes the last tenth of the training split for validation."""
-    name, train, test = parts
-    if re.fullmatch(r"\w+", train):
-        new = (name, f"{train}[:90%]", f"{train}[90%:]", test)
-    elif found := re.fullmatch(r"(\w+)\[:(\d+)\]", train):
-        split, end = found[1], int(found[2])
-        new = (name, f"{split}[:{end * 9 // 10}]", f"{split}[{end * 9 // 10}:{end}]", test)
-    else:
-        log.refuse(field, parts, f"({name!r}, training, validation, test split)")
-        return parts
-    log.note(
-        "config.fewshot.datasets",
-        "the last tenth of each training split becomes the validation split, on which the "
-        "penalty is chosen; theirs is chosen on the test split",
-    )
-    return new
+    return ours
 
 
 def _unchanged(section: Any, log: Log) -> Any:

@@ -340,10 +340,10 @@ def fine_tune(
     model = vmoe_model(description, image_size, num_classes)
     model["representation_size"] = None
     model["encoder"]["moe"]["router"]["dispatcher"]["capacity_factor"] = 1.5
-    one_view = f"decode|inception_crop({image_size}, 5, 100)|flip_lr|{finish(num_classes)}"
-    two_views = (
-        f"decode|two_views({image_size}, (5, 70), (60, 100))|flip_lr|{finish(num_classes, True)}"
-    )
+    crop = f"inception_crop({image_size}, 5, 100, truncate=True)"
+    crops = f"two_views({image_size}, (5, 70), (60, 100), truncate=True)"
+    one_view = f"decode|{crop}|flip_lr|{finish(num_classes)}"
+    two_views = f"decode|{crops}|flip_lr|{finish(num_classes, True)}"
     whole = f"decode|resize({image_size}, truncate=True)|{finish(num_classes)}"
     split = functools.partial(dict, name=dataset, batch_size=FINE_TUNE_IMAGES_PER_STEP)
     pairs = {"process": two_views, "batch_size": FINE_TUNE_IMAGES_PER_STEP // 2}
