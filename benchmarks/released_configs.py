@@ -122,10 +122,10 @@ def train(source: str, config: ml_collections.ConfigDict) -> str:
         command.append(f"--workdir={workdir}/run")
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return f"fails: {done.stderr.strip().splitlines()[-1]}"
+            return f"no: {done.stderr.strip().splitlines()[-1]}"
         summary = (pathlib.Path(workdir) / "run" / "summary.txt").read_text()
     losses = re.findall(r"^ +(\w+) +[\d.]+ +([\d.]+)$", summary, re.MULTILINE)
-    return "trains: " + ", ".join(f"loss {loss} on {split}" for split, loss in losses)
+    return "yes: loss " + ", ".join(f"{loss} on {split}" for split, loss in losses)
 
 
 def main() -> None:
@@ -134,23 +134,28 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="+", type=pathlib.Path)
     parser.add_argument("--train", action="store_true", help="take two small steps of each")
     args = parser.parse_args()
-    print("| file | runs | what is in the way |\n| --- | --- | --- |")
+    trained = " trains two steps |" if args.train else ""
+    print(
+        f"| file | runs |{trained} what is in the way |\n| --- | --- |{trained and ' --- |'} --- |"
+    )
     counts: dict[str, int] = {}
     notes: set[tuple[str, str]] = set()
     for checkout in args.checkouts:
         for path in config_files(checkout):
             name = path.relative_to(checkout)
             if (reason := kind(path)) != "config":
-                print(f"| {name} | no config | {reason} |")
+                print(f"| {name} | no config |{trained and ' |'} {reason} |")
                 continue
             for argument in ARGUMENTS.get(path.name, ("",)):
                 verdict, reason = judge(f"{path}:{argument}" if argument else str(path), notes)
                 label = f"{name}:{argument}" if argument else name
+                outcome = trained and " |"
                 if args.train and verdict == "as it is":
                     source = f"{path}:{argument}" if argument else str(path)
                     config = complete(read_config_file(source, "--config"))
-                    reason = train(source, config)
-                print(f"| {label} | {verdict} | {reason.replace('|', chr(92) + '|')} |", flush=True)
+                    outcome = f" {train(source, config)} |"
+                reason = reason.replace("|", r"\|")
+                print(f"| {label} | {verdict} |{outcome} {reason} |", flush=True)
                 counts[verdict] = counts.get(verdict, 0) + 1
     print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())))
     print("\nWhat changes in those that run:\n")
