@@ -130,7 +130,7 @@ def train(source: str, config: ml_collections.ConfigDict) -> str:
 
 def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkouts", nargs="+", type=pathlib.Path)
     parser.add_argument("--train", action="store_true", help="take two small steps of each")
     args = parser.parse_args()
