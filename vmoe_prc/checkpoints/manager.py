@@ -21,6 +21,9 @@ from vmoe_prc.runtime.processes import raise_everywhere
 from vmoe_prc.runtime.trees import named_leaves
 
 _CHECKSUMS = "checksums"
+# Copies of an array write a part each if the parts are at least this large. Orbax cuts the parts
+# out with one compiled program for each shape and each copy, which small arrays are not worth.
+_SMALLEST_PART = 2**20
 
 
 class CheckpointError(UserError, ValueError):
@@ -86,7 +89,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=options,
-                item_handlers=ocp.StandardCheckpointHandler(),
+                item_handlers=_handler(),
             )
         except OSError as error:
             raise CheckpointError(f"{self._directory}: cannot be written: {error}") from None
@@ -126,7 +129,7 @@ class Checkpointer:
         try:
             self._manager.save(
                 step,
-                args=ocp.args.StandardSave(state),
+                args=ocp.args.PyTreeSave(state),
                 metrics=dict(metrics) if metrics and self._best_metric in metrics else None,
                 custom_metadata={_CHECKSUMS: checksums(state)},
             )
@@ -176,7 +179,9 @@ class Checkpointer:
 
     def _restore(self, step: int, abstract_state: Any) -> Any:
         self._check_shapes(step, abstract_state)
-        state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract_state))
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract_state)
+        args = ocp.args.PyTreeRestore(item=abstract_state, restore_args=restore_args)
+        state = self._manager.restore(step, args=args)
         if changed := changed_arrays(state, _written_checksums(self._manager, step)):
             raise ValueError(f"{', '.join(changed)}: not what was written")
         return state
@@ -272,6 +277,13 @@ def _read_first(manager: ocp.CheckpointManager, step: int, names: Sequence[str])
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
     args = ocp.args.PyTreeRestore(item=abstract, restore_args=restore_args)
     return {name: manager.restore(step, args=args)[name]}
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Reads and writes trees of arrays on devices."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def _goodness(name: str, metrics: Mapping[str, float]) -> float:
