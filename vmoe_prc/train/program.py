@@ -257,7 +257,7 @@ def _check_evaluated_params(context: EvaluationContext, params: Any) -> None:
         return
     *views, height, width, channels = next(iter(context.splits.values())).spec["image"].shape
     images = jax.ShapeDtypeStruct((math.prod(views), height, width, channels), jnp.float32)
-    evaluated = jax.eval_shape(context.model.init, jax.random.key(0), images)["params"]
+    evaluated = jax.eval_shape(lambda x: context.model.init(jax.random.key(0), x), images)["params"]
     found, trained = (
         {name: x.shape for name, x in named_leaves(p).items()} for p in (evaluated, params)
     )

@@ -46,6 +46,7 @@ class Recorder:
 
     def __init__(self, program: Program, workdir: epath.Path, step: int):
         self._program, self._workdir = program, workdir
+        self._learning_rate = jax.jit(program.schedule)
         evaluated = False
         with raise_everywhere():
             if is_main_process():
@@ -73,7 +74,7 @@ class Recorder:
         scalars: dict[str, Any] = dict(metrics)
         # The schedule counts from 0: update n used the rate schedule(n - 1).
         updates = step - int(metrics["skipped_steps"])
-        rate = self._program.schedule(max(updates - 1, 0))
+        rate = self._learning_rate(max(updates - 1, 0))
         scalars["learning_rate"] = float(np.asarray(rate))
         self._writer.write_scalars(step, under(TRAIN, scalars) | under(SPEED, rates))
 
