@@ -9,7 +9,6 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from clu import metric_writers
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -42,7 +41,7 @@ def test_scalars_reach_both_files(tmp_path):
 
 def test_images_reach_tensorboard_only(tmp_path):
     writer = writers.create_writer(tmp_path)
-    writer.write_images(3, {"routing": np.zeros((4, 5, 3), np.uint8)})
+    writer.write_images(3, {"routing": np.zeros((1, 4, 5, 3), np.uint8)})
     writer.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["tensors"] == ["routing"]
@@ -64,7 +63,7 @@ def test_writing_does_not_wait_for_values(tmp_path):
             assert arrived.wait(30)
             return np.asarray(2.0, dtype)
 
-    writer = metric_writers.AsyncWriter(JsonlWriter(tmp_path / "m.jsonl"))
+    writer = writers.BackgroundWriter([JsonlWriter(tmp_path / "m.jsonl")])
     writer.write_scalars(1, {"loss": SlowValue()})  # would time out, were it to wait
     arrived.set()
     writer.close()
