@@ -122,23 +122,25 @@ def interrupter_between_batches(context):
     return evaluate
 
 
-def test_a_notice_ends_an_evaluation_which_is_made_again(digits_dir, tmp_path):
-    changes = {"train_steps": 3, "evaluate.every_steps": 2, "dataset.test.batch_size": 32}
-    config = small_config(digits_dir, **changes)
-    interrupted = copy.deepcopy(config)
-    for step in (2, 3):
+def test_a_notice_ends_an_evaluation_which_is_made_again(finished, digits_dir, tmp_path):
+    config = small_config(digits_dir)
+    for step in (4, 6):
         # It comes after the evaluation of the splits, whose results are lost.
+        interrupted = copy.deepcopy(config)
         key = {"name": "interrupter_between_batches", "every_steps": step}
         interrupted.evaluators = {"key": key}
         with pytest.raises(PreemptedError, match=f"checkpoint saved at step {step};"):
-            loop.train_and_evaluate(interrupted, tmp_path / "run")
-        assert (tmp_path / "run" / "checkpoints" / str(step)).exists()
-    undisturbed, resumed = {}, {}
-    for name, results in {"run": resumed, "undisturbed": undisturbed}.items():
-        loop.train_and_evaluate(config, tmp_path / name)
-        for record in read_metrics(tmp_path / name / "metrics.jsonl"):
-            results[record["step"]] = {k: v for k, v in record.items() if k.startswith("test")}
-    assert resumed == undisturbed and "test/accuracy" in resumed[2]
+            loop.train_and_evaluate(interrupted, tmp_path)
+        assert (tmp_path / "checkpoints" / str(step)).exists()
+    loop.train_and_evaluate(config, tmp_path)
+    resumed, undisturbed = (
+        {
+            record["step"]: {k: v for k, v in record.items() if k.startswith("test")}
+            for record in read_metrics(workdir / "metrics.jsonl")
+        }
+        for workdir in (tmp_path, finished[0])
+    )
+    assert resumed == undisturbed and "test/accuracy" in resumed[4]
 
 
 def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_dir, tmp_path):
