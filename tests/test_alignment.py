@@ -37,7 +37,8 @@ def test_golden_pairs(golden, case, pair_class_tokens):
 
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), p=st.integers(1, 5))
 def test_identity_matches_each_patch_with_itself(rows, cols, p):
-    pairs = alignment.match_patches(jnp.eye(3)[None], (rows * p, cols * p), p, class_token=False)
+    match = jax.jit(alignment.match_patches, static_argnums=(1, 2, 3))
+    pairs = match(jnp.eye(3)[None], (rows * p, cols * p), p, False)
     index = np.arange(rows * cols)
     np.testing.assert_array_equal(pairs[0], np.stack([index, index], -1))
 
