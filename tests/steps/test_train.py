@@ -74,13 +74,14 @@ def options(kind, dispatcher="gather"):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dispatcher", "mesh_shape", "shard_kernels"),
     [
         ("prc", "gather", (8, 1), False),
-        pytest.param("prc", "einsum", (4, 2), False, marks=pytest.mark.slow),
-        pytest.param("prc", "gather", (2, 4), True, marks=pytest.mark.slow),
-        pytest.param("v-moe", "gather", (4, 2), False, marks=pytest.mark.slow),
+        ("prc", "einsum", (4, 2), False),
+        ("prc", "gather", (2, 4), True),
+        ("v-moe", "gather", (4, 2), False),
         ("v-moe", "einsum", (1, 8), False),
     ],
 )

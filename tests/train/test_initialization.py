@@ -109,6 +109,7 @@ def state_of(model, image_size, seed=0):
     return optimizer, create_train_state(model, optimizer, shape, seed, abstract)
 
 
+@pytest.mark.slow
 def test_fine_tunes_a_released_checkpoint_at_another_resolution():
     model = deep_model(64, layers=(1, 3))
     optimizer, state = state_of(model, 64)
