@@ -5,7 +5,8 @@
         --workdir=gs://my-bucket/prc-k2 --config.model.dtype=bfloat16 | kubectl create -f -
 
 It is `jobset_tpu.yaml` or `jobset_gpu.yaml` with the values of its options; what else differs on
-your cluster, change there. What follows `--` goes to vmoe_prc.main as it is.
+your cluster, change there. What follows `--` goes to vmoe_prc.main as it is, or, with
+`--program=study` and `--only=I`, to vmoe_prc.study, of which it carries out one run.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def manifest(options: argparse.Namespace) -> dict:
     pod["serviceAccountName"] = options.service_account
     [container] = pod["containers"]
     container["image"] = options.image
+    container["command"][-1] = f"vmoe_prc.{options.program}"
     [resource] = container["resources"]["limits"]
     container["resources"]["limits"][resource] = options.chips
     if options.kind == "tpu":
@@ -53,13 +55,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses the command line; a value that Kubernetes would refuse ends the program."""
     own, separator, flags = _split(arguments)
     parser = argparse.ArgumentParser(
-        usage="%(prog)s {tpu,gpu} OPTIONS -- FLAGS OF vmoe_prc.main", allow_abbrev=False
+        usage="%(prog)s {tpu,gpu} OPTIONS -- FLAGS OF THE PROGRAM", allow_abbrev=False
     )
     parser.add_argument("kind", choices=["tpu", "gpu"])
     name = "up to 40 lower-case letters, digits and '-', a letter first"
     parser.add_argument(
         "--name", required=True, type=_matching("[a-z]([-a-z0-9]{0,38}[a-z0-9])?"), help=name
     )
+    parser.add_argument("--program", choices=["main", "study", "analyze"], default="main")
     parser.add_argument("--image", required=True, type=_matching(r"[a-z0-9][-\w./:@]*"))
     parser.add_argument("--hosts", required=True, type=_count, help="hosts of a slice, or nodes")
     parser.add_argument("--chips", required=True, type=_count, help="TPU chips or GPUs of a host")
@@ -73,7 +76,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--env", action="append", default=[], type=_variable, metavar="NAME=VALUE")
     options = parser.parse_args(own)
     if not separator:
-        parser.error("the flags of vmoe_prc.main follow after --")
+        parser.error("the flags of the program follow after --")
     if options.kind == "tpu" and not (options.accelerator and options.topology):
         parser.error("tpu needs --accelerator and --topology")
     if options.kind == "gpu" and options.slices > 1:

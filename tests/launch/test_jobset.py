@@ -78,6 +78,13 @@ def test_statuses_have_their_rules(kind):
     assert container["command"][0] == "launch/retry.sh"
 
 
+def test_a_run_of_a_study_has_several_processes():
+    flags = ["--study=a.py", "--only=3"]
+    _, _, container = rendered("gpu", OPTIONS | {"--program": "study"}, flags)
+    assert container["command"][-3:] == ["python", "-m", "vmoe_prc.study"]
+    assert container["args"][-3:] == ["--num_processes=4", *flags]
+
+
 @pytest.mark.parametrize("name", ["null", "on", "no"])
 def test_names_stay_strings(name):
     tree, _, _ = rendered("gpu", OPTIONS | {"--name": name}, ["--config=a.py"])
