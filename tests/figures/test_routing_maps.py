@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection, PathCollection
 
 from vmoe_prc.figures.palette import expert_colors
@@ -97,3 +98,33 @@ def test_no_pairs(k):
     pairs = np.full((1, 4, 2), -1)
     figure = comparison_figure(images(1, 2), {"a": routing(1, 2, k=k)}, pairs)
     assert "a: no match" in text(figure)
+
+
+def test_long_names_stay_in_their_places():
+    runs = {f"a-long-name-of-a-run-{'x' * 90}-seed={seed}": routing(2, 2) for seed in range(2)}
+    pairs = np.array([[[0, 0], [1, 2]]] * 2)
+    labels = ["a class with a long name, too, as many have", "ä" * 100]
+    figures = [
+        comparison_figure(images(2, 2), runs, pairs, labels=labels, title="y" * 200),
+        sequence_figure(images(2, 2), runs, ["0", "1"], unit="pixels"),
+        routing_map_figure(images(2), {"block": routing(2)}, labels=labels, title="$a_b$" * 60),
+    ]
+    for figure in figures:
+        assert_apart(figure)
+    assert all(f"seed={seed}: " in text(figures[1]) for seed in range(2))
+
+
+def assert_apart(figure):
+    """All texts are within the figure, and none but the views' is over another."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    titles = [axes.title if axes.title.get_text() else axes._left_title for axes in figure.axes]
+    labels = [axes.yaxis.label for axes in figure.axes]
+    texts = [t for t in [*figure.texts, *titles, *labels] if t.get_text()]
+    boxes = [t.get_window_extent(renderer) for t in texts]
+    for i, box in enumerate(boxes):
+        assert figure.bbox.fully_contains(*box.min) and figure.bbox.fully_contains(*box.max)
+        # Above "view 0" there is room for the name of a run, also above "view 1".
+        if "view" not in texts[i].get_text():
+            assert not any(box.overlaps(other) for other in boxes[:i]), texts[i]

@@ -1,6 +1,7 @@
 """The log file of a run."""
 
 import logging
+import subprocess
 import sys
 import threading
 import types
@@ -56,3 +57,18 @@ def test_an_error_in_a_thread_of_a_library_is_a_warning_and_any_other_keeps_its_
 class Broken:
     def __del__(self):
         raise KeyError("a bug")
+
+
+def test_memory_that_runs_out_in_a_thread_of_a_library_ends_the_process():
+    code = """if True:
+        import sys, threading, time, types
+        from vmoe_prc.runtime.logs import log_errors_of_threads
+        log_errors_of_threads()
+        lost = types.SimpleNamespace(exc_type=MemoryError, exc_value=MemoryError(), object=None)
+        threading.Thread(target=lambda: sys.unraisablehook(lost)).start()
+        time.sleep(60)  # for what the thread would have said
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: out of memory")

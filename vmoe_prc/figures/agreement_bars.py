@@ -54,7 +54,7 @@ def agreement_figure(bars: Sequence[AgreementBar], *, title: str = "") -> Figure
     axes = figure.subplots()
     for y, bar in enumerate(bars):
         _draw_bar(axes, y, bar)
-    axes.set_yticks(range(len(bars)), [plain_text(bar.label) for bar in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [plain_text(bar.label, 2.5, 8) for bar in bars], fontsize=8)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(min(0.0, *(100 * (bar.chance + bar.image + bar.place) for bar in bars)), 100)
     axes.set_xlabel("agreement of matched patches (%)", fontsize=8)
@@ -66,7 +66,7 @@ def agreement_figure(bars: Sequence[AgreementBar], *, title: str = "") -> Figure
     handles = [axes.barh(0, 0, color=_COLORS[part], label=text) for part, text in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     if title:
-        figure.suptitle(plain_text(title), fontsize=10, x=0.01, ha="left")
+        figure.suptitle(plain_text(title, 8.4, 10), fontsize=10, x=0.01, ha="left")
     return figure
 
 

@@ -51,7 +51,7 @@ def matched_views_figure(
             source.flat[found[:, view]] = found[:, 0]
             vivid.flat[found[:, view]] = True
             show_routing(row[2 + view], images[view], source, vivid, colors)
-        row[0].set_ylabel(plain_text(label), fontsize=MEDIUM, color="0.25")
+        row[0].set_ylabel(plain_text(label, _PANEL * height / width), fontsize=MEDIUM, color="0.25")
         row[2].set_title(
             f"{len(found)} of {len(matches)} patches matched",
             fontsize=MEDIUM,
@@ -89,7 +89,7 @@ def images_figure(
             panel.set_axis_off()
             continue
         show_image(panel, images[i])
-        panel.set_title(plain_text(labels[i]), fontsize=MEDIUM, color="0.35", pad=3)
+        panel.set_title(plain_text(labels[i], _PANEL), fontsize=MEDIUM, color="0.35", pad=3)
     for row in axes:
         for panel in row[columns:]:
             panel.set_axis_off()

@@ -4,6 +4,7 @@ Sizes are in inches, so that panels and letters keep their size as rows are adde
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from os import PathLike
 from typing import NamedTuple
@@ -25,6 +26,10 @@ _LEGEND_ROW, _LEGEND_COLUMN = 0.205, 0.93
 _INSET = 0.46
 SMALL, MEDIUM, LARGE = 8.5, 9.0, 13.0
 DIFFERENT_COLOR = "#C1121F"
+# Width of a letter in the font of figures, as a share of its size, on average.
+_LETTER_WIDTH = 0.56
+# Letters of the name of a run in a line of text.
+NAME_LETTERS = 16
 
 
 class Margins(NamedTuple):
@@ -63,19 +68,48 @@ def place_panels(
     return figure, [[add(x, y) for x in left] for y in down]
 
 
-def plain_text(text: str) -> str:
-    r"""Escapes a name of the user for Matplotlib, which reads "$lpha$" as a formula."""
+def plain_text(text: str, inches: float = math.inf, size: float = MEDIUM) -> str:
+    r"""Prepares a name of the user for Matplotlib, which reads "$\alpha$" as a formula.
+
+    Args:
+      text: One or more lines.
+      inches: Room for a line; longer ones lose their middle, as runs often differ at the end.
+      size: Size of the letters in points.
+    """
+    if inches < math.inf:
+        most = max(int(72 * inches / (_LETTER_WIDTH * size)), 3)
+        text = "\n".join(shorten(line, most) for line in text.split("\n"))
     return text.replace("$", r"\$")
+
+
+def shorten(text: str, most: int) -> str:
+    """Leaves out the middle of a line, so that it is at most as wide as `most` Latin letters."""
+    if sum(map(_letters, text)) <= most:
+        return text
+    start, end, left = 0, len(text), most - 1
+    while True:
+        at_start = start <= len(text) - end
+        left -= _letters(text[start] if at_start else text[end - 1])
+        if left < 0:
+            return f"{text[:start]}\N{HORIZONTAL ELLIPSIS}{text[end:]}"
+        start, end = (start + 1, end) if at_start else (start, end - 1)
+
+
+def _letters(letter: str) -> int:
+    """Returns the width of a letter, in Latin ones."""
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def headline(figure: Figure, left: float, title: str, text: str) -> None:
     """Writes a title and a line below it at the top, `left` inches from the left."""
     width, height = figure.get_size_inches()
-    for y, line, style in (
-        (0.2, title, {"fontsize": LARGE, "weight": "bold"}),
-        (0.47, text, {"fontsize": 10.5, "color": "0.25"}),
+    for y, line, size, style in (
+        (0.2, title, LARGE, {"weight": "bold"}),
+        (0.47, text, 10.5, {"color": "0.25"}),
     ):
-        figure.text(left / width, 1 - y / height, plain_text(line), va="top", **style)
+        # Bold letters are wider.
+        whole = plain_text(line, width - 2 * left, size * (1.15 if "weight" in style else 1))
+        figure.text(left / width, 1 - y / height, whole, va="top", fontsize=size, **style)
 
 
 def to_display(images: Float[Array, "*any"], value_range: tuple[float, float]) -> np.ndarray:

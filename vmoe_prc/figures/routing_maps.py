@@ -19,6 +19,7 @@ from vmoe_prc.figures.palette import expert_colors
 from vmoe_prc.figures.panels import (
     DIFFERENT_COLOR,
     MEDIUM,
+    NAME_LETTERS,
     NO_MATCH_STYLE,
     SMALL,
     Margins,
@@ -29,6 +30,7 @@ from vmoe_prc.figures.panels import (
     mark_patches,
     place_panels,
     plain_text,
+    shorten,
     show_image,
     show_routing,
     show_second_choices,
@@ -105,7 +107,9 @@ def routing_map_figure(
     for n, image in enumerate(images):
         show_image(axes[0][n], image)
         if labels is not None:
-            axes[0][n].set_title(plain_text(labels[n]), fontsize=MEDIUM, color="0.25", pad=4)
+            axes[0][n].set_title(
+                plain_text(labels[n], _PANEL), fontsize=MEDIUM, color="0.25", pad=4
+            )
         for row, routing in zip(axes[1:], routings.values(), strict=True):
             _show_map(row[n], image, routing[n], second=True)
     for row, name in zip(axes, ("image", *routings), strict=True):
@@ -203,9 +207,10 @@ def comparison_figure(
         for view, text in enumerate((f"{name}\nview 0", "view 1")):
             # From the left: a long name may reach over both views.
             axis = axes[0][2 * i + view]
-            axis.set_title(plain_text(text), loc="left", fontsize=SMALL, color="0.25", pad=4)
+            text = plain_text(text, 2 * _PANEL + _GAP, SMALL)
+            axis.set_title(text, loc="left", fontsize=SMALL, color="0.25", pad=4)
     shares = [
-        f"{name}: {same.mean():.1%}" if same.size else f"{name}: no match"
+        f"{shorten(name, NAME_LETTERS)}: {f'{same.mean():.1%}' if same.size else 'no match'}"
         for name, same in agreement.items()
     ]
     text = "matched patches here with the same first expert \N{EN DASH} " + ", ".join(shares)
@@ -255,7 +260,10 @@ def _distances(groups, size: float) -> list[float]:
 
 
 def _name_row(axes: Axes, name: str) -> None:
-    axes.set_ylabel(plain_text(name), fontsize=SMALL, color="0.25")
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    height = axes.get_position().height * figure.get_size_inches()[1]
+    axes.set_ylabel(plain_text(name, height, SMALL), fontsize=SMALL, color="0.25")
 
 
 def _changes_text(routings: Mapping[str, PatchRouting], last: str, unit: str) -> str:
@@ -263,8 +271,10 @@ def _changes_text(routings: Mapping[str, PatchRouting], last: str, unit: str) ->
         name: np.mean(routing.first[:, -1] != routing.first[:, 0])
         for name, routing in routings.items()
     }
-    shares = ", ".join(f"{name}: {share:.1%}" for name, share in changes.items())
-    return f"columns: {unit}; patches with another first expert at {last} \N{EN DASH} {shares}"
+    shares = ", ".join(
+        f"{shorten(name, NAME_LETTERS)}: {share:.1%}" for name, share in changes.items()
+    )
+    return f"columns: {unit}; another first expert at {last} \N{EN DASH} {shares}"
 
 
 @dataclasses.dataclass(frozen=True)

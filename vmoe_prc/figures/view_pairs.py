@@ -98,7 +98,9 @@ def routing_pairs_figure(
         _join(figure, panels[2:], rows[n], same[n], grid)
         _note(figure, panels[2:], same[n])
         if labels is not None:
-            panels[0].set_ylabel(plain_text(labels[n]), fontsize=MEDIUM, color="0.25")
+            panels[0].set_ylabel(
+                plain_text(labels[n], _PANEL * height / width), fontsize=MEDIUM, color="0.25"
+            )
     for axis, title in zip(axes[0], ("view 0", "view 1") * 2, strict=True):
         axis.set_title(title, fontsize=MEDIUM, color="0.35", pad=4)
     title = "Which expert sees which patch" + (f" \N{EN DASH} {block}" if block else "")

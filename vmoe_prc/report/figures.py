@@ -114,7 +114,9 @@ def differences_figure(table: DifferenceTable) -> Figure:
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(table.rows)), [plain_text(row.name) for row in table.rows])
+    panels[0].set_yticks(
+        range(len(table.rows)), [plain_text(row.name, 3, 10) for row in table.rows]
+    )
     panels[0].set_ylim(len(table.rows) - 0.5, -0.5)  # the first comparison at the top
     return figure
 

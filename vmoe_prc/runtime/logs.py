@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging as standard_logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from absl import logging
 from etils import epath
+
+from vmoe_prc.errors import MEMORY_ADVICE
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -33,22 +36,33 @@ def setup_logging(quiet: bool = False) -> None:
         handler.addFilter(_first_line_of_others)
 
 
+# Made early: there is no memory for it later.
+_OUT_OF_MEMORY = f"error: out of memory in a thread of a library; {MEMORY_ADVICE}\n".encode()
+
+
 def log_errors_of_threads() -> None:
-    """Logs errors that C++ code of libraries prints in its threads, as one line.
+    """Logs errors that C++ code of libraries cannot raise in its threads, as one line.
 
     Orbax stops at the first array that cannot be read, and raises; the reads of the other arrays
-    then end in threads without an event loop, each with a traceback.
+    then end in threads without an event loop, each with a traceback. Where memory runs out in
+    such a thread, the process ends with status 1: TensorStore could not say that an array is
+    written, and the checkpoint would be waited for without end.
     """
     sys.unraisablehook = _log_unraisable
 
 
 def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     # Errors of Python's own code, as in `__del__`, name an object.
-    if unraisable.object is None and threading.current_thread() is not threading.main_thread():
+    if unraisable.object is not None:
+        sys.__unraisablehook__(unraisable)
+    elif unraisable.exc_type is MemoryError:
+        os.write(2, _OUT_OF_MEMORY)
+        os._exit(1)
+    elif threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(unraisable)
+    else:
         kind, error = unraisable.exc_type.__name__, unraisable.exc_value
         logging.warning("a thread of a library: %s: %s", kind, error)
-    else:
-        sys.__unraisablehook__(unraisable)
 
 
 class _ShortFormatter(standard_logging.Formatter):

@@ -53,7 +53,8 @@ def specialisation_figure(
         f"{summary['dropped']:.1%} of the choices dropped; the expert of a token tells "
         f"{summary['class_information']:.2f} nats of its class"
     )
-    figure.suptitle(plain_text(whole), fontsize=LARGE, weight="bold", x=0.012, ha="left")
+    whole = plain_text(whole, 11.7, 1.15 * LARGE)
+    figure.suptitle(whole, fontsize=LARGE, weight="bold", x=0.012, ha="left")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.08), squeeze=False).ravel()
     load, classes, entropy = above.subplots(1, 3, width_ratios=(1, 1.6, 1))
     _draw_load(load, tables.experts)
@@ -119,7 +120,11 @@ def _draw_classes(axes: Axes, classes: pd.DataFrame, class_names: Sequence[str] 
 def _name_classes(axes: Axes, classes: Sequence[int], names: Sequence[str] | None) -> None:
     titles = [names[label] if names else str(label) for label in classes]
     upright = max(map(len, titles)) * len(titles) > _MOST_LETTERS
-    axes.set_xticks(range(len(titles)), map(plain_text, titles), rotation=90 if upright else 0)
+    axes.set_xticks(
+        range(len(titles)),
+        [plain_text(title, 1.6, SMALL) for title in titles],
+        rotation=90 if upright else 0,
+    )
 
 
 def _draw_entropy(axes: Axes, entropy: pd.DataFrame, summary: pd.Series) -> None:

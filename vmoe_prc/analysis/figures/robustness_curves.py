@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from vmoe_prc.evaluation.agreement import ALL_BLOCKS
 from vmoe_prc.figures.palette import LineStyle, line_styles
-from vmoe_prc.figures.panels import plain_text
+from vmoe_prc.figures.panels import NAME_LETTERS, plain_text, shorten
 
 PANELS = {
     "changed": "tokens whose experts change (%)",
@@ -49,7 +49,7 @@ def robustness_figure(
                 with_drops = f"{column}_with_drops"
                 if with_drops in part and (part["dropped"] > 0).any():
                     means = (scale * levels[with_drops]).groupby("level").mean()
-                    name = plain_text(f"{run}, with dropped tokens")
+                    name = plain_text(f"{shorten(run, NAME_LETTERS)}, with dropped tokens")
                     axes.plot(means, color=styles[run].color, lw=0.9, ls=(0, (1, 1.5)), label=name)
             axes.set(xlabel=f"{kind} ({units[kind]})", ylabel=label)
             axes.set_ylim(0, 102 if column == "accuracy" else None)
@@ -72,5 +72,5 @@ def _draw_line(axes: Axes, values: pd.Series, style: LineStyle, label: str) -> N
         linestyle=style.dashes,
         marker=style.marker,
         markersize=4,
-        label=plain_text(label),
+        label=plain_text(shorten(label, NAME_LETTERS)),
     )
