@@ -212,7 +212,10 @@ def run(args: argparse.Namespace, data_dir: str) -> None:
     print(timing.format_table(rows))
     resume.write(data_dir, args.examples)
     splits = [resume.open_records(data_dir, workers, size=SIZE) for workers in args.workers]
-    ends = [epochs(split, args.epochs, args.pace) for split in splits]
+    ends = []
+    for split in splits:
+        ends.append(epochs(split, args.epochs, args.pace))
+        print(ends[-1], flush=True)
     print(f"\n{args.epochs} epochs of {args.examples:,} images")
     timing.report(args, ends, rates=rows)
     print(f"CPU at an end: {cpu_at_ends(splits[0], CPU_EPOCHS):.2f}")
