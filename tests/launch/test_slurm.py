@@ -105,16 +105,30 @@ def test_a_task_that_is_killed_is_tried_again(cluster, program, tmp_path):
     assert len(calls(tmp_path, 1)) == 2
 
 
-@pytest.mark.parametrize("status", [75, 1])
-def test_a_job_is_queued_again(cluster, program, tmp_path, status):
-    job = program(f"exit {status}")
+def queued_again(job, cluster):
     # Slurm starts it again after two minutes; that it waits in the queue is enough.
     waiting = slurm_cluster.wait_for(job, cluster, "PENDING", "REQUEUED")
     while waiting["JobState"] != "PENDING" or waiting["Restarts"] == "0":
         time.sleep(0.3)
         waiting = slurm_cluster.state(job, cluster)
     assert waiting["Restarts"] == "1"
+
+
+@pytest.mark.parametrize("status", [75, 1])
+def test_a_job_is_queued_again(cluster, program, tmp_path, status):
+    job = program(f"exit {status}")
+    queued_again(job, cluster)
     assert len(calls(tmp_path, 0)) == {75: 1, 1: 3}[status]
+    subprocess.run(["scancel", job], env=cluster, check=True)
+
+
+def test_only_the_run_of_an_array_that_was_interrupted_is_queued_again(cluster, program):
+    # Slurm gives the last job of an array the number of the array.
+    text = "[[ $* == *--only=1* ]] && exit 75; exit 0"
+    job = program(text, script=STUDY_SCRIPT, options=["--array=0-1%1", "--nodes=1"])
+    slurm_cluster.wait_for(f"{job}_0", cluster, "COMPLETED")
+    queued_again(f"{job}_1", cluster)
+    assert slurm_cluster.state(f"{job}_0", cluster)["JobState"] == "COMPLETED"
     subprocess.run(["scancel", job], env=cluster, check=True)
 
 
