@@ -70,6 +70,23 @@ def test_writing_does_not_wait_for_values(tmp_path):
     assert metrics.read_metrics(tmp_path / "m.jsonl")[0]["loss"] == 2.0
 
 
+def test_an_error_is_raised_by_a_later_call_and_every_writer_is_closed(tmp_path):
+    class FullDisk(JsonlWriter):
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+    path = tmp_path / "m.jsonl"
+    writer = writers.BackgroundWriter([FullDisk(tmp_path / "full.jsonl"), JsonlWriter(path)])
+    writer.write_scalars(1, {"loss": 1.0})
+    with pytest.raises(writers.WriteError, match="No space left") as error:
+        writer.flush()
+    assert isinstance(error.value.__cause__, OSError)
+    writer.write_scalars(2, {"loss": 0.5})
+    with pytest.raises(writers.WRITE_ERRORS, match="No space left"):
+        writer.close()
+    assert [record["step"] for record in metrics.read_metrics(path)] == [1, 2]
+
+
 def test_nan_and_infinities_are_valid_json(tmp_path):
     path = tmp_path / "m.jsonl"
     values = {"nan": jnp.nan, "up": np.float32(np.inf), "down": -math.inf}
