@@ -32,7 +32,11 @@ CROPS = "decode|two_views(224, (5, 100), (5, 100))"
 STAGES = {
     "crops": f"{CROPS}|{FINISH}",
     "crops, flips": f"{CROPS}|flip_lr|{FINISH}",
-    "crops, flips, RandAugment": f"{CROPS}|flip_lr|randaug(2, 10)|{FINISH}",
+    "crops, flips, RandAugment": f"{CROPS}|flip_lr|randaug(2, 10, variant='corrected')|{FINISH}",
+    "as PRC's program": (
+        "decode|two_views(224, (5, 100), (5, 100), truncate=True)|flip_lr"
+        f"|randaug(2, 10, variant='prc')|{FINISH}"
+    ),
     "evaluation": f"decode|resize_small(256)|central_crop(224)|{FINISH}",
 }
 # The name of the baseline, not a preprocessing string.

@@ -1,7 +1,9 @@
 """Runs that start from the parameters of another run or file."""
 
+import json
 import pathlib
 
+import cv2
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_
 from vmoe_prc.steps.train import make_train_step
 from vmoe_prc.train.initialization import initialize
 
+TIMM = pathlib.Path(__file__).parents[1] / "data" / "golden" / "torch_vits" / "timm_vit"
 RELEASED = pathlib.Path(__file__).parents[1] / "data" / "golden" / "vmoe_checkpoint" / "vmoe_tiny"
 KERNEL = "params/Encoder/encoderblock_1/Moe/Mlp/Dense_0/kernel"
 OPTIONS = {
@@ -156,6 +159,31 @@ def test_an_upcycled_model_computes_what_the_dense_one_does(tmp_path):
         for model, s in ((dense, dense_state), (sparse, state))
     ]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_model_of_timm_fine_tunes_as_v_moe_with_prc_on_a_class_folder(three_steps, tmp_path):
+    """By one command."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+                cv2.imwrite(str(tmp_path / split / name / f"{i}.jpg"), pixels)
+    arguments = f"dir={tmp_path},pretrained={TIMM},size=8,moe_layers=1,experts=4"
+    splits = ("train", "test", "test_pairs")
+    places = {f"dataset.{split}.data_dir": tmp_path / "data" for split in splits}
+    workdir = three_steps(f"configs/folder_prc.py:{arguments}", **places)
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["consistency"]["name"] == "prc"
+    assert config["model"]["encoder"]["moe"]["num_experts"] == 4
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 3 and 0 <= last["test_pairs/top1"] <= 1
+    # Three steps have changed the first block of timm's model by little.
+    name = "params/Encoder/encoderblock_0/LayerNorm_0/scale"
+    start, trained = (read_params(str(place))[name] for place in (TIMM, workdir))
+    assert 0 < np.abs(trained - start).max() < 0.1
 
 
 def test_a_checkpoint_that_cannot_be_used(tmp_path):
