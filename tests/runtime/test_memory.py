@@ -4,6 +4,7 @@ import resource
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from vmoe_prc.errors import RunError
@@ -17,6 +18,9 @@ def test_a_compiled_step_has_to_fit(monkeypatch):
     device = jax.devices()[:1]
     # Two arguments, and what is sorted.
     monkeypatch.setattr(memory, "host_memory", lambda: 4 * size)
+    memory.check_program_fits(step, arguments, device, copied=size // 2)
+    with pytest.raises(RunError, match=r"out of memory"):
+        memory.check_program_fits(step, arguments, device, copied=2 * size)
     memory.check_program_fits(step, arguments, device)
     monkeypatch.setattr(memory, "host_memory", lambda: 5 * size // 2)
     with pytest.raises(RunError, match=r"out of memory: a step of .* needs .* GiB .*; use smaller"):
@@ -38,4 +42,9 @@ def test_limits_of_groups_and_processes_count(tmp_path, monkeypatch):
     (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text(f"{whole // 3}\n")
     assert memory.device_memory(jax.devices()[:1]) == whole // 3
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (whole // 4, resource.RLIM_INFINITY))
-    assert memory.device_memory(jax.devices()[:1]) == whole // 4
+    assert memory.host_memory() == whole // 4
+    # What libraries have taken by now is not there any more.
+    used = whole // 4 - memory.device_memory(jax.devices()[:1])
+    assert used > 100 * 2**20
+    held = np.ones(2**27, np.uint8)
+    assert whole // 4 - memory.device_memory(jax.devices()[:1]) >= used + held.nbytes // 2

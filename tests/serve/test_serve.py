@@ -88,6 +88,17 @@ def test_a_picture_is_classified_and_routed_as_in_python(server, models):
         assert found["matches"] == list(range(len(block["experts"])))
 
 
+def test_a_photo_of_a_phone_is_taken_as_it_is(server, models):
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.open(io.BytesIO(picture()))).save(file, quality=90)
+    status, answer = ask_json(server, "/api/images", file.getvalue())
+    assert status == 200, answer
+    found = look(server, answer["image"])[1][0]["classes"]
+    (prediction,) = models[0].predict([file.getvalue()])
+    assert [name for name, _ in found] == list(prediction.classes)
+
+
 def test_changes_move_patches_and_their_matches(server):
     _, answer = ask_json(server, "/api/images", picture())
     _, answers = look(server, answer["image"], noise=0.4, right=0.5)

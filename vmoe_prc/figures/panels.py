@@ -103,13 +103,14 @@ def _letters(letter: str) -> int:
 def headline(figure: Figure, left: float, title: str, text: str) -> None:
     """Writes a title and a line below it at the top, `left` inches from the left."""
     width, height = figure.get_size_inches()
-    for y, line, size, style in (
-        (0.2, title, LARGE, {"weight": "bold"}),
-        (0.47, text, 10.5, {"color": "0.25"}),
+    # Bold letters are wider.
+    for y, line, size, color, weight, wider in (
+        (0.2, title, LARGE, "black", "bold", 1.15),
+        (0.47, text, 10.5, "0.25", "normal", 1.0),
     ):
-        # Bold letters are wider.
-        whole = plain_text(line, width - 2 * left, size * (1.15 if "weight" in style else 1))
-        figure.text(left / width, 1 - y / height, whole, va="top", fontsize=size, **style)
+        style = {"fontsize": size, "color": color, "weight": weight, "va": "top"}
+        whole = plain_text(line, width - 2 * left, wider * size)
+        figure.text(left / width, 1 - y / height, whole, fontdict=style)
 
 
 def to_display(images: Float[Array, "*any"], value_range: tuple[float, float]) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The memory of devices and hosts, and whether a compiled step fits it."""
 
-import contextlib
 import itertools
 import math
 import os
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,14 @@ import jax
 from vmoe_prc.errors import MEMORY_ADVICE, RunError
 from vmoe_prc.runtime.control_groups import groups
 
+_STATUS = pathlib.Path("/proc/self/status")
 # Limits of both versions of control groups.
 _GROUP_LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
-def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[Any]) -> None:
+def check_program_fits(
+    step: Any, arguments: Sequence[Any], devices: Sequence[Any], copied: int = 0
+) -> None:
     """Checks that a compiled step fits the memory of the host, where the devices are CPUs.
 
     Linux would end the program in the middle of the step, without a word, or XLA would wait
@@ -26,6 +30,7 @@ def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[An
       step: The jitted step; it is compiled if it has not been.
       arguments: Its arguments, or their shapes, dtypes and shardings.
       devices: Devices of this process.
+      copied: Bytes of a device that are copied beside it, for a checkpoint.
 
     Raises:
       RunError: If it does not fit.
@@ -33,14 +38,17 @@ def check_program_fits(step: Any, arguments: Sequence[Any], devices: Sequence[An
     if devices[0].platform != "cpu":
         return
     sizes = step.lower(*arguments).compile().memory_analysis()
-    needed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    needed += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-    limit = host_memory() // len(devices)
-    if needed > limit:
-        raise RunError(
-            f"out of memory: a step of training or evaluation needs {needed / 2**30:,.1f} GiB per "
-            f"device, of which {limit / 2**30:,.1f} GiB are there; {MEMORY_ADVICE}"
-        )
+    new = sizes.output_size_in_bytes + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes + copied
+    # The arguments are in memory by now.
+    for needed, limit in (
+        (new + sizes.argument_size_in_bytes, host_memory() // len(devices)),
+        (new, free_memory() // len(devices)),
+    ):
+        if needed > limit:
+            raise RunError(
+                f"out of memory: a step of training or evaluation needs {needed / 2**30:,.1f} GiB "
+                f"per device, of which {limit / 2**30:,.1f} GiB are there; {MEMORY_ADVICE}"
+            )
 
 
 def device_bytes(tree: Any) -> int:
@@ -57,21 +65,45 @@ def device_memory(devices: Sequence[Any]) -> int | None:
       devices: Devices of this process.
     """
     if devices[0].platform == "cpu":
-        return host_memory() // len(devices)
+        return free_memory() // len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def host_memory() -> int:
     """Returns the bytes that this process may use: of the machine, its groups and its limits."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with contextlib.suppress(ImportError):  # Windows
-        import resource
-
-        limits = [resource.getrlimit(k)[0] for k in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-        sizes += [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    sizes += [limit for limit, _ in _limits()]
     for group, name in itertools.product(groups("memory"), _GROUP_LIMITS):
         try:
             sizes.append(int((group / name).read_text()))
         except (OSError, ValueError):  # There is none, or it is 'max'.
             continue
     return min(sizes)
+
+
+def free_memory() -> int:
+    """Returns `host_memory`, less what the process has taken of its limits.
+
+    Libraries and threads take about a GiB of them before a model is made.
+    """
+    return min([host_memory(), *(max(limit - _in_use(name), 0) for limit, name in _limits())])
+
+
+def _limits() -> list[tuple[int, str]]:
+    """Returns the limits of this process, and the name in /proc of what they are for."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    kinds = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+    limits = [(resource.getrlimit(kind)[0], name) for kind, name in kinds]
+    return [(limit, name) for limit, name in limits if limit != resource.RLIM_INFINITY]
+
+
+def _in_use(name: str) -> int:
+    """Returns a number of bytes of this process in /proc, 0 where there is none."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    except OSError:  # macOS
+        return 0
+    return 1024 * int(found[1]) if found else 0

@@ -2,17 +2,15 @@
 
 import collections
 import dataclasses
-import io
 import secrets
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from jaxtyping import UInt8
 
+from vmoe_prc.data.ops.decoding import check_size
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.figures.interactive import expert_hex_colors, patch_choices, picture_url
 from vmoe_prc.predict.model import ImageRouting, TrainedModel
@@ -70,7 +68,10 @@ class Gallery:
         Raises:
           RefusedError: If it is no picture, or too large.
         """
-        _check_size(encoded)
+        try:
+            check_size(encoded, MAX_PIXELS)
+        except BadExampleError as error:
+            raise RefusedError(f"cannot be read as a picture: {error}") from None
         with self._lock:
             seen = tuple(self._see(model, encoded) for model in self._models)
             name = secrets.token_urlsafe(9)
@@ -145,22 +146,6 @@ class Gallery:
         low, high = model.preprocessing.value_range
         picture = np.rint((pixels - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
         return _Seen(picture, _route(model, picture)[1])
-
-
-def _check_size(encoded: bytes) -> None:
-    """Refuses pictures of too many pixels by their headers; decoders judge everything else."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(io.BytesIO(encoded)) as image:
-                height, width = image.height, image.width
-    except PIL.Image.DecompressionBombError:
-        raise RefusedError(f"more than {MAX_PIXELS:,} pixels") from None
-    except Exception:
-        # Pillow raises anything for damaged files.
-        raise RefusedError("cannot be read as a picture") from None
-    if height * width > MAX_PIXELS:
-        raise RefusedError(f"{width:,} x {height:,} pixels are more than {MAX_PIXELS:,}")
 
 
 def _route(model: TrainedModel, picture: np.ndarray) -> tuple[np.ndarray, dict[str, ImageRouting]]:

@@ -15,7 +15,8 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ import tensorflow as tf
 from jaxtyping import UInt8
 
 from vmoe_prc.data.ops.registry import BadExampleError
+
+_Read = TypeVar("_Read")
 
 # 805 MB of RGB. A larger picture is refused before memory is taken for it.
 MAX_PIXELS = 2**28
@@ -76,6 +79,30 @@ def decode_image(
         picture = None if background is None else decode_transparent(encoded)
         pixels = _decode_other(encoded) if picture is None else _on_gray(picture, background or 0)
     return _upright(pixels, find_orientation(encoded)) if orient else pixels
+
+
+def check_size(encoded: bytes, most: int) -> None:
+    """Reads the header of an image of any format.
+
+    Args:
+      encoded: The file.
+      most: Pixels that it may have.
+
+    Raises:
+      BadExampleError: If it has more, or is no image.
+    """
+    if _is_heif(encoded):
+        width, height = _read_heif(encoded, lambda image: image.size)
+    else:
+        try:
+            with _quiet(), PIL.Image.open(io.BytesIO(encoded)) as image:
+                width, height = image.size
+        except PIL.Image.DecompressionBombError:
+            raise BadExampleError(f"more than {most:,} pixels") from None
+        except Exception:
+            # Pillow raises anything for damaged files.
+            raise BadExampleError("no image of a known format") from None
+    _check_size(height, width, most)
 
 
 def find_orientation(encoded: bytes) -> int:
@@ -202,6 +229,11 @@ def _decode_heif(encoded: bytes, background: int | None) -> UInt8[np.ndarray, "H
 
 
 def _open_heif(encoded: bytes) -> PIL.Image.Image:
+    return _read_heif(encoded, lambda image: image.to_pillow())
+
+
+def _read_heif(encoded: bytes, read: Callable[[Any], _Read]) -> _Read:
+    """Opens a HEIC image of at most MAX_PIXELS, of which no pixel is decoded yet; reads it."""
     try:
         import pillow_heif  # pyright: ignore[reportMissingImports] -- optional
     except ModuleNotFoundError:
@@ -209,7 +241,7 @@ def _open_heif(encoded: bytes) -> PIL.Image.Image:
     try:
         image = pillow_heif.open_heif(encoded, convert_hdr_to_8bit=True)
         _check_size(image.size[1], image.size[0])
-        return image.to_pillow()
+        return read(image)
     except BadExampleError:
         raise
     except Exception as error:
@@ -217,9 +249,9 @@ def _open_heif(encoded: bytes) -> PIL.Image.Image:
         raise BadExampleError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise BadExampleError(f"{height:,}x{width:,} pixels are more than {MAX_PIXELS:,}")
+def _check_size(height: int, width: int, most: int = MAX_PIXELS) -> None:
+    if height * width > most:
+        raise BadExampleError(f"{height:,}x{width:,} pixels are more than {most:,}")
 
 
 def _find_size(encoded: bytes) -> tuple[int, int]:
