@@ -23,7 +23,9 @@ import ml_collections
 def get_config(arguments):
     return ml_collections.ConfigDict({
         "config": "benchmarks/soak.py", "seeds": (0,),
-        "arms": ({"name": "a", "arguments": "6"}, {"name": "b", "arguments": "7"}),
+        "arms": (
+            {"name": "short", "arguments": "6"}, {"name": "endless", "arguments": "1000000"},
+        ),
     })
 """
 
@@ -76,6 +78,26 @@ def queued_again(job, cluster, restarts):
         time.sleep(0.5)
 
 
+def is_preempted(job, cluster, workdir):
+    """Lets another job take all nodes: SIGTERM, a checkpoint, status 75, and the queue.
+
+    Returns:
+      The step of the checkpoint.
+    """
+    options = ["--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
+    slurm(cluster, "sbatch", *options, "--wrap=true")
+    queued_again(job, cluster, 1)
+    return newest(workdir)
+
+
+def stop_by_hand(job, cluster, restarts):
+    """Ends a job for good, as docs/CLUSTERS.md says; it has started anew so many times."""
+    slurm(cluster, "scontrol", "update", f"JobId={job}", "Requeue=0")
+    slurm(cluster, "scancel", "--signal=TERM", job)
+    ended = slurm_cluster.wait_for(job, cluster, "FAILED", seconds=START_SECONDS)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", str(restarts))
+
+
 def test_a_run_that_is_preempted_and_loses_a_node_resumes_each_time(cluster, tmp_path):
     workdir, output = tmp_path / "run", tmp_path / "out"
     data = [f"--config.dataset.{s}.data_dir={tmp_path / 'data'}" for s in ("train", "test")]
@@ -83,18 +105,7 @@ def test_a_run_that_is_preempted_and_loses_a_node_resumes_each_time(cluster, tmp
     job = submit(cluster, "slurm.sbatch", output, ["--nodes=2"], arguments)
     passes(workdir, 10)
 
-    # Another job takes all nodes: SIGTERM, a checkpoint, status 75, and the queue.
-    slurm(
-        cluster,
-        "sbatch",
-        "--partition=urgent",
-        "--nodes=3",
-        "--exclusive",
-        "--output=/dev/null",
-        "--wrap=true",
-    )
-    queued_again(job, cluster, 1)
-    preempted = newest(workdir)
+    preempted = is_preempted(job, cluster, workdir)
     passes(workdir, preempted)
     text = output.read_text()
     assert f"preempted: checkpoint saved at step {preempted};" in text
@@ -107,10 +118,7 @@ def test_a_run_that_is_preempted_and_loses_a_node_resumes_each_time(cluster, tmp
     passes(workdir, lost)
     assert slurm_cluster.state(job, cluster)["NodeList"] == "node[1,3]"
 
-    slurm(cluster, "scontrol", "update", f"JobId={job}", "Requeue=0")
-    slurm(cluster, "scancel", "--signal=TERM", job)
-    ended = slurm_cluster.wait_for(job, cluster, "FAILED", seconds=START_SECONDS)
-    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "2")
+    stop_by_hand(job, cluster, restarts=2)
 
 
 def test_a_wrong_configuration_is_final(cluster, tmp_path):
@@ -123,7 +131,7 @@ def test_a_wrong_configuration_is_final(cluster, tmp_path):
     assert "config.seeds" in (tmp_path / "out").read_text()
 
 
-def test_a_study_is_an_array_of_runs_of_two_processes(cluster, tmp_path):
+def test_a_study_is_an_array_of_runs_of_two_processes_one_of_them_preempted(cluster, tmp_path):
     (tmp_path / "study.py").write_text(STUDY)
     command = [f"--study={tmp_path / 'study.py'}", f"--workdir={tmp_path / 'study'}"]
 
@@ -138,16 +146,22 @@ def test_a_study_is_an_array_of_runs_of_two_processes(cluster, tmp_path):
 
     assert states() == ["new", "new"]
     options = ["--array=0-1%1", "--nodes=2"]
-    job = submit(cluster, "slurm_study.sbatch", tmp_path / "out-%a", options, command)
-    slurm_cluster.wait_for(f"{job}_0", cluster, "COMPLETED", seconds=START_SECONDS)
+    array = submit(cluster, "slurm_study.sbatch", tmp_path / "out-%a", options, command)
+    slurm_cluster.wait_for(f"{array}_0", cluster, "COMPLETED", seconds=START_SECONDS)
     assert states()[0] == "done"
-    study("--collect")
-    assert "1 of 2 runs" in (tmp_path / "study" / "tables.md").read_text()
-    slurm_cluster.wait_for(f"{job}_1", cluster, "COMPLETED", seconds=START_SECONDS)
-    assert states() == ["done", "done"]
     assert study("--collect").count("\n") > 3
-    assert "2 of 2 runs" in (tmp_path / "study" / "tables.md").read_text()
-    # Both processes have written their parts.
-    for arm in ("a", "b"):
-        saved = tmp_path / "study" / "runs" / arm / "seed=0" / "checkpoints"
-        assert list(saved.glob("*/default/ocdbt.process_1"))
+    assert "1 of 2 runs" in (tmp_path / "study" / "tables.md").read_text()
+
+    job, workdir = f"{array}_1", tmp_path / "study" / "runs" / "endless" / "seed=0"
+    passes(workdir, 5)
+    preempted = is_preempted(job, cluster, workdir)
+    passes(workdir, preempted)
+    text = (tmp_path / "out-1").read_text()
+    # By both processes.
+    assert text.count(f"preempted: checkpoint saved at step {preempted};") == 2
+    assert f"resuming after step {preempted} of" in text
+    # The runs that are done are not queued again.
+    queue = ["squeue", "--noheader", "--format=%F_%K"]
+    queued = subprocess.run(queue, env=cluster, capture_output=True, text=True, check=True).stdout
+    assert queued.split() == [job]
+    stop_by_hand(job, cluster, restarts=1)
