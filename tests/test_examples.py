@@ -34,6 +34,7 @@ def config(tmp_path_factory):
     return complete(override(recipe, changes))
 
 
+@pytest.mark.slow
 def test_a_run_uses_all_of_them(config, tmp_path):
     summary = loop.train_and_evaluate(config, tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
