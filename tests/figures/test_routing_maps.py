@@ -111,7 +111,10 @@ def test_long_names_stay_in_their_places():
     ]
     for figure in figures:
         assert_apart(figure)
-    assert all(f"seed={seed}: " in text(figures[1]) for seed in range(2))
+    # Names keep their ends, and the line below the title its own.
+    titles = [axes.get_title(loc="left") for axes in figures[0].axes]
+    assert all(any(f"seed={seed}\n" in title for title in titles) for seed in range(2))
+    assert "seed=1: " in text(figures[1])
 
 
 def assert_apart(figure):

@@ -27,9 +27,9 @@ _INSET = 0.46
 SMALL, MEDIUM, LARGE = 8.5, 9.0, 13.0
 DIFFERENT_COLOR = "#C1121F"
 # Width of a letter in the font of figures, as a share of its size, on average.
-_LETTER_WIDTH = 0.56
+_LETTER_WIDTH = 0.62
 # Letters of the name of a run in a line of text.
-NAME_LETTERS = 16
+NAME_LETTERS = 14
 
 
 class Margins(NamedTuple):
