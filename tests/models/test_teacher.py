@@ -1,6 +1,7 @@
 """Routers that learn from routers on a frozen dense teacher, by the definitions of TGR-MoE."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +39,16 @@ def test_the_teacher_gates_are_those_of_a_linear_router_on_its_mlps_inputs():
 
     encoder = {"num_layers": 2, "mlp_dim": 24, "num_heads": 4}
     dense = VisionTransformerMoe(None, (8, 8), 16, encoder, deterministic=True)
-    _, seen = dense.apply(
-        {"params": params["Teacher"]},
-        IMAGES,
-        capture_intermediates=lambda module, _: module.name == "LayerNorm_1",
-    )
+    capture = {"capture_intermediates": lambda module, _: module.name == "LayerNorm_1"}
+    observe = jax.jit(functools.partial(dense.apply, **capture))
+    _, seen = observe({"params": params["Teacher"]}, IMAGES)
     features = seen["intermediates"]["Encoder"]["encoderblock_1"]["LayerNorm_1"]["__call__"][0]
     gates = jax.nn.softmax(features @ params["TeacherRouter_1"]["kernel"])
     routing = routings["encoderblock_1"]
     np.testing.assert_allclose(
         routing.teacher_gates, gates.reshape(routing.gates.shape), rtol=1e-4, atol=1e-6
     )
-    evaluated = guided.clone(deterministic=True).apply({"params": params}, IMAGES)
+    evaluated = jax.eval_shape(guided.clone(deterministic=True).apply, {"params": params}, IMAGES)
     assert evaluated[1]["encoderblock_1"].teacher_gates is None
 
 
