@@ -69,11 +69,14 @@ def passes(workdir, step):
 
 
 def queued_again(job, cluster, restarts):
-    """Waits until the job is queued again, and lets it start; Slurm itself waits two minutes."""
+    """Waits until the job is queued again, and lets it start soon; Slurm itself waits two minutes.
+
+    In the second in which a node has ended a job it refuses the next start of that job.
+    """
     while True:
         state = slurm_cluster.wait_for(job, cluster, "PENDING", seconds=START_SECONDS)
         if state["Restarts"] == str(restarts):
-            slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")
+            slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now+5seconds")
             return
         time.sleep(0.5)
 
