@@ -280,9 +280,13 @@ def _read_first(manager: ocp.CheckpointManager, step: int, names: Sequence[str])
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Reads and writes trees of arrays on devices."""
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    """Reads and writes trees of arrays and numbers."""
+    types = ocp.type_handlers
+    arrays = types.ArrayHandler(min_slice_bytes_for_replica_parallel=_SMALLEST_PART)
+    numbers = [(kind, types.ScalarHandler()) for kind in (int, float, np.number)]
+    registry = types.create_type_handler_registry(
+        *numbers, (np.ndarray, types.NumpyHandler()), (jax.Array, arrays)
+    )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
