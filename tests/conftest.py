@@ -31,11 +31,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from vmoe_prc.runtime.quiet_start import quiet_tensorflow
-
-# As the programs do, without Keras.
-quiet_tensorflow()
-
 settings.register_profile("vmoe_prc", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("vmoe_prc")
 

@@ -107,7 +107,7 @@ def test_the_drawing_of_the_packages_is_current():
 
 
 def run_without_tensorflow(code):
-    blocked = "import sys; sys.modules['tensorflow'] = None\n"
+    blocked = "import sys; sys.modules['tensorflow'] = sys.modules['clu'] = None\n"
     return subprocess.run(
         [sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False
     )

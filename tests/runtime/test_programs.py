@@ -55,9 +55,9 @@ class XlaRuntimeError(RuntimeError):
         (KeyboardInterrupt(), 130, "interrupted"),
         (FileNotFoundError(2, "No such file", "x"), 2, "error: [Errno 2] No such file: 'x'"),
         (
-            ModuleNotFoundError("No module named 'cv2'", name="cv2"),
+            ModuleNotFoundError("No module named 'clu'", name="clu"),
             2,
-            'error: cv2 is not installed: pip install "vmoe_prc[data]"',
+            'error: clu is not installed: pip install "vmoe_prc[data]"',
         ),
         (
             ModuleNotFoundError("No module named 'jinja2'", name="jinja2"),
@@ -78,7 +78,7 @@ class XlaRuntimeError(RuntimeError):
 )
 @pytest.mark.usefixtures("not_a_user")
 def test_an_error_that_we_recognise_is_one_line(error, status, line, capsys, monkeypatch):
-    for name in ("cv2", "jinja2"):
+    for name in ("clu", "jinja2"):
         monkeypatch.setitem(sys.modules, name, None)  # As if they were not installed.
     assert run_program(raising(error), show_traceback=False) == status
     [printed] = capsys.readouterr().err.splitlines()

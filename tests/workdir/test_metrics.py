@@ -9,6 +9,7 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clu import metric_writers
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -41,7 +42,7 @@ def test_scalars_reach_both_files(tmp_path):
 
 def test_images_reach_tensorboard_only(tmp_path):
     writer = writers.create_writer(tmp_path)
-    writer.write_images(3, {"routing": np.zeros((1, 4, 5, 3), np.uint8)})
+    writer.write_images(3, {"routing": np.zeros((4, 5, 3), np.uint8)})
     writer.close()
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["tensors"] == ["routing"]
@@ -63,28 +64,11 @@ def test_writing_does_not_wait_for_values(tmp_path):
             assert arrived.wait(30)
             return np.asarray(2.0, dtype)
 
-    writer = writers.BackgroundWriter([JsonlWriter(tmp_path / "m.jsonl")])
+    writer = metric_writers.AsyncWriter(JsonlWriter(tmp_path / "m.jsonl"))
     writer.write_scalars(1, {"loss": SlowValue()})  # would time out, were it to wait
     arrived.set()
     writer.close()
     assert metrics.read_metrics(tmp_path / "m.jsonl")[0]["loss"] == 2.0
-
-
-def test_an_error_is_raised_by_a_later_call_and_every_writer_is_closed(tmp_path):
-    class FullDisk(JsonlWriter):
-        def flush(self):
-            raise OSError(28, "No space left on device")
-
-    path = tmp_path / "m.jsonl"
-    writer = writers.BackgroundWriter([FullDisk(tmp_path / "full.jsonl"), JsonlWriter(path)])
-    writer.write_scalars(1, {"loss": 1.0})
-    with pytest.raises(writers.WriteError, match="No space left") as error:
-        writer.flush()
-    assert isinstance(error.value.__cause__, OSError)
-    writer.write_scalars(2, {"loss": 0.5})
-    with pytest.raises(writers.WRITE_ERRORS, match="No space left"):
-        writer.close()
-    assert [record["step"] for record in metrics.read_metrics(path)] == [1, 2]
 
 
 def test_nan_and_infinities_are_valid_json(tmp_path):

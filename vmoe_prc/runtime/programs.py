@@ -30,7 +30,7 @@ CLOSED_PIPE_STATUS = 141
 # Modules that are not in the core, by the extra that installs them.
 EXTRAS = {
     "data": (
-        *("PIL", "array_record", "cv2", "filelock", "google_crc32c", "importlib_resources"),
+        *("PIL", "array_record", "clu", "cv2", "filelock", "google_crc32c", "importlib_resources"),
         *("matplotlib", "simplejpeg", "sklearn", "tensorboard", "tensorflow"),
         "tensorflow_datasets",
     ),

@@ -1,4 +1,4 @@
-"""Loads TensorFlow without the notes that it prints, and without Keras."""
+"""Keeps the notes that TensorFlow prints while it loads off the screen."""
 
 import contextlib
 import importlib.abc
@@ -20,10 +20,7 @@ _NOTES = re.compile(
 
 
 def quiet_tensorflow() -> None:
-    """Hides the notes of TensorFlow's start, if it is loaded later; other lines stay.
-
-    It is loaded without Keras, two fifths of the time, which `tf.keras` loads where it is used.
-    """
+    """Hides the notes of TensorFlow's start, if it is loaded later; other lines stay."""
     known = any(isinstance(finder, _Finder) for finder in sys.meta_path)
     if "tensorflow" not in sys.modules and not known:
         sys.meta_path.insert(0, _Finder())
@@ -56,28 +53,11 @@ class _Finder(importlib.abc.MetaPathFinder):
             def exec_module(module: types.ModuleType) -> None:
                 with contextlib.suppress(ValueError):
                     sys.meta_path.remove(self)
-                with without_notes(), _without_keras():
+                with without_notes():
                     execute(module)
 
             spec.loader.exec_module = exec_module
         return spec
-
-
-@contextlib.contextmanager
-def _without_keras() -> Iterator[None]:
-    """Makes TensorFlow's own import of Keras fail, an error that it ignores.
-
-    TensorFlow imports this module only for its effect on SavedModels with Keras's optimisers.
-    """
-    name = "keras.src.optimizers"
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 @contextlib.contextmanager

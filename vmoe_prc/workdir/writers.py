@@ -1,57 +1,28 @@
-"""Writers of metrics, to TensorBoard and to `metrics.jsonl`."""
+"""Writers of metrics, to TensorBoard and to `metrics.jsonl`; clu imports TensorFlow."""
 
-import collections
-import concurrent.futures
-import contextlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from clu import asynclib, metric_writers
 from etils import epath
 
 from vmoe_prc.workdir.layout import TENSORBOARD_FOLDER
 from vmoe_prc.workdir.loggers import MetricLogger
 from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
 
-
-class WriteError(Exception):
-    """A writer has failed in its thread; the cause is in `__cause__`."""
-
-
-# What a writer of `create_writer` raises where it cannot write.
-WRITE_ERRORS = (OSError, tf.errors.OpError, WriteError)
-
-
-@runtime_checkable
-class MetricWriter(Protocol):
-    """Writes the metrics of one run."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes NumPy, JAX or Python scalars."""
-        ...
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes figures, each (N, H, W, 3) uint8."""
-        ...
-
-    def flush(self) -> None:
-        """Writes what is pending."""
-        ...
-
-    def close(self) -> None:
-        """Writes what is pending; no other call follows."""
-        ...
+# What a writer of `create_writer` raises where it cannot write; the cause is in `__cause__`.
+WRITE_ERRORS = (OSError, tf.errors.OpError, asynclib.AsyncError)
 
 
 def create_writer(
     workdir: str | PathLike[str], *, process_index: int = 0, loggers: Sequence[MetricLogger] = ()
-) -> MetricWriter:
+) -> metric_writers.MetricWriter:
     """Creates the writer to TensorBoard and to `metrics.jsonl` in `workdir`, and to loggers.
 
     Writing happens in separate threads: the training loop waits for neither the disk
@@ -65,90 +36,44 @@ def create_writer(
       loggers: Loggers to write to as well.
     """
     if process_index != 0:
-        return BackgroundWriter([])
+        return metric_writers.MultiWriter([])
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    return BackgroundWriter(
+    return metric_writers.AsyncMultiWriter(
         [
-            _TensorBoardWriter(workdir / TENSORBOARD_FOLDER),
+            metric_writers.SummaryWriter(str(workdir / TENSORBOARD_FOLDER)),
             JsonlWriter(workdir / METRICS_FILE),
             *map(_LoggerWriter, loggers),
         ]
     )
 
 
-class BackgroundWriter:
-    """Calls writers in threads, one for each of them.
+class _ScalarWriter(metric_writers.MetricWriter):
+    """A writer that leaves all but scalars to others."""
 
-    A call that fails is raised by a later one as `WriteError`.
+    def write_summaries(self, step, values, metadata=None) -> None:
+        """Does nothing."""
 
-    Args:
-      writers: The writers.
-    """
+    def write_images(self, step, images) -> None:
+        """Does nothing."""
 
-    def __init__(self, writers: Sequence[MetricWriter]):
-        self._writers = [
-            (writer, ThreadPoolExecutor(1, type(writer).__name__)) for writer in writers
-        ]
-        self._pending: collections.deque[Future[None]] = collections.deque()
+    def write_videos(self, step, videos) -> None:
+        """Does nothing."""
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Writes NumPy, JAX or Python scalars, which need not be computed yet."""
-        self._call("write_scalars", step, scalars)
+    def write_audios(self, step, audios, *, sample_rate) -> None:
+        """Does nothing."""
 
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes figures, each (N, H, W, 3) uint8."""
-        self._call("write_images", step, images)
+    def write_texts(self, step, texts) -> None:
+        """Does nothing."""
 
-    def flush(self) -> None:
-        """Waits until all is written."""
-        self._call("flush")
-        concurrent.futures.wait(self._pending)
-        self._raise_errors()
+    def write_histograms(self, step, arrays, num_buckets=None) -> None:
+        """Does nothing."""
 
-    def close(self) -> None:
-        """Waits until all is written, and ends the threads."""
-        with contextlib.ExitStack() as stack:
-            for writer, thread in self._writers:
-                stack.callback(thread.shutdown)
-                stack.callback(writer.close)
-            self.flush()
-
-    def _call(self, method: str, *arguments: Any) -> None:
-        self._raise_errors()
-        for writer, thread in self._writers:
-            self._pending.append(thread.submit(getattr(writer, method), *arguments))
-
-    def _raise_errors(self) -> None:
-        while self._pending and self._pending[0].done():
-            if error := self._pending.popleft().exception():
-                raise WriteError(str(error)) from error
+    def write_hparams(self, hparams) -> None:
+        """Does nothing."""
 
 
-class _TensorBoardWriter:
-    """Writes scalars and images for TensorBoard."""
-
-    def __init__(self, directory: epath.Path):
-        self._writer = tf.summary.create_file_writer(str(directory))
-
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        with self._writer.as_default():
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value, step=step)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        with self._writer.as_default():
-            for name, batch in images.items():
-                tf.summary.image(name, batch, step=step, max_outputs=len(batch))
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _LoggerWriter:
+class _LoggerWriter(_ScalarWriter):
     """Writes scalars and images to a logger."""
 
     def __init__(self, logger: MetricLogger):
@@ -157,9 +82,9 @@ class _LoggerWriter:
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         self._logger.scalars(int(step), {name: float(x) for name, x in scalars.items()})
 
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
         for name, batch in images.items():
-            for pixels in batch:
+            for pixels in np.asarray(batch):
                 self._logger.image(int(step), name, pixels)
 
     def flush(self) -> None:
@@ -169,7 +94,7 @@ class _LoggerWriter:
         self._logger.close()
 
 
-class JsonlWriter:
+class JsonlWriter(_ScalarWriter):
     """Appends the scalars of each step as one line of JSON; see `vmoe_prc.workdir.metrics`.
 
     What is written for the same step in several calls is gathered in one line, which is
@@ -196,9 +121,6 @@ class JsonlWriter:
         if self._record and self._record["step"] != step:
             self.flush()
         self._record |= {"step": step, "time": round(time.time(), 3), **values}
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Does nothing."""
 
     def flush(self) -> None:
         """Writes out the line of the current step."""
