@@ -66,6 +66,8 @@ def get_config(arguments: str = ""):
 class RefusedConfigError(UserError, ValueError):
     """A configuration of another program that cannot be converted: one line for each field."""
 
+    _has_lines = True
+
 
 @dataclasses.dataclass
 class Log:

@@ -24,6 +24,13 @@ class UserError(Exception):
 
     exit_status = 2
 
+    # Whether the text has a line for each of several mistakes.
+    _has_lines = False
+
+    def __init__(self, message: str):
+        # Names of files may have line breaks.
+        super().__init__(message if self._has_lines else " ".join(message.splitlines()))
+
 
 class RunError(UserError, RuntimeError):
     """A run that cannot continue, such as when the disk is full."""

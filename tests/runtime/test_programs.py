@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from vmoe_prc.checkpoints import export
+from vmoe_prc.checkpoints.manager import CheckpointError
 from vmoe_prc.config import ConfigError
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.errors import PreemptedError, RunError
@@ -41,6 +42,13 @@ class XlaRuntimeError(RuntimeError):
     [
         (ConfigError("config.k", 9, "too large"), 2, "error: config.k = 9: too large"),
         (RunError("w: the disk is full"), 1, "error: w: the disk is full"),
+        # As names of files may have them.
+        (
+            ConfigError("config.k", "a\nb", "a\nb is gone"),
+            2,
+            "error: config.k = 'a\\nb': a b is gone",
+        ),
+        (CheckpointError("a\nb: damaged"), 2, "error: a b: damaged"),
         (
             PreemptedError(5),
             75,
