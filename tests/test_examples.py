@@ -10,12 +10,24 @@ import numpy as np
 import pytest
 
 from vmoe_prc.checkpoints.transfer import transfer
-from vmoe_prc.config import complete, override
+from vmoe_prc.config import complete, override, registry
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.models import create_model
 from vmoe_prc.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registries_unchanged():
+    """Takes back what the examples register, for the tests that walk all choices."""
+    with pytest.MonkeyPatch.context() as patch:
+        for found in vars(registry).values():
+            if isinstance(found, registry.Registry):
+                list(found)  # registers our entries
+                for name in ("_factories", "_options"):
+                    patch.setattr(found, name, dict(getattr(found, name)))
+        yield
 
 
 @pytest.fixture(scope="module")

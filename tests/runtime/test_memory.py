@@ -41,10 +41,17 @@ def test_limits_of_groups_and_processes_count(tmp_path, monkeypatch):
     (tmp_path / "memory" / "job").mkdir(parents=True)
     (tmp_path / "memory" / "job" / "memory.limit_in_bytes").write_text(f"{whole // 3}\n")
     assert memory.device_memory(jax.devices()[:1]) == whole // 3
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (whole // 4, resource.RLIM_INFINITY))
-    assert memory.host_memory() == whole // 4
+    (tmp_path / "membership").write_text("")
+    limits = {resource.RLIMIT_DATA: whole // 2, resource.RLIMIT_AS: resource.RLIM_INFINITY}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], limits[kind]))
+    assert memory.host_memory() == whole // 2
     # What libraries have taken by now is not there any more.
-    used = whole // 4 - memory.device_memory(jax.devices()[:1])
+    limits[resource.RLIMIT_DATA] = 2**45
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 2**22)
+    used = 2**44 - memory.device_memory(jax.devices()[:1])
+    assert used == 0  # of the limit there is more than the machine has
+    limits[resource.RLIMIT_DATA] = 2**43
+    used = 2**43 - memory.device_memory(jax.devices()[:1])
     assert used > 100 * 2**20
     held = np.ones(2**27, np.uint8)
-    assert whole // 4 - memory.device_memory(jax.devices()[:1]) >= used + held.nbytes // 2
+    assert 2**43 - memory.device_memory(jax.devices()[:1]) >= used + held.nbytes // 2
