@@ -66,6 +66,7 @@ def test_a_traceback_is_shown_when_asked_for(run, monkeypatch):
     assert status == 2 and "Traceback" in errors
 
 
+@pytest.mark.slow
 def test_data_that_are_not_there_get_one_line_before_anything_is_written(tmp_path):
     arguments = ["--config=configs/imagenet_prc.py", "--config.dataset.test.data_dir=/none"]
     result = start(*arguments, f"--workdir={tmp_path}/new")

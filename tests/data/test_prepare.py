@@ -254,6 +254,7 @@ def test_missing_classes_of_imagenet21k_are_refused(tmp_path):
         prepare("imagenet21k", tmp_path, tmp_path / "data")
 
 
+@pytest.mark.slow
 def test_the_command_on_files_that_are_not_there(tmp_path):
     command = [sys.executable, "-m", "vmoe_prc.data.prepare", "imagenet2012"]
     command += [f"--from={tmp_path}", f"--data_dir={tmp_path / 'data'}"]

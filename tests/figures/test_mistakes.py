@@ -39,6 +39,7 @@ def numbers(figure):
     return sum(int(text.get_text()) for text in figure.axes[0].texts)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_mistakes(context):
     run, context = context
     with jax.set_mesh(run.mesh):

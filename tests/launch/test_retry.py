@@ -52,6 +52,7 @@ def test_statuses(tmp_path, statuses, expected, attempts):
     assert result.stderr.count("the next attempt is in 0 s") == attempts - 1
 
 
+@pytest.mark.slow
 def test_pauses_grow(tmp_path):
     command = [RETRY, program(tmp_path, [1, 1, 1, 0])]
     result = subprocess.run(

@@ -302,6 +302,7 @@ def test_an_unknown_run(tmp_path, capsys):
     assert "--only = 'prc/seed=7': no such run; allowed: vmoe/seed=0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(pathlib.Path("configs/studies").glob("*.py")))
 def test_studies_of_ours(tmp_path, name):
     study = read_study(str(name), tmp_path)

@@ -48,6 +48,7 @@ def confidence(context, *, split, percentile):
     return evaluate
 
 
+@pytest.mark.slow
 def test_its_results_go_wherever_those_of_others_do(digits_dir, tmp_path):
     config = small_config(digits_dir, **{"evaluate.every_steps": 6})
     config.evaluators = {
@@ -94,6 +95,7 @@ def interrupter(context):
     return evaluate
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_the_run_resumes(digits_dir, tmp_path):
     config = small_config(digits_dir, **{"evaluate.every_steps": 6})
     config.evaluators = {"key": {"name": "interrupter", "every_steps": 1}}
@@ -122,6 +124,7 @@ def interrupter_between_batches(context):
     return evaluate
 
 
+@pytest.mark.slow
 def test_a_notice_ends_an_evaluation_which_is_made_again(finished, digits_dir, tmp_path):
     config = small_config(digits_dir)
     for step in (4, 6):
@@ -143,6 +146,7 @@ def test_a_notice_ends_an_evaluation_which_is_made_again(finished, digits_dir, t
     assert resumed == undisturbed and "test/accuracy" in resumed[4]
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_neither_evaluated_nor_saved(digits_dir, tmp_path):
     config = small_config(digits_dir)
     program = build_program(config)
