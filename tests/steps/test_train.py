@@ -306,11 +306,12 @@ def test_images_without_labels_can_count_as_wrong():
     labels = jnp.where(jnp.arange(8)[:, None] < 5, predictions, 0)
     batch = {**data, "labels": labels, "mask": mask}
     loss = {"name": "sigmoid_xent"}
-    as_wrong = evaluate(jax.jit(make_eval_step(model, loss, "wrong")), params, [batch])
+    step = jax.jit(make_eval_step(model, loss))
+    as_wrong = evaluate(step, params, [batch], "wrong")
     assert as_wrong["accuracy"] == pytest.approx(5 / 7)
     losses = optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)[:7]
     assert as_wrong["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-    assert evaluate(jax.jit(make_eval_step(model, loss)), params, [batch])["accuracy"] == 1
+    assert evaluate(step, params, [batch])["accuracy"] == 1
 
 
 def test_evaluation_metrics_against_the_model_itself():
@@ -341,18 +342,35 @@ class OneBatch:
         yield {**tiny.one_view_batch(8), "mask": jnp.ones(8, bool)}
 
 
-def test_an_evaluation_that_does_not_fit_the_memory_is_one_line(monkeypatch):
-    mesh = mesh_lib.create_mesh(1, jax.devices()[:1])
+class HalfLabelled(OneBatch):
+    """Of its images only the first half has labels."""
+
+    def batches(self):
+        for batch in super().batches():
+            yield {**batch, "labels": batch["labels"] * (jnp.arange(8) < 4)[:, None]}
+
+
+def evaluator_of(split, **treatments):
+    """Evaluates a split under several names, by what becomes of images without a label."""
+    sections = {name: {"unlabelled": treatment} for name, treatment in treatments.items()}
     context = EvaluationContext(
-        ml_collections.ConfigDict(
-            {"loss": SOFTMAX, "dataset": {"test": {"unlabelled": "left_out"}}}
-        ),
+        ml_collections.ConfigDict({"loss": SOFTMAX, "dataset": sections}),
         tiny.tiny_model(deterministic=True),
-        mesh,
-        {"test": OneBatch()},
-        lambda *section: OneBatch(),
+        mesh_lib.create_mesh(1, jax.devices()[:1]),
+        dict.fromkeys(treatments, split),
+        lambda *section: split,
     )
-    evaluate_splits = split_evaluator(context)
+    return split_evaluator(context)
+
+
+def test_each_split_says_what_becomes_of_images_without_a_label():
+    metrics = evaluator_of(HalfLabelled(), a="left_out", b="wrong")(trained_params())
+    assert metrics["a/accuracy"] > 0
+    assert metrics["b/accuracy"] == pytest.approx(metrics["a/accuracy"] / 2)
+
+
+def test_an_evaluation_that_does_not_fit_the_memory_is_one_line(monkeypatch):
+    evaluate_splits = evaluator_of(OneBatch(), test="left_out")
     monkeypatch.setattr(memory, "host_memory", lambda: 2**16)
     with pytest.raises(RunError, match="out of memory: a step of training or evaluation needs"):
         evaluate_splits(trained_params())

@@ -23,23 +23,18 @@ AgreementSums = dict[str, PairTotals]
 def split_evaluator(context: EvaluationContext) -> Evaluator:
     """Evaluates every split; metrics are named `{split}/{metric}`, see `finish_metrics`."""
     loss = context.config.loss.to_dict()
-    treatments = {name: context.config.dataset[name].unlabelled for name in context.splits}
-    steps = {
-        treatment: jax.jit(
-            make_eval_step(context.model, loss, treatment), out_shardings=replicated(context.mesh)
-        )
-        for treatment in set(treatments.values())
-    }
+    step = jax.jit(make_eval_step(context.model, loss), out_shardings=replicated(context.mesh))
     fitting: set[str] = set()  # Splits whose compiled step fits the memory.
 
     def run(params: Any) -> dict[str, float]:
         results = {}
         for name, split in context.splits.items():
-            step = steps[treatments[name]]
-            results |= under(name, evaluate(step, params, checked(name, step, params, split)))
+            unlabelled = context.config.dataset[name].unlabelled
+            metrics = evaluate(step, params, checked(name, params, split), unlabelled)
+            results |= under(name, metrics)
         return results
 
-    def checked(name: str, step: Any, params: Any, split: Any) -> Iterator[Batch]:
+    def checked(name: str, params: Any, split: Any) -> Iterator[Batch]:
         for batch in split.batches():
             if name not in fitting:
                 check_program_fits(step, (params, batch), context.mesh.local_devices)
@@ -53,6 +48,7 @@ def evaluate(
     eval_step: EvalStep,
     params: Any,
     batches: Iterable[Batch],
+    unlabelled: str = "left_out",
 ) -> dict[str, float]:
     """Runs the jitted evaluation step over all batches and forms the metrics.
 
@@ -61,6 +57,7 @@ def evaluate(
         process has.
       params: Parameters of the model.
       batches: Global batches with a `mask`.
+      unlabelled: See `finish_metrics`.
 
     Returns:
       Metrics as `finish_metrics` names them.
@@ -68,7 +65,7 @@ def evaluate(
     Raises:
       ValueError: If there is no image at all.
     """
-    return finish_metrics(*sum_batches(eval_step, params, batches))
+    return finish_metrics(*sum_batches(eval_step, params, batches), unlabelled)
 
 
 def sum_batches(
@@ -99,12 +96,15 @@ def sum_batches(
     return jax.device_get(total), jax.tree.map(lambda x: x[images.mask], images.agreement)
 
 
-def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]:
+def finish_metrics(
+    sums: EvalSums, agreement: AgreementSums, unlabelled: str = "left_out"
+) -> dict[str, float]:
     """Turns sums over a split into metrics.
 
     Args:
       sums: Sums of `make_eval_step`'s function over the batches.
       agreement: Agreement of each image, empty with one view.
+      unlabelled: Whether images without a label are 'left_out' of accuracy and loss, or 'wrong'.
 
     Returns:
       `images`; `accuracy` and `loss` over the images that they count, neither of them without any;
@@ -117,9 +117,12 @@ def finish_metrics(sums: EvalSums, agreement: AgreementSums) -> dict[str, float]
       `top1_high`.
     """
     metrics = {MetricName("images"): float(sums.images)}
-    if sums.counted > 0:
-        metrics[MetricName("accuracy")] = float(sums.correct) / float(sums.counted)
-        metrics[MetricName("loss")] = float(sums.loss) / float(sums.counted)
+    counted, loss = (
+        (sums.images, sums.loss) if unlabelled == "wrong" else (sums.labelled, sums.labelled_loss)
+    )
+    if counted > 0:
+        metrics[MetricName("accuracy")] = float(sums.correct) / float(counted)
+        metrics[MetricName("loss")] = float(loss) / float(counted)
     for block, routing in sums.routing.items():
         load = np.asarray(routing.load, np.float64)
         dropped = float(routing.dropped / routing.choices)

@@ -40,15 +40,17 @@ class EvalSums:
 
     Attributes:
       images: Images, float32.
-      counted: Images that accuracy and loss count, float32.
-      loss: Classification loss of these.
+      labelled: Images with at least one label, float32.
+      loss: Classification loss of all images.
+      labelled_loss: Classification loss of the labelled images.
       correct: Images whose prediction is one of their labels, float32.
       routing: By block.
     """
 
     images: Leaf
-    counted: Leaf
+    labelled: Leaf
     loss: Leaf
+    labelled_loss: Leaf
     correct: Leaf
     routing: dict[str, RoutingSums]
 
@@ -70,9 +72,7 @@ class PairSums:
 EvalStep = Callable[[Any, Batch], tuple[EvalSums, PairSums | None]]
 
 
-def make_eval_step(
-    model: nn.Module, loss: Mapping[str, Any], unlabelled: str = "left_out"
-) -> EvalStep:
+def make_eval_step(model: nn.Module, loss: Mapping[str, Any]) -> EvalStep:
     """Builds the function (params, batch) -> (sums, pair sums) of one batch of evaluation.
 
     A batch is as in training, with `mask` (B,) bool: rows with False count nowhere and take no
@@ -82,7 +82,6 @@ def make_eval_step(
     Args:
       model: The model, with `deterministic=True`.
       loss: Options of `losses.classification_loss`.
-      unlabelled: Whether images without a label are 'left_out' of accuracy and loss, or 'wrong'.
     """
 
     def eval_step(params: Any, batch: Batch) -> tuple[EvalSums, PairSums | None]:
@@ -91,16 +90,17 @@ def make_eval_step(
         mask = jnp.repeat(batch["mask"], 2) if two_views else batch["mask"]
         logits, routings = apply_model(model, params, images, mask)
         losses = classification_loss(logits, labels, **loss)
-        counts = mask if unlabelled == "wrong" else mask & is_labelled(labels)
+        labelled = mask & is_labelled(labels)
 
         def total(values, counted):
             return jnp.sum(jnp.where(counted, values, 0), dtype=jnp.float32)
 
         sums = EvalSums(
             images=total(1, mask),
-            counted=total(1, counts),
-            loss=total(losses, counts),
-            correct=total(is_correct(logits, labels), counts),
+            labelled=total(1, labelled),
+            loss=total(losses, mask),
+            labelled_loss=total(losses, labelled),
+            correct=total(is_correct(logits, labels), labelled),
             routing={block: _routing_sums(routing, mask) for block, routing in routings.items()},
         )
         if not two_views:
