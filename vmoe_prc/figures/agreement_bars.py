@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vmoe_prc.figures.panels import plain_text
+from vmoe_prc.figures.panels import plain_text, supertitle
 
 PARTS = {
     "chance": "chance, given the loads",
@@ -66,7 +66,7 @@ def agreement_figure(bars: Sequence[AgreementBar], *, title: str = "") -> Figure
     handles = [axes.barh(0, 0, color=_COLORS[part], label=text) for part, text in PARTS.items()]
     figure.legend(handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=8)
     if title:
-        figure.suptitle(plain_text(title, 8.4, 10), fontsize=10, x=0.01, ha="left")
+        supertitle(figure, title, 10, x=0.01, ha="left")
     return figure
 
 

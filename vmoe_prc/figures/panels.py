@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -111,6 +111,13 @@ def headline(figure: Figure, left: float, title: str, text: str) -> None:
         style = {"fontsize": size, "color": color, "weight": weight, "va": "top"}
         whole = plain_text(line, width - 2 * left, wider * size)
         figure.text(left / width, 1 - y / height, whole, fontdict=style)
+
+
+def supertitle(figure: Figure, text: str, size: float, **style: Any) -> None:
+    """Writes the title of a figure, whose name of a run is shortened to its width."""
+    wider = 1.15 if style.get("weight") == "bold" else 1
+    room = figure.get_size_inches()[0] - 0.2
+    figure.suptitle(plain_text(text, room, wider * size), fontsize=size, **style)
 
 
 def to_display(images: Float[Array, "*any"], value_range: tuple[float, float]) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from vmoe_prc.analysis.specialisation import Specialisation
 from vmoe_prc.figures.palette import expert_colors
-from vmoe_prc.figures.panels import LARGE, MEDIUM, SMALL, plain_text
+from vmoe_prc.figures.panels import LARGE, MEDIUM, SMALL, plain_text, supertitle
 
 # Seen by colour-blind readers as by others, and in gray.
 _COLORS = "cividis"
@@ -53,8 +53,7 @@ def specialisation_figure(
         f"{summary['dropped']:.1%} of the choices dropped; the expert of a token tells "
         f"{summary['class_information']:.2f} nats of its class"
     )
-    whole = plain_text(whole, 11.7, 1.15 * LARGE)
-    figure.suptitle(whole, fontsize=LARGE, weight="bold", x=0.012, ha="left")
+    supertitle(figure, whole, LARGE, weight="bold", x=0.012, ha="left")
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.08), squeeze=False).ravel()
     load, classes, entropy = above.subplots(1, 3, width_ratios=(1, 1.6, 1))
     _draw_load(load, tables.experts)

@@ -9,7 +9,7 @@ from vmoe_prc.analysis.information import shares_of_entropy
 from vmoe_prc.analysis.ramp import RampResult
 from vmoe_prc.analysis.swap import CLEAN, NOISY, SwapResult
 from vmoe_prc.figures.palette import line_styles
-from vmoe_prc.figures.panels import plain_text, shorten
+from vmoe_prc.figures.panels import shorten, supertitle
 
 _Z = 1.959964
 
@@ -42,9 +42,7 @@ def swap_figure(found: SwapResult, *, title: str = "") -> Figure:
     panels[0].set_yticks(range(len(table)), labels)
     panels[0].set_ylim(len(table) - 0.5, -0.5)
     accuracies = f"accuracy {own['clean', 'own']:.1%} clean, {own['noisy', 'own']:.1%} noisy"
-    figure.suptitle(
-        plain_text(f"{shorten(title, 60)}: {accuracies}" if title else accuracies), fontsize=9
-    )
+    supertitle(figure, f"{shorten(title, 60)}: {accuracies}" if title else accuracies, 9)
     return figure
 
 
@@ -68,7 +66,7 @@ def ramp_figure(found: RampResult, *, title: str = "") -> Figure:
     variation.set_yscale("log")
     curve.legend(title="capacity factor", frameon=False, fontsize=8, title_fontsize=8)
     if title:
-        figure.suptitle(plain_text(title, 8.8, 10), fontsize=10)
+        supertitle(figure, title, 10)
     return figure
 
 
@@ -93,7 +91,7 @@ def capacity_figure(table: pd.DataFrame, *, title: str = "") -> Figure:
     _label(dropped, "capacity factor", "dropped choices (%)")
     accuracy.legend(frameon=False, fontsize=8)
     if title:
-        figure.suptitle(plain_text(title, 8.8, 10), fontsize=10)
+        supertitle(figure, title, 10)
     return figure
 
 
@@ -123,7 +121,7 @@ def information_figure(table: pd.DataFrame, *, title: str = "") -> Figure:
         axes.set_xticks(position, table["block"], fontsize=8)
         axes.legend(frameon=False, fontsize=8)
     if title:
-        figure.suptitle(plain_text(title, 8.8, 10), fontsize=10)
+        supertitle(figure, title, 10)
     return figure
 
 
