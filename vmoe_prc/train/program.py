@@ -21,7 +21,7 @@ from vmoe_prc.data.split import Split, open_split, open_splits
 from vmoe_prc.evaluation.evaluator import EvaluationContext
 from vmoe_prc.models import create_model
 from vmoe_prc.models.flops import forward_flops_per_image
-from vmoe_prc.runtime.memory import check_program_fits, device_bytes
+from vmoe_prc.runtime.memory import check_program_fits
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.runtime.peaks import peak_flops
 from vmoe_prc.runtime.trees import named_leaves
@@ -106,8 +106,10 @@ class Program:
     def check_memory(self) -> None:
         """Compiles the step, and raises RunError if the memory of this host cannot hold it."""
         arguments = (self.abstract_state, abstract_batch(self.batch_spec, self.mesh))
-        # Orbax copies the state, and writes the copy during the next steps.
-        copied = device_bytes(self.abstract_state)
+        # Orbax copies each array once, however many devices have it, and writes it during the
+        # next steps.
+        leaves = jax.tree.leaves(self.abstract_state)
+        copied = sum(x.size * x.dtype.itemsize for x in leaves) // self.mesh.size
         check_program_fits(self.train_step, arguments, self.mesh.local_devices, copied)
 
     def train_batches(self, start_step: int) -> Generator[Batch, None, None]:
