@@ -233,10 +233,10 @@ def _open(args: argparse.Namespace) -> "list[OpenedRun]":
     steps = getattr(args, "step", None) or [None]
     with raise_everywhere():
         runs = [open_run(workdir, step) for workdir in args.workdir for step in steps]
-        for checkpoint in args.checkpoint:
+        if args.checkpoint:
             with process_zero_first():  # It may have to prepare the data.
                 config = read_config_file(args.config, "--config", prepare=True)
-            runs.append(open_checkpoint(config, checkpoint))
+            runs += [open_checkpoint(config, checkpoint) for checkpoint in args.checkpoint]
     for run in runs:
         connect_devices(run.mesh)
     if not runs:
