@@ -10,7 +10,7 @@ from jax.sharding import Mesh, Sharding
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.ops.image_ops import rescale
 from vmoe_prc.data.split import Split
-from vmoe_prc.runtime.deadline import ends_in_time
+from vmoe_prc.runtime.deadline import limited_cleanup
 from vmoe_prc.runtime.mesh import batch_sharding
 
 _rescale = jax.jit(rescale)
@@ -74,5 +74,5 @@ def prefetch_to_device(
     finally:
         # Ends the threads that read.
         if isinstance(batches, Generator):
-            with ends_in_time():
+            with limited_cleanup():
                 batches.close()

@@ -63,7 +63,7 @@ def exit_after(seconds: int, status: int) -> Callable[[], None]:
 
 
 @contextlib.contextmanager
-def ends_in_time() -> Iterator[None]:
+def limited_cleanup() -> Iterator[None]:
     """If the block takes more than a minute, the process ends with status 1."""
     call_off = exit_after(CLEANUP_SECONDS, 1)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vmoe_prc.data.ops.decoding import check_size
+from vmoe_prc.data.ops.decoding import check_num_pixels
 from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.figures.interactive import expert_hex_colors, patch_choices, picture_url
 from vmoe_prc.predict.model import ImageRouting, TrainedModel
@@ -69,7 +69,7 @@ class Gallery:
           RefusedError: If it is no picture, or too large.
         """
         try:
-            check_size(encoded, MAX_PIXELS)
+            check_num_pixels(encoded, MAX_PIXELS)
         except BadExampleError as error:
             raise RefusedError(f"cannot be read as a picture: {error}") from None
         with self._lock:

@@ -81,7 +81,7 @@ def decode_image(
     return _upright(pixels, find_orientation(encoded)) if orient else pixels
 
 
-def check_size(encoded: bytes, most: int) -> None:
+def check_num_pixels(encoded: bytes, most: int) -> None:
     """Reads the header of an image of any format.
 
     Args:

@@ -7,6 +7,10 @@ from jaxtyping import UInt8
 from vmoe_prc.data.ops import affine
 
 GRAY = 128
+# From coordinates that are 0 at the first pixel's centre, as TensorFlow's are, to those of
+# `affine`, and back.
+_FROM_CENTRES = affine.translation_matrix(0.5, 0.5)
+_TO_CENTRES = affine.translation_matrix(-0.5, -0.5)
 
 
 def move_nearest(
@@ -19,10 +23,9 @@ def move_nearest(
       new_from_old: Affine map of coordinates, see `affine`.
       border: What is seen beyond the edges: 'constant' for gray, 'reflect' for the mirrored view.
     """
-    # TensorFlow's coordinates are (x, y), 0 at the first pixel's centre, from the new view to the
-    # old one.
-    centre = affine.translation_matrix(0.5, 0.5)
-    (a, b, row), (c, d, col) = (np.linalg.inv(centre) @ np.linalg.inv(new_from_old) @ centre)[:2]
+    # TensorFlow's map is of (x, y), from the new view to the old one.
+    old_from_new = _TO_CENTRES @ np.linalg.inv(new_from_old) @ _FROM_CENTRES
+    (a, b, row), (c, d, col) = old_from_new[:2]
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=view[None],
         transforms=np.array([[d, c, col, b, a, row, 0, 0]], np.float32),
