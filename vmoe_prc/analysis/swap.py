@@ -24,6 +24,8 @@ from vmoe_prc.analysis.opened_run import OpenedRun, ValueRange
 from vmoe_prc.analysis.perturbations import gaussian_noise
 from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.config import ConfigError
+from vmoe_prc.evaluation.bootstrap import Interval
+from vmoe_prc.evaluation.paired_intervals import mean_difference, share_difference
 from vmoe_prc.models import Routing, apply_model
 from vmoe_prc.models.flops import routed_share
 from vmoe_prc.runtime.mesh import replicated
@@ -43,8 +45,6 @@ CLEAN = {
 }
 NOISY = {"own": "the model's own", "clean": "of the clean image (oracle)"}
 _NEED_TWO_VIEWS = ("other_view", "shuffled")
-# 97.5th percentile of the normal distribution.
-_Z = 1.959964
 
 Logits = dict[str, Float[Array, "N T E"]]
 
@@ -55,10 +55,12 @@ class SwapResult(NamedTuple):
     Attributes:
       routings: One row per image kind (`clean`, `noisy`) and routing: `accuracy` in [0, 1] and
         `nll`, negative log-likelihood in nats; `accuracy_change` and `nll_change` from the
-        model's own routing, with their standard errors over images (`..._error`).
+        model's own routing, with the bounds of their 95% intervals (`accuracy_change_low`, ...).
       gains: One row per measure (`D_random`, `D_view`, `oracle_gain`): `value`, a difference of
-        accuracy, and its 95% interval `low`, `high` (normal approximation, paired by image).
-        Above them `routed_flops`, the share of the operations that routing decides on.
+        accuracy, and its 95% interval `low`, `high`. Above them `routed_flops`, the share of the
+        operations that routing decides on.
+
+    Intervals are paired by image, see `evaluation.paired_intervals`.
     """
 
     routings: pd.DataFrame
@@ -219,8 +221,11 @@ def _routings(scores: Mapping[str, Float[np.ndarray, " N"]]) -> pd.DataFrame:
             for metric in ("accuracy", "nll"):
                 values, own = (scores[f"{kind}/{r}/{metric}"] for r in (routing, "own"))
                 row[metric] = values.mean(dtype=np.float64)
-                change, error = _paired(values, own)
-                row |= {f"{metric}_change": change, f"{metric}_error": error}
+                # A routing differs from itself by exactly 0.
+                same = routing == "own"
+                change = Interval(0.0, 0.0, 0.0) if same else _difference(metric, values, own)
+                row[f"{metric}_change"] = change.value
+                row |= {f"{metric}_change_low": change.low, f"{metric}_change_high": change.high}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -233,13 +238,15 @@ def _gains(scores: Mapping[str, Float[np.ndarray, " N"]], share: float) -> pd.Da
         ("oracle_gain", "noisy/clean", "noisy/own"),
     ):
         if f"{worse}/accuracy" in scores:
-            value, error = _paired(scores[f"{better}/accuracy"], scores[f"{worse}/accuracy"])
-            low, high = value - _Z * error, value + _Z * error
-            rows.append({"measure": measure, "value": value, "low": low, "high": high})
+            pair = (scores[f"{better}/accuracy"], scores[f"{worse}/accuracy"])
+            rows.append({"measure": measure, **_difference("accuracy", *pair)._asdict()})
     return pd.DataFrame(rows)
 
 
-def _paired(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> tuple[float, float]:
-    """Returns the mean of a - b and its standard error."""
-    difference = a.astype(np.float64) - b
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+def _difference(
+    metric: str, first: Float[np.ndarray, " N"], second: Float[np.ndarray, " N"]
+) -> Interval:
+    """Returns the mean difference of hits or likelihoods, with its interval."""
+    if metric == "accuracy":
+        return share_difference(first > 0, second > 0)
+    return mean_difference(first, second)

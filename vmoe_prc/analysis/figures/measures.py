@@ -11,11 +11,9 @@ from vmoe_prc.analysis.swap import CLEAN, NOISY, SwapResult
 from vmoe_prc.figures.palette import line_styles
 from vmoe_prc.figures.panels import shorten, supertitle
 
-_Z = 1.959964
-
 
 def swap_figure(found: SwapResult, *, title: str = "") -> Figure:
-    """Draws the change of accuracy and likelihood with each routing, with 95% intervals."""
+    """Draws accuracy and likelihood minus those with the own routing, with 95% intervals."""
     table = found.routings
     figure = Figure(figsize=(10, 1.3 + 0.32 * len(table)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -27,10 +25,11 @@ def swap_figure(found: SwapResult, *, title: str = "") -> Figure:
         axes.axvline(0, color="0.6", lw=1)
         for y, row in enumerate(table.itertuples()):
             color = "tab:blue" if row.images == "clean" else "tab:orange"
-            change = scale * getattr(row, f"{metric}_change")
-            error = scale * _Z * getattr(row, f"{metric}_error")
-            axes.errorbar(change, y, xerr=error, fmt="o", ms=4, color=color, lw=1.4)
-        axes.set_xlabel(f"change of {unit} from the model's own routing", fontsize=8)
+            change = f"{metric}_change"
+            bounds = [getattr(row, f"{change}_low"), getattr(row, f"{change}_high")]
+            axes.hlines(y, *(scale * bound for bound in bounds), color=color, lw=1.4)
+            axes.plot(scale * getattr(row, change), y, "o", ms=4, color=color)
+        axes.set_xlabel(f"change of {unit}", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right", "left"]].set_visible(False)
