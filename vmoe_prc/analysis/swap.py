@@ -217,7 +217,7 @@ def _routings(scores: Mapping[str, Float[np.ndarray, " N"]]) -> pd.DataFrame:
         for routing in names:
             if f"{kind}/{routing}/nll" not in scores:
                 continue
-            row = {"images": kind, "routing": routing}
+            row: dict[str, str | float] = {"images": kind, "routing": routing}
             for metric in ("accuracy", "nll"):
                 values, own = (scores[f"{kind}/{r}/{metric}"] for r in (routing, "own"))
                 row[metric] = values.mean(dtype=np.float64)

@@ -54,22 +54,25 @@ def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at_once", [None, 1])
-def test_a_stage_adds_the_runs_that_are_missing(data, tmp_path, at_once):
+@pytest.mark.parametrize(("at_once", "parts"), [(None, 1), (1, 2)])
+def test_a_stage_adds_the_runs_that_are_missing(data, tmp_path, at_once, parts):
     path, stage = tmp_path / "main.jsonl", ([members.prc(), members.vmoe_by_batch()], range(2))
+    options = {"at_once": at_once, "chunk": 2, "log": lambda _: None}
     earlier = {"stage": "main", "variant": "PRC", "seed": 0, "steps": 4, "k": 1, "accuracy": 0.5}
     path.write_text(json.dumps(earlier) + "\n")
-    run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
+    for i in range(parts):
+        run_stage(path, TASK, *stage, data, data, part=(i + 1, parts), **options)
     first, *results = map(json.loads, path.read_text().splitlines())
     assert first == earlier
     names = [(r["variant"], r["seed"]) for r in results]
-    assert names == [("V-MoE, batch balance", 0), ("PRC", 1), ("V-MoE, batch balance", 1)]
+    missing = [("V-MoE, batch balance", 0), ("PRC", 1), ("V-MoE, batch balance", 1)]
+    assert names == (missing if parts == 1 else [missing[1], missing[0], missing[2]])
     for result in results:
         assert result["top1"] == pytest.approx(
             result["chance"] + result["image"] + result["place"], abs=1e-6
         )
         assert np.isfinite([v for v in result.values() if not isinstance(v, str)]).all()
-    run_stage(path, TASK, *stage, data, data, at_once=at_once, chunk=2, log=lambda _: None)
+    run_stage(path, TASK, *stage, data, data, **options)
     assert len(path.read_text().splitlines()) == 4
 
 
@@ -90,3 +93,6 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         main([*arguments, "--stage=main", "--at-once=0"])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--stage=main", "--part=3/2"])
+    assert "--part: 3/2: expected I/N with I from 1 to N" in capsys.readouterr().err

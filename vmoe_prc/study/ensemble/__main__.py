@@ -84,6 +84,7 @@ def run_stage(
     test: tuple[np.ndarray, np.ndarray],
     *,
     at_once: int | None = None,
+    part: tuple[int, int] = (1, 1),
     **options: Any,
 ) -> None:
     """Adds the runs of a stage that a file does not have to it, after each group of runs.
@@ -97,6 +98,8 @@ def run_stage(
       test: Images and labels of the evaluation.
       at_once: Runs that are trained together; None for all that are missing. Seeds come one after
         the other, so that a stage that is stopped has whole seeds.
+      part: (i, n), from 1: every n-th run from the i-th on. Processes with different parts add
+        their lines to one file.
       **options: Further arguments of `run_members`, and `label` of the task.
 
     Raises:
@@ -112,7 +115,9 @@ def run_stage(
             expected = f"{found}, not of {task.steps} with k = {task.k}; choose another folder"
             raise ConfigError("--out", str(path), expected)
     done = {(line["variant"], line["seed"]) for line in earlier}
-    runs = [(v, s) for s in seeds for v in variants if (v.name, s) not in done]
+    index, parts = part
+    runs = [(v, s) for s in seeds for v in variants][index - 1 :: parts]
+    runs = [(v, s) for v, s in runs if (v.name, s) not in done]
     if at_once == 1:
         task = dataclasses.replace(task, dispatcher="dropless")
     size = at_once or max(len(runs), 1)
@@ -137,6 +142,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--chunk", type=at_least(1), default=100, help="steps of a compiled call, 100 by default"
     )
+    parser.add_argument(
+        "--part",
+        type=_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="carry out only the runs of part I of N, from 1: one part for each process or device",
+    )
     add_traceback_argument(parser)
     args = parser.parse_args(argv)
     return run_program(lambda: _run_stages(args), args.traceback)
@@ -150,9 +162,9 @@ def _run_stages(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}", flush=True)
     for name in args.stage:
-        for part in stages[name](args.data, args.out):
-            seeds = range(part.pop("seeds") if args.seeds is None else args.seeds)
-            task = part.pop("task")
+        for comparison in stages[name](args.data, args.out):
+            seeds = range(comparison.pop("seeds") if args.seeds is None else args.seeds)
+            task = comparison.pop("task")
             if args.steps is not None:
                 task = dataclasses.replace(task, steps=args.steps)
             run_stage(
@@ -161,8 +173,16 @@ def _run_stages(args: argparse.Namespace) -> None:
                 seeds=seeds,
                 at_once=args.at_once,
                 chunk=args.chunk,
-                **part,
+                part=args.part,
+                **comparison,
             )
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, slash, parts = text.partition("/")
+    if not (slash and index.isdecimal() and parts.isdecimal() and 1 <= int(index) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 1 to N, such as 1/4")
+    return int(index), int(parts)
 
 
 if __name__ == "__main__":
