@@ -328,6 +328,12 @@ class Config:
     microsteps: int = option(
         1, "Parts that a batch is split into to save memory; gradients are averaged.", minimum=1
     )
+    gradient_dtype: str = option(
+        "float32",
+        "Dtype in which layers in bfloat16 compute the gradients of their kernels and biases, and "
+        "in which these are summed over devices; those of float32 layers are float32.",
+        choices=("float32", "bfloat16"),
+    )
     max_skipped_steps: int = option(
         10,
         "Steps in a row with a loss or gradients that are not finite, after which a run stops; "

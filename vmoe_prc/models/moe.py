@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vmoe_prc.arrays import Array, Bool, Float
 from vmoe_prc.config import Config
 from vmoe_prc.config.registry import ROUTERS
+from vmoe_prc.models import float32_gradients
 from vmoe_prc.models.dispatch import Experts
 from vmoe_prc.models.options import SPLIT_RNGS
 from vmoe_prc.models.routing import DEFAULT_ROUTER, DotGeneral, Routing
@@ -200,4 +201,5 @@ class MlpMoeBlock(nn.Module):
             dropout_rate=self.dropout_rate if has_dropout else 0.0,
             gelu=self.gelu,
             dropout_key=(lambda: self.make_rng("dropout")) if has_dropout else lambda: None,
+            float32_gradients=float32_gradients.in_use(),
         )

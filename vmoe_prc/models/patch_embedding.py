@@ -38,15 +38,23 @@ def patch_products(
     Returns:
       (N, H / P, W / Q, D) products, as of the convolution.
     """
-    rows, cols, channels, width = kernel.shape
+    rows, cols, _, width = kernel.shape
     assert tuple(window_strides) == (rows, cols), "patches must not overlap"
-    patches = images.reshape(
-        images.shape[0], images.shape[1] // rows, rows, images.shape[2] // cols, cols, channels
-    ).swapaxes(2, 3)  # (N, H / P, W / Q, P, Q, C)
     return jax.lax.dot_general(
-        patches.reshape(*patches.shape[:3], -1),
+        flat_patches(images, (rows, cols)),
         kernel.reshape(-1, width),
         (((3,), (0,)), ((), ())),
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+
+
+def flat_patches(
+    images: Float[Array, "N H W C"], patch_size: tuple[int, int]
+) -> Float[Array, "N rows cols PQC"]:
+    """Cuts images into patches of (P, Q) pixels: (N, H / P, W / Q, P * Q * C)."""
+    num_images, height, width, channels = images.shape
+    rows, cols = patch_size
+    patches = images.reshape(num_images, height // rows, rows, width // cols, cols, channels)
+    patches = patches.swapaxes(2, 3)
+    return patches.reshape(*patches.shape[:3], rows * cols * channels)

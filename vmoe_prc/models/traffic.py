@@ -54,7 +54,7 @@ def step_traffic(
     image_shape: tuple[int, int, int, int],
     consistency: str | None = None,
 ) -> list[Traffic]:
-    """Lists what a step of training in float32 sends, scalars aside.
+    """Lists what a step of training sends, scalars aside, with gradients in float32.
 
     Scalars are losses, metrics and norms: some bytes for each block and parameter array.
     In evaluation, which has no backward pass, only half of the token traffic is sent, all of the
@@ -125,13 +125,15 @@ def _between_experts(
     dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
     dtype = jnp.bfloat16 if dispatcher.get("bfloat16") else model.dtype or jnp.float32
     token = model.hidden_size * jnp.dtype(dtype).itemsize
+    # With rematerialisation the backward pass sends the tokens once more.
+    forward = 1 if model.encoder.get("remat", "none") == "none" else 2
     if not DISPATCHERS[dispatcher.get("name", DEFAULT_DISPATCHER)].has_capacity:
         in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
         # Each choice is sent as expert (int32), slot (int32) and weight (float32).
         tokens, choices = in_row * token, _bytes((in_row, k))
         return [
-            ("tokens", "all-gather", ("expert",), [tokens] * 2 * num_blocks),
-            ("choices", "all-gather", ("expert",), [choices] * 3 * num_blocks),
+            ("tokens", "all-gather", ("expert",), [tokens] * (forward + 1) * num_blocks),
+            ("choices", "all-gather", ("expert",), [choices] * 3 * forward * num_blocks),
             ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
             ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
         ]
@@ -149,7 +151,7 @@ def _between_experts(
         ),
     )
     buffers = num_groups * moe["num_experts"] * capacity * token
-    return [("tokens", "all-to-all", ("expert",), [buffers] * 4 * num_blocks)]
+    return [("tokens", "all-to-all", ("expert",), [buffers] * 2 * (forward + 1) * num_blocks)]
 
 
 def _bytes(shape: Iterable[int]) -> int:

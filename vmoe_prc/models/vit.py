@@ -99,7 +99,7 @@ class VisionTransformerMoe(nn.Module):
         x = x.reshape(num_images, rows * cols, -1)  # (N, P, D)
         if self.classifier == "token":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.hidden_size))
-            cls = jnp.broadcast_to(cls.astype(x.dtype), (num_images, 1, self.hidden_size))
+            cls = _repeated(cls, (num_images, 1, self.hidden_size), x.dtype)
             x = jnp.concatenate([cls, x], axis=1)  # (N, T, D)
         x, routings = Encoder(
             **{**self.encoder, "dtype": self.encoder.get("dtype") or self.dtype},
@@ -334,7 +334,7 @@ class AddPositionEmbs(nn.Module):
         """Adds the (1, T, D) embedding."""
         shape = (1, *x.shape[1:])
         embedding = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), shape)
-        return x + embedding.astype(x.dtype)
+        return x + _repeated(embedding, x.shape, x.dtype)
 
 
 class Registers(nn.Module):
@@ -351,7 +351,7 @@ class Registers(nn.Module):
         """Returns (N, T + R, D)."""
         shape = (1, self.count, x.shape[-1])
         tokens = self.param("tokens", nn.initializers.normal(stddev=0.02), shape)
-        tokens = jnp.broadcast_to(tokens.astype(x.dtype), (x.shape[0], *shape[1:]))
+        tokens = _repeated(tokens, (x.shape[0], *shape[1:]), x.dtype)
         return jnp.concatenate([x, tokens], axis=1)
 
 
@@ -368,7 +368,7 @@ class LayerScale(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Returns the scaled tokens."""
         scale = self.param("scale", nn.initializers.constant(self.init), x.shape[-1:])
-        return x * scale.astype(x.dtype)
+        return x * _repeated(scale, x.shape, x.dtype)
 
 
 class EncoderBlock(nn.Module):
@@ -470,7 +470,7 @@ class MapHead(nn.Module):
         """Returns one vector an image."""
         num_images, _, size = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, size))
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (num_images, 1, size))
+        probe = _repeated(probe, (num_images, 1, size), x.dtype)
         x = nn.MultiHeadDotProductAttention(
             num_heads=self.num_heads,
             dtype=self.dtype,
@@ -492,6 +492,11 @@ class MapHead(nn.Module):
             name="Mlp",
         )(y)
         return (x + y)[:, 0]
+
+
+def _repeated(param: Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Repeats a float32 parameter, so that its gradient is summed in float32, and casts it."""
+    return jnp.broadcast_to(param, shape).astype(dtype)
 
 
 def members_of(encoder: Config) -> int:

@@ -210,14 +210,17 @@ def all_gather(x: Array, spec: PartitionSpec) -> Array:
     return x
 
 
-def sum_scatter(x: Array) -> Array:
-    """Sums `x` over a row of the `expert` axis; each device keeps its part of the leading axis.
+def sum_scatter(x: Array, spec: PartitionSpec) -> Array:
+    """Sums `x` over the axes of `spec`; each device keeps its part, as `all_gather` takes it.
 
     For use in a function of `on_each_device`; does nothing outside a mesh.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.psum_scatter(x, "expert", scatter_dimension=0, tiled=True)
+    for axis, names in enumerate(spec):
+        if names is not None:
+            x = jax.lax.psum_scatter(x, names, scatter_dimension=axis, tiled=True)
+    return x
 
 
 def vary_over_data(x: Array) -> Array:

@@ -1,5 +1,6 @@
 """One step of training, as a pure function to be jitted."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from vmoe_prc.losses import (
 )
 from vmoe_prc.losses.consistency import ConsistencyOptions
 from vmoe_prc.models import apply_model
+from vmoe_prc.models.float32_gradients import float32_gradients
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.routing.bias import BIAS
 from vmoe_prc.runtime.trees import map_named, named_leaves
@@ -44,6 +46,7 @@ def make_gradients(
     mixup_options: Mapping[str, Any] | None = None,
     adversarial: Mapping[str, Any] | None = None,
     microsteps: int = 1,
+    gradient_dtype: str = "float32",
     seed: int = 0,
     total_steps: int | None = None,
 ) -> Gradients:
@@ -65,6 +68,8 @@ def make_gradients(
         losses are attacked, too; None for images as they are.
       microsteps: Parts of the batch whose gradients are averaged one after the other, to
         save memory. The consistency loss is then computed for each part.
+      gradient_dtype: 'float32', or 'bfloat16' for the dtype of the layers: in which dtype a layer
+        in bfloat16 computes the gradients of its parameters, and they are summed over devices.
       seed: Seed of dropout, routing noise and mixup.
       total_steps: Steps of the training, for losses that are for its first part; all losses count
         in all steps if None.
@@ -114,10 +119,12 @@ def make_gradients(
         return main + auxiliary, metrics
 
     gradients = _accumulate(jax.grad(objective, has_aux=True), microsteps)
+    context = float32_gradients if gradient_dtype == "float32" else contextlib.nullcontext
 
     def of_step(params, batch, step):
         progress = None if total_steps is None else step / total_steps
-        return gradients(params, batch, step_keys(seed, step), progress)
+        with context():
+            return gradients(params, batch, step_keys(seed, step), progress)
 
     return of_step
 

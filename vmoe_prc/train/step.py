@@ -91,6 +91,7 @@ def build_step(
         "mixup_options": plain["mixup"] and {**plain["mixup"], "num_devices": mesh.size},
         "adversarial": plain["adversarial"],
         "microsteps": config.microsteps,
+        "gradient_dtype": config.gradient_dtype,
         "seed": config.seed,
         "total_steps": total_steps,
     }

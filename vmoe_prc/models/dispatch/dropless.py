@@ -48,7 +48,7 @@ class Dropless(DispatchMethod):
 
         def local(plan, x, params, key):
             # Devices of a column share the parameters: their gradients are summed over it.
-            params = jax.tree.map(lambda p: vary_over_data(p.astype(experts.dtype)), params)
+            params = jax.tree.map(lambda p: _vary(p, experts), params)
             sent = jnp.bfloat16 if plan.options.bfloat16 else x.dtype
             # A choice of weight 0 goes to no expert.
             chosen = jnp.where(plan.kept, plan.experts, plan.num_experts)
@@ -60,13 +60,20 @@ class Dropless(DispatchMethod):
             inputs = permute(x.reshape(-1, x.shape[-1]).astype(experts.dtype), rows)
             outputs = _mlp(inputs, tiles, params, experts.gelu, _dropout(experts.dropout_rate, key))
             tokens = unpermute(outputs, weights.reshape(rows.of_choice.shape), rows)
-            return sum_scatter(tokens.reshape(x.shape).astype(sent))
+            return sum_scatter(tokens.reshape(x.shape).astype(sent), EXPERTS)
 
         specs = (BATCH, BATCH, EXPERTS, REPLICATED)
         with jax.named_scope("dropless"):
             return on_each_device(local, specs, BATCH)(
                 plan, x, experts.params(), experts.dropout_key()
             )
+
+
+def _vary(param: Array, experts: Experts) -> Array:
+    """Casts a parameter; its gradient is summed over `data` before or after the cast of it."""
+    if experts.float32_gradients:
+        return vary_over_data(param).astype(experts.dtype)
+    return vary_over_data(param.astype(experts.dtype))
 
 
 def _sort_by_expert(

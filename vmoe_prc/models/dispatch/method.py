@@ -22,6 +22,7 @@ class Experts:
       dropout_rate: Dropout after either layer of an expert; 0 in evaluation.
       gelu: GELU between the layers: 'tanh' or 'exact'.
       dropout_key: Returns the key of the dropout; None if there is no dropout.
+      float32_gradients: Whether gradients of the parameters are summed over devices in float32.
     """
 
     apply: Callable[[Array], Array]
@@ -30,6 +31,7 @@ class Experts:
     dropout_rate: float = 0.0
     gelu: str = "tanh"
     dropout_key: Callable[[], jax.Array | None] = lambda: None
+    float32_gradients: bool = False
 
 
 class DispatchMethod:
