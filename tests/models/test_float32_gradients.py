@@ -3,6 +3,7 @@
 import contextlib
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,3 +78,21 @@ def test_no_gradient_is_rounded_after_its_sum_over_devices(dispatcher, shard_ker
     for name, gradient in eight.items():
         assert not is_rounded(gradient), name
     assert distance(eight, one) < 0.02
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv(4, (3, 3), dtype=jnp.bfloat16),
+        nn.Conv(4, (2, 2), strides=(2, 2), dtype=jnp.bfloat16),
+        nn.DenseGeneral(4, axis=(0, 2), dtype=jnp.bfloat16),
+        nn.DenseGeneral(4, batch_dims=(0,), dtype=jnp.bfloat16),
+        nn.Dense(4, dot_general=lambda *args, **kwargs: jnp.ones((2, 6, 6, 4)), dtype=jnp.bfloat16),
+    ],
+)
+def test_other_layers_of_users_stay_as_they_are(layer):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    variables = layer.init(jax.random.key(1), x)
+    with float32_gradients():
+        found = layer.apply(variables, x)
+    np.testing.assert_array_equal(found, layer.apply(variables, x))

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 
 from vmoe_prc.arrays import Array
 from vmoe_prc.models import fsdp
-from vmoe_prc.models.patch_embedding import flat_patches
+from vmoe_prc.models.patch_embedding import flat_patches, patch_products
 from vmoe_prc.runtime.mesh import BATCH, all_gather, kernel_spec, on_each_device, sum_scatter
 
 _enabled = contextvars.ContextVar("float32_gradients", default=False)
@@ -51,6 +51,7 @@ def _layer(
         or not isinstance(layer, (nn.Dense, nn.DenseGeneral, nn.Conv))
         or layer.is_initializing()
         or jnp.dtype(layer.dtype or jnp.float32) == jnp.float32
+        or not _is_one_product(layer)
     ):
         return next_function(*args, **kwargs)
     (inputs,) = args
@@ -61,11 +62,26 @@ def _layer(
         inputs = flat_patches(inputs, kernel.shape[:2])
         num_axes, split = 1, layer.conv_general_dilated is fsdp.patch_products
     else:
-        axes = layer.axis if isinstance(layer, nn.DenseGeneral) else -1
-        num_axes = 1 if isinstance(axes, int) else len(axes)
+        num_axes = len(_contracted_axes(layer))
         split = layer.dot_general is fsdp.dot_general
     outputs = _products(inputs, kernel, num_axes, split)
     return _add_bias(outputs, params["bias"]) if "bias" in params else outputs
+
+
+def _is_one_product(layer: nn.Dense | nn.DenseGeneral | nn.Conv) -> bool:
+    """Whether a layer is what this module computes; a router of a user may have any other."""
+    if layer.precision is not None:
+        return False
+    if isinstance(layer, nn.Conv):
+        return layer.conv_general_dilated in (patch_products, fsdp.patch_products)
+    axes = _contracted_axes(layer)
+    last = axes == tuple(range(-len(axes), 0)) and not getattr(layer, "batch_dims", ())
+    return last and layer.dot_general in (None, fsdp.dot_general) and not layer.dot_general_cls
+
+
+def _contracted_axes(layer: nn.Dense | nn.DenseGeneral) -> tuple[int, ...]:
+    axes = layer.axis if isinstance(layer, nn.DenseGeneral) else -1
+    return (axes,) if isinstance(axes, int) else tuple(axes)
 
 
 def _products(inputs: Array, kernel: Array, num_axes: int, split: bool) -> jax.Array:
