@@ -20,7 +20,7 @@ def view1_from_view0(view_from_image: Float[Array, "B 2 3 3"]) -> Float[Array, "
       view_from_image: (B, 2, 3, 3) maps of the original image to its two views.
 
     Returns:
-      (B, 3, 3) map of pixel coordinates of view 0 to those of view 1.
+      (B, 3, 3) map from pixel coordinates of view 0 to pixel coordinates of view 1.
     """
     view0, view1 = view_from_image[:, 0], view_from_image[:, 1]
     return _matmul(view1, _inverse(view0))

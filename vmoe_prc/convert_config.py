@@ -41,7 +41,7 @@ _DROPPED = {
     r"fewshot\.main_task": "all tasks are reported alike",
     r"shuffle_seed": "the order follows from config.seed",
 }
-# What to write in place of fields that have no counterpart, by their ends.
+# Replacements for fields that have no counterpart, by the ends of their names.
 _INSTEAD = {
     r"config\.(retrieval|zeroshot)": "leave it out: there is no contrastive training",
     r"restore": "run python -m vmoe_prc.analyze robustness WORKDIR --perturbation=pgd_vmoe",
@@ -71,10 +71,10 @@ class RefusedConfigError(UserError, ValueError):
 
 @dataclasses.dataclass
 class Log:
-    """What a conversion changed and refused.
+    """Changes and refusals of a conversion.
 
     Attributes:
-      notes: (field, what it became), each line once.
+      notes: (field, its new form), each line once.
       refusals: (field, value, what to write instead).
     """
 
@@ -170,7 +170,7 @@ def _dataset(section: Mapping[str, Any], split: str, log: Log) -> dict[str, Any]
         log.refuse(f"{field}.mixup_process", section["mixup_process"], _INSTEAD["mixup_process"])
     if ours.get("cache") == "batched":
         del ours["cache"]
-        log.note("config.dataset.*.cache", "'batched' left out: batches are made anew")
+        log.note("config.dataset.*.cache", "'batched' left out: every epoch makes new batches")
     if split == "train":
         # The default of their pipeline.
         ours.setdefault("shuffle_buffer", 50_000)

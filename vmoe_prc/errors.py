@@ -4,7 +4,7 @@ import os
 
 # EX_TEMPFAIL of sysexits.h: try again later. No signal or library ends a program with it.
 PREEMPTED_STATUS = 75
-# What to do where memory runs out.
+# Advice in errors about memory that runs out.
 MEMORY_ADVICE = (
     "use smaller batches (config.dataset.*.batch_size), more config.microsteps, a smaller model, "
     "or more devices"

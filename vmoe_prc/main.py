@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, see `runtime.programs`.
 
     Args:
-      argv: Arguments; None for those of `sys.argv`.
+      argv: Arguments; None for `sys.argv[1:]`.
     """
 
     def program() -> None:
@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace, changes: dict[str, Any]) -> None:
         print(explain(args.explain, read(prepare=False)))
         return
     config = None
-    # What is wrong with it is said before the processes meet.
+    # Errors in it are reported before the processes meet.
     with contextlib.suppress(NotPreparedError):
         config = read(prepare=False)
     # Imported here so that --help need not wait for JAX and TensorFlow.

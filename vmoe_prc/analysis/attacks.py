@@ -55,7 +55,7 @@ def make_attack(
       value_range: Pixel values of black and white.
       target: The part of the model to attack.
       projected: Whether images stay within `epsilon` and the range of pixels. If not, the steps
-        are those of V-MoE's study, epsilon / `num_steps`, see `steps.adversarial`.
+        are V-MoE's, epsilon / `num_steps`, see `steps.adversarial`.
     """
     low, high = value_range
 

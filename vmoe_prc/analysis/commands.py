@@ -112,7 +112,7 @@ def pictures(args: argparse.Namespace) -> None:
 
 
 def swap(args: argparse.Namespace) -> None:
-    """Exchanges the routing: accuracy with random experts, with those of the other view, ..."""
+    """Exchanges the routing: accuracy with random experts, with experts of the other view, ..."""
     from vmoe_prc.analysis.figures.measures import swap_figure
     from vmoe_prc.analysis.swap import swap_test
 
@@ -249,7 +249,7 @@ def _open(args: argparse.Namespace) -> "list[OpenedRun]":
 
 
 def _output(args: argparse.Namespace, name: str) -> pathlib.Path:
-    """Where to write: by default in `analysis/` of the first run, or here for a checkpoint."""
+    """Returns the output: by default in `analysis/` of the first run, or here for a checkpoint."""
     folder = pathlib.Path(args.workdir[0]).expanduser() if args.workdir else pathlib.Path()
     return args.output or folder / "analysis" / name
 

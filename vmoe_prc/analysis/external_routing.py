@@ -1,4 +1,4 @@
-"""Runs a model with router logits from outside, such as those of another view."""
+"""Runs a model with given router logits, such as the logits of another view."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,7 +24,7 @@ QUANTILES = (0.05, 0.5, 0.95)
 
 
 def router_margin(logits: Float[Array, "... E"], num_selected: int) -> Float[Array, "..."]:
-    """Returns z_(K) - z_(K+1): logit of the last chosen expert minus that of the next."""
+    """Returns z_(K) - z_(K+1): logit of the last chosen expert minus the next logit."""
     top = jax.lax.top_k(logits, num_selected + 1)[0]
     return top[..., -2] - top[..., -1]
 
@@ -98,7 +98,7 @@ def _measure(
         outputs, routings = apply_model(model, params, images)
         logits = {b: by_image(r.logits, len(images)) for b, r in routings.items()}
         margin = router_margin(logits[block], k)  # (N, T)
-        # Images do not depend on each other: the gradient of the sum holds that of each.
+        # Images do not depend on each other: the gradient of the sum holds the gradient of each.
         return margin.min(axis=1).sum(), (outputs, logits, margin)
 
     gradient, (outputs, logits, margin) = jax.grad(margins, has_aux=True)(images)

@@ -38,8 +38,8 @@ class RampResult(NamedTuple):
         changes in this step.
       capacities: One row per capacity: `within_group`, mean total variation of steps inside a
         group, `between_groups`, of steps to the next group, and their `ratio`;
-        `batch_dependence`, share of predictions of the split that change if the other images
-        of the batch are drawn anew.
+        `batch_dependence`, share of predictions of the split that change if other images
+        make up the rest of the batch.
       curves: One row per capacity and level, for the first image: `probability` of the class
         that is predicted without noise.
     """
@@ -194,7 +194,7 @@ def _batch_dependence(run: OpenedRun, batch: dict[str, np.ndarray], seed: int) -
     """Share of the predictions of a batch that change if it is put in another order.
 
     Images of a batch share capacity with the other images of their group only, so another
-    order of the batch draws their neighbours anew.
+    order of the batch gives them other neighbours.
     """
     sharding = batch_sharding(run.mesh)
     predict = jax.jit(

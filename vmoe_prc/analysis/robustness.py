@@ -40,7 +40,7 @@ UNITS = {
     **{name: kind.unit for name, kind in PERTURBATIONS.items()},
     **dict.fromkeys(ATTACKS, "epsilon, 1/255 of the pixel range"),
 }
-# What `decomposition_sums` gives.
+# Keys of `decomposition_sums`.
 SUMS = ("pairs", "observed", "within", "load_a", "load_b")
 # An image that changes by less (Euclidean norm, pixel range 1) counts as unchanged.
 ROUNDING = 1e-4
@@ -79,7 +79,7 @@ def robustness_table(
 ) -> pd.DataFrame:
     """Compares the routing of perturbed images with the routing of the original images.
 
-    Routing, accuracy and jumps are those of the dropless model: experts have room for every
+    Routing, accuracy and jumps are measured on the dropless model: experts have room for every
     token, so that routing does not depend on the other images of the batch. The effect
     of dropped tokens, with the capacity that the run is evaluated with, has its own columns.
     Tokens are compared at the same position of the grid. Distances are Euclidean norms over
@@ -206,7 +206,7 @@ def _compare(
       after: Results of the routing steps on these.
 
     Returns:
-      The sums, those of `decomposition_sums` of each image, and the mask.
+      The sums, the `decomposition_sums` of each image, and the mask.
     """
     images, mask = batch["image"], batch["mask"]
     distance = _norm(perturbed - images) / scale

@@ -1,4 +1,4 @@
-"""Where the processes of a run wait for each other while they write a checkpoint."""
+"""Barriers for the processes of a run that write a checkpoint."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ class CheckpointBarriers:
     For each checkpoint Orbax says that a save is in progress, writes in a thread, and says that
     none is. Each of these has two barriers, in this order. A thread that fails leaves out its
     barriers, so that the processes would wait at different ones, for 20 minutes. Here the failed
-    process goes on at once, raises its error when it next saves or waits, and ends. That ends the
+    process continues at once, raises its error when it next saves or waits, and ends. That ends the
     others, as JAX misses its heartbeat.
 
     Args:

@@ -81,7 +81,7 @@ class Checkpointer:
             async_options=ocp.AsyncOptions(
                 barrier_sync_fn=CheckpointBarriers(ocp.multihost.get_barrier_sync_fn())
             ),
-            # What a killed run was writing.
+            # Files that a killed run was writing.
             cleanup_tmp_directories=True,
         )
         try:
@@ -119,7 +119,7 @@ class Checkpointer:
         """Saves a state in the background; `state` may be donated at once.
 
         Args:
-          step: Number of the step, above those of all checkpoints.
+          step: Number of the step, above the steps of all checkpoints.
           state: Tree of arrays.
           metrics: Metrics of the state; without the best metric it can never be a best one.
 
@@ -151,7 +151,7 @@ class Checkpointer:
         damaged = {}
         for candidate in [step] if step is not None else self.steps()[::-1]:
             try:
-                # What one process finds damaged none may use.
+                # A checkpoint that one process finds damaged is used by none.
                 with raise_everywhere():
                     state = self._restore(candidate, abstract_state)
             except CheckpointError:

@@ -1,8 +1,8 @@
 """Reads `.npz` files: Google's released ViTs, and arrays by our names.
 
-The released files are those of google-research/vision_transformer, whose layers have numbers
-within a block (of all layers in old files, of those of one kind in new ones), and those of
-big_vision. How they compute is what our defaults are: pixels in [-1, 1], the approximate GELU.
+The released files come from google-research/vision_transformer, where layers have numbers within a
+block (counting all layers in old files, layers of one kind in new ones), and from big_vision. Both
+compute as our defaults do: pixels in [-1, 1], the approximate GELU.
 """
 
 import re
@@ -33,7 +33,7 @@ _POOLING = (
     ("^MAPHead_0/MlpBlock_0/", "MapHead/Mlp/"),
     ("^MAPHead_0/", "MapHead/"),
 )
-# What has no counterpart here, by a name that it has.
+# Models that have no counterpart here, by a name of theirs.
 _REFUSED = (
     (r"^(conv_root|block\d+)/", "a hybrid of a ResNet and a transformer, which is not supported"),
     (r"^MixerBlock_\d+/", "an MLP-Mixer, which is not supported"),
@@ -46,7 +46,7 @@ _REFUSED = (
 
 
 def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file, those of a released ViT by our names.
+    """Reads the arrays of a file; arrays of a released ViT get our names.
 
     Raises:
       CheckpointError: If it cannot be read, or is of a model that has no counterpart here.

@@ -1,6 +1,6 @@
 """Pre-trained vision transformers of timm and transformers, and models that start from them.
 
-What a file holds is found out from the names of its arrays. `npz` reads those of Google's ViT.
+The names of its arrays tell what a file holds. `npz` reads the files of Google's ViT.
 """
 
 import json
@@ -73,7 +73,7 @@ def pretrained_model(
       num_experts: Experts of each mixture, copies of the MLP; 0 for a dense model.
       num_selected_experts: K.
       num_moe_layers: Mixtures: every other block, counted from the last.
-      noise: Standard deviation of the noise on the copies, as a share of that of the array.
+      noise: Standard deviation of the noise on the copies, divided by the array's.
       cluster_images: Images of training from whose tokens experts are made; 0 for copies.
 
     Raises:
@@ -126,7 +126,7 @@ def _weights(folder: epath.Path) -> list[epath.Path]:
         return [folder / name for name in sorted(set(parts.values()))]
     pickle = next(name for name in _PICKLES if (folder / name).exists())
     raise CheckpointError(
-        f"{folder / pickle}: pickled files can run code and are not read; save the model anew with "
+        f"{folder / pickle}: pickled files can run code and are not read; save the model again by "
         "save_pretrained(..., safe_serialization=True), or by safetensors.torch.save_file"
     )
 

@@ -1,4 +1,4 @@
-"""What a format of `config.registry.EXPORTS` is asked to write."""
+"""The request that a format of `config.registry.EXPORTS` gets."""
 
 import dataclasses
 

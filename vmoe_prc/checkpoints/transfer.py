@@ -1,4 +1,4 @@
-"""Maps the parameters of a checkpoint to those of a model, by rules in V-MoE's vocabulary.
+"""Maps the parameters of a checkpoint to a model's parameters, by rules in V-MoE's vocabulary.
 
 A rule is `(pattern, replacement)` or `(pattern, replacement, transformation, *arguments)`.
 The first rule whose pattern is found in the name of a source array renames it; without a
@@ -63,7 +63,7 @@ def transfer(
     field: str = "config.initialization",
     grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[Moved]]:
-    """Makes arrays of a model from those of a checkpoint.
+    """Makes the arrays of a model from the arrays of a checkpoint.
 
     Args:
       source: Arrays of the checkpoint by name, such as `params/head/kernel`.

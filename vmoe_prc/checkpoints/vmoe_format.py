@@ -35,7 +35,7 @@ _MAX_THREADS = 16
 _MAX_ITEMS = 2**20
 _MAX_SHARDS = 99_999  # File names have five digits.
 _MAX_CELLS = 2**22
-# What damaged files raise in msgpack, NumPy and here.
+# Errors that damaged files raise in msgpack, NumPy and here.
 _FORMAT_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError),
     *(RecursionError, msgpack.UnpackException),
@@ -252,7 +252,7 @@ def _read_shard(file: Any, numbers: Mapping[int, Any]) -> Iterator[tuple[int, Bo
         file,
         read_size=_READ_BYTES,
         max_buffer_size=2**31 - 1,
-        # msgpack takes memory for as many items as a header promises.
+        # msgpack allocates memory for the number of items that a header gives.
         max_array_len=_MAX_ITEMS,
         max_map_len=_MAX_ITEMS,
         strict_map_key=False,

@@ -254,7 +254,7 @@ def _check_ensemble(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "config.loss.ensemble_size",
             loss["ensemble_size"],
-            f"expected that of config.model.encoder.moe.ensemble_size, {members}",
+            f"expected config.model.encoder.moe.ensemble_size = {members}",
         )
     if members == 1:
         return
@@ -262,7 +262,7 @@ def _check_ensemble(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             "config.consistency",
             config["consistency"]["name"],
-            "cannot be computed for an ensemble, whose members route by themselves",
+            "cannot be computed for an ensemble, whose members route independently",
         )
     average = model["ensemble_average"]
     if average != CLASSIFICATION_LOSSES.options(loss["name"]).ACTIVATION:

@@ -50,7 +50,7 @@ def with_validation(parts: tuple[str, ...], field: str) -> tuple[str, ...]:
 
 
 def fewshot_sections(options: Config) -> dict[str, dict[str, ml_collections.ConfigDict]]:
-    """Returns the data sections of `config.fewshot`, like those of `config.dataset`.
+    """Returns the data sections of `config.fewshot`, like the sections of `config.dataset`.
 
     Args:
       options: `config.fewshot`, completed.

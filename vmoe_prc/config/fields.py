@@ -21,7 +21,7 @@ from vmoe_prc.config.registry import (
 
 # JAX counts steps in 32 bits.
 MAX_STEPS = 2**31 - 1
-# Keys made from larger seeds repeat those of smaller ones.
+# Keys made from larger seeds repeat the keys of smaller seeds.
 MAX_SEED = 2**32 - 1
 
 section = dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Dataset:
     )
     cache: str | None = option(
         None,
-        "`loaded` keeps the stored examples in memory, None reads them anew in each epoch.",
+        "`loaded` keeps the stored examples in memory, None reads them again in each epoch.",
         choices=(None, "loaded"),
     )
     max_bad_examples: int = option(

@@ -32,7 +32,7 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class MetricName:
-    """What a metric measures; `str` gives its name, `parse_name` reads it.
+    """The parts of a metric's name; `str` joins them, `parse_name` reads them.
 
     Attributes:
       measure: Such as 'accuracy', 'top1' or 'load'; of a few-shot evaluation 'shot', the

@@ -1,4 +1,4 @@
-"""From the configuration that a user wrote to the one that a run has: `complete`, `override`."""
+"""Completes the configuration that a user wrote: `complete`, `override`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,7 +66,7 @@ def override(config: Config, changes: Config) -> dict[str, Any]:
     Args:
       config: The configuration.
       changes: New values, nested as in the configuration. A section keeps the fields that
-        are not named; where another variant is chosen, it loses those of the old one.
+        are not named; where another variant is chosen, it loses the fields of the old one.
         None switches a section off. A length in steps replaces one in epochs, and vice versa.
     """
     changes = plain(changes)

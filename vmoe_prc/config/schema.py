@@ -9,7 +9,7 @@ what it may be:
 * named sections: `Mapping[str, Section]`, under names that the user chooses.
 
 A field whose choices are a `Registry` is a section, too: the name of an entry under
-`registry.key`, and the options of that entry, such as those of the router that `router.name`
+`registry.key`, and the options of that entry, such as the options of the router that `router.name`
 chooses. A section with a static method `more` has the fields of the dataclasses that it
 returns as well. The `__post_init__` of a section checks its fields against each other: an
 `OptionError` or ValueError becomes one line.
@@ -161,7 +161,7 @@ def is_sequence(hint: Any) -> bool:
 
 
 def all_fields(section: type) -> dict[str, Field]:
-    """Returns the fields of a section with those of its method `more`, by name."""
+    """Returns the fields of a section and of its method `more`, by name."""
     fields = dict(declared_fields(section))
     for more in section.more() if hasattr(section, "more") else ():
         fields |= declared_fields(more)

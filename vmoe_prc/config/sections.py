@@ -96,7 +96,7 @@ def _check_together(values: dict[str, Any], section: Section, name: str) -> None
 
 
 def build(section: type[T], values: Mapping[str, Any]) -> T:
-    """Returns a section as an object, with the sections in it; those of registries stay dicts.
+    """Returns a section as an object, with the sections in it; sections of registries stay dicts.
 
     Args:
       section: The dataclass that declares it.

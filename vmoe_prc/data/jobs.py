@@ -1,7 +1,7 @@
 """Runs functions in other processes, which import nothing of the program that asks.
 
 `multiprocessing` would run the main module of the program again: a script without
-`if __name__ == "__main__"` would start itself anew, and wait for its own lock or fail.
+`if __name__ == "__main__"` would start itself again, and wait for its own lock or fail.
 """
 
 import concurrent.futures

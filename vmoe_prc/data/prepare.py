@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, see `runtime.programs`.
 
     Args:
-      argv: Arguments; None for those of `sys.argv`.
+      argv: Arguments; None for `sys.argv[1:]`.
     """
     args = _parser().parse_intermixed_args(argv)
     return run_program(lambda: _prepare(args), args.traceback)

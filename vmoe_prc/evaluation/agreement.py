@@ -17,7 +17,7 @@ from vmoe_prc.evaluation.decomposition import (
 )
 
 METRICS = ("top1", "top2", "top2_unordered", "overlap")
-# Names of the parts of the agreement of first choices (see `decomposition`); those of the sets
+# Names of the parts of the agreement of first choices (see `decomposition`); names for the sets
 # of K, where K > 1, begin with "overlap_".
 PARTS = Decomposition._fields
 SETS = "overlap_"
@@ -42,7 +42,7 @@ def agreement_per_image(
 ) -> PairTotals:
     """Sums the agreement of the matched pairs of each image.
 
-    Divide the sum over images of a metric by that of `num_pairs` for its mean.
+    The mean of a metric is its sum over images divided by the sum of `num_pairs`.
 
     Args:
       experts: (B, 2, T, K) experts of each token, best first.

@@ -1,4 +1,4 @@
-"""Whether probabilities are to be trusted: log-likelihood, Brier score and calibration error."""
+"""Quality of the predicted probabilities: log-likelihood, Brier score and calibration error."""
 
 import dataclasses
 import functools

@@ -63,14 +63,14 @@ class EvaluationSplit(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationContext:
-    """What evaluators can use.
+    """Arguments of every evaluator.
 
     Attributes:
       config: The completed configuration.
       model: The model as it is evaluated, `deterministic=True`.
       mesh: The device mesh.
       splits: Splits of `config.dataset` without `train`, by name.
-      open_split: Opens another split, from a completed section as those of `config.dataset`,
+      open_split: Opens another split, from a completed section like one of `config.dataset`,
         the section's name for errors, and what its batches must have besides `image`:
         'labels' (one-hot) or 'label'. Raises `ConfigError`.
     """

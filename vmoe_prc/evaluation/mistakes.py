@@ -1,4 +1,4 @@
-"""Which classes are taken for which, and the worst mistakes."""
+"""Confusion matrix and worst mistakes of a classifier."""
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -16,7 +16,7 @@ def confusion_counts(
       takes 3.8 GB. Counts of several batches can be added.
     """
     ones = np.ones(len(labels), np.int64)
-    # Of a pair that occurs more than once the ones are added.
+    # The ones of a pair that occurs more than once are added.
     return csr_array((ones, (labels, predicted)), shape=(num_classes, num_classes))
 
 

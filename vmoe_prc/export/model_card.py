@@ -42,7 +42,7 @@ def model_card(model: TrainedModel, source: epath.Path, license: str | None) -> 
     header = ["library_name: vmoe_prc", "pipeline_tag: image-classification"]
     header += ["tags: [vision, mixture-of-experts]"]
     header += [f"license: {license}"] if license else []
-    stated = license or "Not stated by whoever exported the model."
+    stated = license or "Not stated when the model was exported."
     sections = {
         "Model": _model(model),
         "Use": _use(),

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 # 20 has GELU.
 OPSET = 20
-# Of opset 20; programs that read it are as old as the opset.
+# The IR version of opset 20; older programs do not read the opset either.
 IR_VERSION = 9
 # A protocol buffer holds 2 GiB; larger parameters go into a file next to the model.
 MAX_BYTES = 2**31 - 2**27
@@ -42,7 +42,7 @@ class Graph:
         return names
 
     def reshape(self, x: str, *shape: int) -> str:
-        """Reshapes: -1 is the remaining size, 0 that of the input at this place."""
+        """Reshapes: -1 is the remaining size, 0 the size of the input on this axis."""
         return self.op("Reshape", x, self.constant(shape, np.int64))
 
     def model(

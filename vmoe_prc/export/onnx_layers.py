@@ -1,4 +1,4 @@
-"""Layers of the model as nodes of an ONNX graph; parameters are those of flax."""
+"""Layers of the model as nodes of an ONNX graph; parameters have Flax's names and shapes."""
 
 import math
 from collections.abc import Mapping

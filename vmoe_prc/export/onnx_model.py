@@ -35,7 +35,7 @@ def add_model(
 
     Args:
       graph: The graph.
-      options: Options of the model, those of `TrainedModel.model_options`.
+      options: Options of the model, see `TrainedModel.model_options`.
       params: Nested parameters, as NumPy arrays.
       pixels: Name of the images (N, H, W, 3).
       grid: (rows, columns) of patches.

@@ -1,6 +1,6 @@
 """Export to a TensorFlow SavedModel that reads encoded images, for TensorFlow Serving.
 
-The program is that of `stablehlo`, called by TensorFlow's op `XlaCallModule`, as JAX's own `jax2tf`
+TensorFlow's op `XlaCallModule` calls the program that `stablehlo` writes, as JAX's own `jax2tf`
 does; decoding and preprocessing are TensorFlow's ops.
 """
 

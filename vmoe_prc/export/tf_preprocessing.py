@@ -33,7 +33,7 @@ def build_preprocessing(preprocessing: Preprocessing, size: tuple[int, int, int]
         x: Any = encoded
         for op in ops:
             x = op(x)
-        # What is written as it is read by `Preprocessing`: bytes, mapped at the end.
+        # As in `Preprocessing`: bytes, mapped to the range of values at the end.
         return tf.ensure_shape(tf.cast(x, tf.float32) * ((high - low) / 255) + low, size)
 
     spec = tf.TensorSpec(size, tf.float32)

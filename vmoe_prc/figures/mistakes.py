@@ -72,7 +72,7 @@ def mistakes(context: EvaluationContext, *, split: str) -> Evaluator:
         classes, counted = main_class(labels), mask & is_labelled(labels)
         predicted, highest = jnp.argmax(probabilities, axis=-1), probabilities.max(axis=-1)
         wrong = counted & (predicted != classes)
-        # Of the images only the worst of a batch leave the devices.
+        # Only the worst images of a batch leave the devices.
         _, worst = jax.lax.top_k(jnp.where(wrong, highest, -1), min(MOST_IMAGES, len(images)))
         values = (classes, predicted, highest)
         found = (x[worst] for x in (images, *values, wrong))

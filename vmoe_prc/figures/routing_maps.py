@@ -205,7 +205,7 @@ def comparison_figure(
             _name_row(axes[n][0], labels[n])
     for i, name in enumerate(("image", *routings)):
         for view, text in enumerate((f"{name}\nview 0", "view 1")):
-            # From the left: a long name may reach over both views.
+            # Left-aligned: a long name may reach over both views.
             axis = axes[0][2 * i + view]
             text = plain_text(text, 2 * _PANEL + _GAP, SMALL)
             axis.set_title(text, loc="left", fontsize=SMALL, color="0.25", pad=4)

@@ -2,7 +2,7 @@
 
 Rows come in tiles of `TILE`, and each tile belongs to one group: the first row of a group is
 the first of a tile, and the rows between its last one and the end of its tile are zero. A
-kernel then needs no masks, and the work is that of the tiles in use, whatever the sizes.
+kernel then needs no masks, and only tiles in use cost work, regardless of the sizes.
 
 * TPU: XLA's own instruction, `jax.lax.ragged_dot`.
 * NVIDIA Hopper in half precision: a kernel of ours, see `hopper_matmul`.

@@ -37,7 +37,7 @@ class TeacherGuidedOptions(ModelOptions):
 
 @MODELS.register(options=TeacherGuidedOptions)
 class TeacherGuidedMoe(VisionTransformerMoe):
-    """A V-MoE and a frozen dense vision transformer of as many blocks, its teacher.
+    """A V-MoE and its teacher, a frozen dense vision transformer with the same number of blocks.
 
     In training the teacher sees the same images. For each MoE block, a linear router reads what
     the MLP of the teacher's block of the same number reads; its gates are in the `Routing` record
@@ -55,7 +55,7 @@ class TeacherGuidedMoe(VisionTransformerMoe):
     inputs of the MLPs is inferred.
 
     Attributes:
-      teacher: Options of the teacher that differ from those of the model, see `TeacherOptions`.
+      teacher: Options of the teacher that differ from the model's, see `TeacherOptions`.
     """
 
     teacher: Config | None = None

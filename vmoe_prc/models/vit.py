@@ -39,8 +39,8 @@ class VisionTransformerMoe(nn.Module):
         'sigmoid'.
       deterministic: Whether dropout and routing noise are off, and the members of an ensemble
         are averaged.
-      dtype: Dtype of the computation, such as 'bfloat16'; `encoder['dtype']` is that of the
-        blocks, if it is given. Parameters and the logits are float32.
+      dtype: Dtype of the computation, such as 'bfloat16'; `encoder['dtype']`, if given, is the
+        dtype of the blocks. Parameters and the logits are float32.
       shard_kernels: Whether the kernels of all layers but the experts are split over the
         devices of the mesh, see `models.sharded`.
     """
@@ -72,7 +72,7 @@ class VisionTransformerMoe(nn.Module):
         Returns:
           (N, num_classes) float32 logits, and the routing record of each MoE block by
           its name, such as `encoderblock_3`. In training the M members of an ensemble have a row
-          each, (N * M, num_classes), those of an image adjacent.
+          each, (N * M, num_classes), members of an image adjacent.
 
         Raises:
           ValueError: If the patches do not tile the image, or the classifier is unknown.
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
       attention_dropout_rate: Dropout of the attention weights.
       attention_qk_norm: Whether queries and keys are normalised.
       moe: Options of the `MlpMoeBlock`s, and the block numbers as `layers`; a `mlp_dim`
-        or `dropout_rate` here, if it is not None, is that of the experts.
+        or `dropout_rate` here, if it is not None, applies to the experts.
       position_emb: `name` of the position embedding: 'learned' (default), 'sincos2d'
         (with a `temperature`), 'rope2d' (with a `base`) or 'none'.
       num_registers: Learned tokens in addition, which have no place (arXiv 2309.16588). In

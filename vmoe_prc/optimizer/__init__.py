@@ -32,8 +32,8 @@ def create_optimizer(
     Args:
       name: Name of the optimiser, such as 'adam' or 'sgd'.
       total_steps: Steps of the whole training.
-      **options: Fields of the optimiser's options: those of `OptimizerOptions`, where
-        `learning_rate` may also be a constant, and its own.
+      **options: Options of the optimiser: the fields of `OptimizerOptions`, where
+        `learning_rate` may also be a constant, and the fields that only this optimiser has.
 
     Returns:
       The optimiser, whose `update` takes the norm of the gradients as `grad_norm`, if it is known.

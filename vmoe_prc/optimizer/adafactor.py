@@ -45,7 +45,7 @@ def adafactor(options: AdafactorOptions) -> optax.GradientTransformation:
         return jnp.minimum(1 - (step + 1.0) ** -exponent, options.b2)
 
     return optax.chain(
-        # Of an expert's kernel (E, D, F) the factors are (E, D) and (E, F): E is below the limit.
+        # The factors of an expert's kernel (E, D, F) are (E, D) and (E, F): E is below the limit.
         optax.scale_by_factored_rms(
             decay_rate=options.decay_exponent,
             decay_rate_fn=decay,

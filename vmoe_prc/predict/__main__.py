@@ -83,7 +83,7 @@ def _evaluate(args: argparse.Namespace, model: "TrainedModel", names: list[str])
             read.append(name)
             yield image
 
-    # Of each image only its best class is kept: all of 50,000 images and 21,843 classes take 4 GB.
+    # Only the best class of each image is kept: 50,000 images by 21,843 classes take 4 GB.
     batches = model.probabilities_by_batch(pixels(), args.batch)
     best = [(batch.argmax(axis=-1), batch.max(axis=-1)) for batch in batches]
     if not best:

@@ -58,7 +58,7 @@ class TrainedModel:
     """A model with its parameters, preprocessing and classes; made by `open_model`.
 
     Every image is routed alone and no token is dropped, so that a prediction does not depend
-    on the other images. With Expert Choice the capacity is that of the evaluation, per image.
+    on the other images. With Expert Choice each image has the capacity of the evaluation.
 
     Attributes:
       name: Name of the run or checkpoint.
@@ -293,7 +293,7 @@ def open_model(
     metadata = read_metadata(path)
     if config is None:
         if "config" not in metadata:
-            expected = "holds no configuration: give the one of its model (--config)"
+            expected = "holds no configuration: give its model's configuration (--config)"
             raise ConfigError("path", os.fspath(path), expected)
         config = ml_collections.ConfigDict(metadata["config"])
     flat = read_params(path)

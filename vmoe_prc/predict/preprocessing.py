@@ -80,8 +80,8 @@ class Preprocessing:
 def evaluation_preprocessing(config: Config) -> Preprocessing:
     """Returns the preprocessing of the evaluation that a configuration describes.
 
-    It is that of the first split with one view: a test split, else a validation split, else
-    any other split but `train`.
+    The first split with one view has it: a test split, else a validation split, else any
+    other split but `train`.
 
     Raises:
       ConfigError: If no split but `train` has one view.

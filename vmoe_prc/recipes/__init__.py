@@ -169,7 +169,7 @@ def router_losses(
     Args:
       prc: Whether to use PRC.
       pair_class_tokens: Whether the class tokens of two views are a pair.
-      diagonal: 'matrix', the formula of the paper, or 'per_position', that of PRC's released
+      diagonal: 'matrix', the formula of the paper, or 'per_position', the formula of PRC's released
         program.
     """
     if prc:

@@ -42,7 +42,7 @@ def find_images(arguments: ml_collections.ConfigDict) -> Images:
 
     Args:
       arguments: `dataset`, the name of a data set; `dir`, the directory of its files; and
-        `data_dir`, that of prepared data sets.
+        `data_dir`, the directory of prepared data sets.
 
     Raises:
       ConfigError: If there are none.

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-# Of an epoch of the fewest images; the batch is at least `LEAST_VIEWS` views.
+# Steps per epoch for few images; the batch is at least `LEAST_VIEWS` views.
 _STEPS_PER_EPOCH = 4
 LEAST_VIEWS = 16
 # Steps between two evaluations of a long training, and evaluations of a short one.
@@ -45,7 +45,7 @@ class Sizes:
 
     @property
     def shuffle_buffer(self) -> int:
-        """As of `config.dataset.train`."""
+        """`shuffle_buffer` of `config.dataset.train`."""
         return min(self.images, _BUFFER)
 
     @property
@@ -102,8 +102,8 @@ def with_sizes(config: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
     """Returns a recipe with other sizes, which ends with figures of the mistakes on `test`.
 
     Args:
-      config: The recipe. Splits whose `process` makes two views have half as many images a batch
-        as the others.
+      config: The recipe. Splits whose `process` makes two views have half as many images per
+        batch as the others.
       sizes: The sizes.
     """
     dataset = {}

@@ -30,7 +30,7 @@ def soft_moe_model(
         of 'ti', 's', 'b', 'l' and 'h'; and the side of a patch in pixels.
       image_size: Side of the images in pixels.
       num_classes: Number of classes; the head's bias starts at -ln of it.
-      num_experts: Experts of a block; None for those of the paper: 128, or 256 with patches of 14.
+      num_experts: Experts of a block; None for the paper's number: 128, or 256 with patches of 14.
 
     Raises:
       ConfigError: If the name is not of this form.

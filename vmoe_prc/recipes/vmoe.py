@@ -17,7 +17,7 @@ from vmoe_prc.recipes import (
 
 IMAGES_PER_STEP = 8192
 NUM_CLASSES = 1000
-# Test sets beside ImageNet's own: data set, split and field of the labels.
+# Test sets in addition to ImageNet's own: data set, split and field of the labels.
 OTHER_TESTS = {
     "imagenet_v2": ("imagenet_v2", "test", "label"),
     "imagenet_real": ("imagenet2012_real", "validation", "real_label"),
@@ -26,14 +26,14 @@ OTHER_TESTS = {
 
 
 def imagenet_tests(process: str, batch_size: int, others: bool) -> dict[str, dict[str, Any]]:
-    """Returns the splits `val` and `test` of ImageNet, and those of other sets of its classes.
+    """Returns the splits `val` and `test` of ImageNet, and test sets of others with its classes.
 
     The 3,163 of 50,000 images of ImageNet-ReaL without a label count as wrong, as in V-MoE's
     program and in the figures of its headers: 74.4% next to 73.1% on ImageNet are 79.4% of the
     images with labels. `unlabelled='left_out'` is the definition of ImageNet-ReaL.
 
     Args:
-      process: Ops that make an image of the model's size, without those of `finish`.
+      process: Ops that make an image of the model's size, without the ops of `finish`.
       batch_size: Images evaluated at once.
       others: Whether to test on ImageNet-V2, ImageNet-ReaL and ImageNet-A, too.
     """
@@ -210,7 +210,7 @@ def ensemble_on_cifar100(seed: int) -> dict[str, Any]:
         warmup_steps=200,
         representation_size=model["hidden_size"],
     )
-    # Its router starts from that of a model without members, whose experts it splits.
+    # Its router starts from the router of a model without members, whose experts it splits.
     router = ("^(.*/Moe/Router/dense/.*)$", r"\1", "reshape")
     config["initialization"]["rules"] = (
         ("^params/head/", None),

@@ -15,7 +15,7 @@ from vmoe_prc.analysis.robustness import make_perturbation
 from vmoe_prc.figures.interactive import expert_hex_colors, patch_choices, picture_url
 from vmoe_prc.runtime.mesh import batch_sharding
 
-# What a page shows at most: images, models, their last blocks, and choices of a patch.
+# The most that a page shows: images, models, their last blocks, and choices of a patch.
 MAX_IMAGES, MAX_MODELS, MAX_BLOCKS, MAX_CHOICES = 12, 4, 2, 2
 # Bytes of the data of an explorer; further images are left out.
 MAX_BYTES = 4_000_000

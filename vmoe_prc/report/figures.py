@@ -25,7 +25,7 @@ CURVES = {
     "test/accuracy": ("top-1 accuracy, test (%)", 100.0),
     "test_pairs/top1": ("top-1 agreement of two views, test (%)", 100.0),
 }
-# A curve of more points than this is averaged over as many stretches of steps.
+# A curve of more points is averaged over this many stretches of steps.
 MAX_POINTS = 150
 _SIZE = (4.4, 2.6)
 

@@ -27,7 +27,7 @@ def write_page(
       warnings: Warnings to show, such as of runs that were left out.
 
     Returns:
-      These warnings, and those of figures that could not be made.
+      These warnings, and warnings about figures that could not be made.
 
     Raises:
       ReportError: If the file is a directory.

@@ -32,7 +32,7 @@ from vmoe_prc.report.runs import Run
 from vmoe_prc.report.tables import PUBLISHED, SAMPLING_ERROR, Table, make_tables
 
 # Bytes of all pictures and maps of a page, and runs of which it shows the whole configuration:
-# browsers open pages of several times as many slowly.
+# browsers are slow to open pages of several times this size.
 MAX_BYTES = 24_000_000
 MAX_CONFIGURATIONS = 100
 
@@ -126,7 +126,7 @@ def make_page(
         sections=[part for part in parts if part.tables or part.pictures or part.explorers],
         style=read_asset(STYLE),
         script=script,
-        # Only this script runs, whatever a name holds.
+        # Only this script runs, even if a name holds another.
         script_hash=_hash(script),
         differences={
             field: [value_text(value) for value in values]

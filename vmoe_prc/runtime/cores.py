@@ -11,8 +11,8 @@ from vmoe_prc.runtime.control_groups import groups
 def num_cores() -> int:
     """Returns the number of cores that this process may use.
 
-    It is the smallest of the CPUs of the machine, those of the process's affinity (`taskset`,
-    Slurm), and the quotas of its control groups (containers), rounded up.
+    It is the smallest of three numbers: the CPUs of the machine, the CPUs of the process's
+    affinity (`taskset`, Slurm), and the quotas of its control groups (containers), rounded up.
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     allowed = len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -18,7 +18,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 def setup_logging(quiet: bool = False) -> None:
-    """Shows our log lines on stderr from INFO on, and those of libraries from WARNING on.
+    """Shows our log lines on stderr from INFO on, and the log lines of libraries from WARNING on.
 
     Args:
       quiet: Whether ours are shown from WARNING on, too: INFO of one process is enough.
@@ -97,7 +97,7 @@ class _LogFile(standard_logging.FileHandler):
             logging.warning("%s cannot be written: %s", self.baseFilename, error)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # Of what could not be written.
+        with contextlib.suppress(OSError):  # Lines that could not be written raise again.
             super().close()
 
 

@@ -30,7 +30,7 @@ def check_program_fits(
       step: The jitted step; it is compiled if it has not been.
       arguments: Its arguments, or their shapes, dtypes and shardings.
       devices: Devices of this process.
-      copied: Bytes of a device that are copied beside it, for a checkpoint.
+      copied: Bytes of a device that are copied during the step, for a checkpoint.
 
     Raises:
       RunError: If it does not fit.

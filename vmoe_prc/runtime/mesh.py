@@ -65,7 +65,7 @@ def largest_expert_partitions(num_experts: int, devices: Sequence[Any]) -> int:
 
 
 def abstract_mesh(num_devices: int, num_expert_partitions: int) -> AbstractMesh:
-    """Describes the mesh of as many devices without having them; raises as `create_mesh`."""
+    """Describes the mesh of `num_devices` devices that need not exist; raises as `create_mesh`."""
     return AbstractMesh(mesh_shape(num_devices, num_expert_partitions), AXES, axis_types=AXIS_TYPES)
 
 

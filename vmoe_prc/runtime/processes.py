@@ -25,7 +25,7 @@ _MESSAGE_SIZE = 1024
 _HEARTBEAT_SECONDS = 150
 # How long process 0 may download and prepare a data set while the others wait.
 _BARRIER_TIMEOUT_SECONDS = 24 * 3600
-# What JAX says where a program has used it before.
+# Part of JAX's error if the program has used JAX before.
 _TOO_LATE = "before any JAX calls"
 # Environment variables in which launchers give the number of processes.
 _COUNT_VARIABLES = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "SKYPILOT_NUM_NODES", "WORLD_SIZE")

@@ -192,7 +192,7 @@ def _bug_of_user(error: BaseException) -> BaseException | None:
 
 
 def _raised_by_user(error: BaseException) -> bool:
-    """Whether the innermost frame that is not of a library is of a file that is not ours."""
+    """Whether the innermost frame outside libraries is in a file of the user."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     owners = [_owner(frame.f_code.co_filename) for frame in reversed(frames)]
     return next((owner for owner in owners if owner != "library"), None) == "user"

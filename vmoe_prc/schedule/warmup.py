@@ -88,7 +88,7 @@ def _polynomial(options: PolynomialOptions, decay_steps: int) -> optax.Schedule:
             options.peak_value, options.end_value, options.power, transition_steps=decay_steps
         )
 
-    # optax clips the step to `decay_steps` as an int32, which cannot hold so many.
+    # optax clips the step to `decay_steps` as an int32, which cannot hold larger numbers.
     def decay(step):
         left = 1 - jnp.asarray(step, jnp.float32) / float(decay_steps)
         return (options.peak_value - options.end_value) * left**options.power + options.end_value

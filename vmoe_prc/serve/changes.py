@@ -25,7 +25,7 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """What happens to a picture.
+    """Changes to a picture.
 
     Attributes:
       noise: Standard deviation of Gaussian noise, with a pixel range of 1.

@@ -28,7 +28,7 @@ class RefusedError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What a model sees of a picture, and what it does with it."""
+    """A picture as a model sees it, and its routing."""
 
     picture: UInt8[np.ndarray, "H W 3"]
     routing: Mapping[str, ImageRouting]

@@ -24,7 +24,7 @@ from vmoe_prc.serve.gallery import Gallery, RefusedError
 MAX_JSON = 10_000
 # Seconds that a client may take to send the next bytes.
 TIMEOUT = 20
-# Nothing is fetched from elsewhere, whatever a name holds.
+# Nothing is fetched from elsewhere, even if a name holds markup.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "

@@ -20,17 +20,17 @@ def mixup(
 ) -> tuple[Float[Array, "N H W 3"], Float[Array, "N classes"]]:
     """Mixes images and labels with Dirichlet weights (arXiv 1710.09412).
 
-    The largest weight is that of the image itself, so that each image prevails in one mixture.
+    The largest weight goes to the image itself, so that each image prevails in one mixture.
 
     Args:
       key: Random key.
       images: (N, H, W, 3).
       labels: (N, classes).
-      concentration: Parameter of the Dirichlet distribution; with `size` 2 that of the
-        Beta distribution.
+      concentration: Parameter of the Dirichlet distribution; with `size` 2 of the Beta
+        distribution.
       size: Number of images in each mixture.
-      granularity: What shares its weights: 'batch', 'device' (the images of a device) or 'example'
-        (each image has its own).
+      granularity: The images that share weights: 'batch', 'device' (the images of a device) or
+        'example' (each image has its own).
       num_devices: Devices that the batch is split over; no image is sent from one to another.
 
     Raises:

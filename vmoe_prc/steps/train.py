@@ -148,7 +148,7 @@ def make_train_step(
 ) -> TrainStep:
     """Builds the function (state, batch) -> (state, metrics) of one update.
 
-    Where the loss, the norm of the gradients or that of the parameters after the update is not
+    Where the loss, the norm of the gradients or the norm of the updated parameters is not
     finite, only the counters change: parameters, their average and the state of the optimiser,
     with its learning rate, stay as they were. After `max_skipped_steps` such steps in a row
     nothing changes any more, not even the step, so that a loop which looks later finds the
@@ -224,7 +224,7 @@ def _split_biases(grads: Any) -> tuple[Any, dict[str, jax.Array]]:
     """Takes out the gradients that are the updates themselves, see `models.routing.bias`.
 
     Returns:
-      The gradients to optimise by, zero for biases; and those of the biases by their names.
+      The gradients to optimise by, zero for biases; and the gradients of biases by name.
     """
     biases = {name: x for name, x in named_leaves(grads).items() if name.endswith(BIAS)}
     if not biases:

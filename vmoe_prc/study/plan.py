@@ -29,7 +29,7 @@ from vmoe_prc.workdir.layout import CONFIG_FILE, SUMMARY_FILE
 from vmoe_prc.workdir.paths import user_path
 
 LOG_FILE = "log.txt"
-# What went wrong when the run was tried last.
+# The error of the last attempt at the run.
 FAILURE_FILE = "failure.txt"
 ROBUSTNESS_FILE = "robustness.csv"
 

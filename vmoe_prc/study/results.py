@@ -1,4 +1,4 @@
-"""What a study has shown so far: tables, differences, curves."""
+"""Results of a study so far: tables, differences, curves."""
 
 import csv
 from collections.abc import Mapping, Sequence

@@ -41,7 +41,7 @@ def check_prefix(options: Mapping[str, Any]) -> None:
 def initialize(
     state: TrainState, options: Mapping[str, Any], grid: tuple[int, int] | None = None
 ) -> tuple[TrainState, str]:
-    """Replaces the parameters of a new state by those of a checkpoint.
+    """Replaces the parameters of a new state by the parameters of a checkpoint.
 
     Step and optimiser state stay new, unless `optimizer_state` is on; an average of the parameters
     begins with them.
@@ -119,7 +119,7 @@ def _with_optimizer_state(state: TrainState, prefix: str, copied: Mapping[str, s
 
     def loaded(name: str, new: jax.Array) -> jax.Array:
         part = re.sub(r"^(\d+/)*", "", name)
-        if part == "count":  # Of updates: the released programs skip none.
+        if part == "count":  # The number of updates: the released programs skip none.
             return shard(step.astype(new.dtype), new.sharding)
         kind, _, parameter = part.partition("/")
         source = copied.get(f"params/{parameter}")

@@ -200,7 +200,7 @@ def _train(
             bar.step(step)
             profile(step)
 
-            # What is due after this step; all of it is after the last one.
+            # Reports and evaluations that are due after this step; all are after the last one.
             report = is_due(step, config.report_progress.every_steps)
             evaluators = [e for e in program.evaluators if is_due(step, e.every_steps)]
             if report or evaluators:

@@ -44,7 +44,7 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
 def check_step_fits(step: Any, state: TrainState, batch: Any, mesh: Mesh) -> None:
     """Checks that a device can hold its part of each matrix product of a step.
 
-    XLA stores the results of matrix products, while those of other operations may never be in
+    XLA stores the results of matrix products, while results of other operations may never be in
     memory as a whole. All of a step may still be too large.
 
     Args:

@@ -171,7 +171,7 @@ def _logs_above(stream: TextIO) -> Iterator[None]:
     handler, above = logging.get_absl_handler().python_handler, _AboveBar(stream)
     usual = handler.setStream(above)
     try:
-        # What writes to stderr only writes and flushes.
+        # Writers to stderr call only `write` and `flush`.
         with contextlib.redirect_stderr(cast(TextIO, above)):
             yield
     finally:

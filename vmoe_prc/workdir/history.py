@@ -97,7 +97,7 @@ def record_config(config: Mapping[str, Any], workdir: epath.Path, step: int) -> 
 
 
 def check_data(splits: Mapping[str, Mapping[str, Any]], workdir: epath.Path) -> None:
-    """Compares the data of a run that is resumed with those of its earlier steps.
+    """Compares the data of a resumed run with the data of its earlier steps.
 
     Args:
       splits: By split: `name`, `split`, `num_examples`, `classes` (names in the order of the
@@ -148,7 +148,7 @@ def _check_split(name: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) 
     if earlier.get("digest") != now["digest"]:
         logging.warning(
             "the data of config.dataset.%s have changed since this run began: %s examples then, "
-            "%s now; its steps are no longer those of an uninterrupted run",
+            "%s now; its steps differ from now on from an uninterrupted run's",
             name,
             earlier.get("num_examples"),
             now["num_examples"],

@@ -144,7 +144,7 @@ def renewed_lock(path: epath.Path, renew_seconds: float = 10.0) -> Iterator[Chec
     thread.start()
 
     def check() -> None:
-        """Finds nothing: directories of object stores are names, and the lease is written anew."""
+        """Finds nothing: directories of object stores are names, and the lease is written again."""
 
     try:
         yield check

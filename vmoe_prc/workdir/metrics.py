@@ -35,7 +35,7 @@ def truncate_metrics(path: str | PathLike[str], last_step: float) -> None:
 
     Args:
       path: The `metrics.jsonl`.
-      last_step: Last step to keep, that of the checkpoint; -1 when starting over.
+      last_step: Last step to keep, the checkpoint's; -1 when starting over.
 
     Raises:
       MetricsError: If the file has other lines, which are not ours to remove.

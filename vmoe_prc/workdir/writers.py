@@ -16,7 +16,7 @@ from vmoe_prc.workdir.layout import TENSORBOARD_FOLDER
 from vmoe_prc.workdir.loggers import MetricLogger
 from vmoe_prc.workdir.metrics import METRICS_FILE, truncate_metrics
 
-# What a writer of `create_writer` raises where it cannot write; the cause is in `__cause__`.
+# Errors of a writer of `create_writer` that cannot write; the cause is in `__cause__`.
 WRITE_ERRORS = (OSError, tf.errors.OpError, asynclib.AsyncError)
 
 

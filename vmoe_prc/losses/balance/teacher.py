@@ -1,4 +1,4 @@
-"""The losses of TGR-MoE (arXiv 2604.21330): a student's router, and that of its teacher.
+"""The losses of TGR-MoE (arXiv 2604.21330): between a student's router and its teacher's.
 
 They are computed where the model gives `teacher_gates`, as `TeacherGuidedMoe` does.
 """
@@ -19,7 +19,7 @@ from vmoe_prc.models.routing import Routing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _TeacherOptions(BalanceOptions):
-    """What the three losses share."""
+    """The options that the three losses share."""
 
     teacher_until: float = option(
         0.5,

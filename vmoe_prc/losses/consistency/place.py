@@ -1,7 +1,8 @@
 """Consistency by place: losses to which routing whole images is worth nothing.
 
-PRC is minimal where every image is sent to one expert, whatever its patches show. These losses
-take out what stays when the matched patches are paired at random within their image.
+PRC is minimal where every image is sent to one expert, regardless of what its patches show. These
+losses subtract the part that remains when the matched patches are paired at random within their
+image.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ from vmoe_prc.runtime.mesh import (
 
 @DISPATCHERS.register("dropless", options=DispatcherOptions)
 class Dropless(DispatchMethod):
-    """Sorts the choices by expert; the slots of the plan number those of a group and expert."""
+    """Sorts the choices by expert; slots number the choices of a group and expert."""
 
     has_capacity = False
 

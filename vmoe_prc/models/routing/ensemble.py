@@ -44,9 +44,9 @@ class EnsembleRouter(NoisyTopExpertsPerItemRouter):
 
     Attributes:
       ensemble_size: M; it divides the number of experts and the size of the groups.
-      by_image: Whether the record is of the images, whose tokens have the choices of all
-        members, (G, S/M, K * M), and the gates of all members, divided by M. Otherwise it is that
-        of the losses, whose groups are those of a member: (G * M, S/M, E/M).
+      by_image: Whether the record is by image: a token has the choices of all members,
+        (G, S/M, K * M), and their gates, divided by M. Otherwise it is for the losses, and each
+        group belongs to one member: (G * M, S/M, E/M).
     """
 
     ensemble_size: int = 1

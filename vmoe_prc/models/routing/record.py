@@ -8,7 +8,7 @@ from vmoe_prc.arrays import Array, Bool, Float, Leaf
 
 @flax.struct.dataclass
 class SoftEdge:
-    """How a router with a soft edge lets experts in whose logits are just too small.
+    """The soft edge of a router, which lets in experts whose logits are slightly too small.
 
     Attributes:
       selected: (G, S, K) bool, False for choices of weight 0, which take no slot.

@@ -31,8 +31,8 @@ class SimilarityRouter(NoisyTopExpertsPerItemRouter):
 
     With r the softmax of the linear logits of each token and
     A = softmax over tokens of cos(x_i, x_j) / temperature, the gates are A r. After
-    Similarity-Aware MoE (Nguyen et al., arXiv 2505.00792), of which we read the abstract: that
-    the choice of a token takes into account those of similar tokens is theirs; cosines, the
+    Similarity-Aware MoE (Nguyen et al., arXiv 2505.00792), of which we read the abstract: it
+    says that the choice of a token takes the choices of similar tokens into account; cosines, the
     temperature, the mean of the gates rather than the logits, and the image as the set of tokens
     are inferred.
     """

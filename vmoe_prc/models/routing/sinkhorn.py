@@ -34,8 +34,8 @@ class SinkhornRouter(NoisyTopExpertsPerItemRouter):
     BASE (arXiv 2103.16716) assigns tokens to experts equally in training and greedily in
     evaluation; S-BASE (Clark et al., arXiv 2202.01169) replaces the assignment by the largest
     entries of the entropic transport plan, which Sinkhorn's iterations find. The gates of the
-    chosen experts weigh the outputs, and only they have gradients. Balance is that of each
-    routing group, over which the papers and we differ: theirs is the batch of a device. More than
+    chosen experts weigh the outputs, and only they have gradients. The plan
+    balances each routing group, here as configured, in the papers the batch of a device. More than
     one expert a token, and the number of iterations, are ours (theirs run to convergence).
     """
 
@@ -58,7 +58,7 @@ def balanced_scores(logits: Float[Array, "G S E"], iterations: int) -> Float[Arr
     """Returns the logarithm of the plan of sums 1 over experts, and S / E over tokens.
 
     Args:
-      logits: (G, S, E); a constant added to those of a token changes nothing.
+      logits: (G, S, E); a constant added to all logits of a token changes nothing.
       iterations: Scalings of both sides; the sums over tokens are exact after the last.
 
     Returns:

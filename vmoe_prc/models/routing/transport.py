@@ -95,7 +95,7 @@ def squares_plan(
     """Returns the plan of largest similarity minus squares, with few entries in a column.
 
     Adam minimises the semi-dual (arXiv 1710.06276, equation 10; 2209.15466) from potentials of 0.
-    The sums of the columns are exact, those of the rows only after many iterations.
+    The sums of the columns are exact, the sums of the rows only after many iterations.
 
     Args:
       similarities: (M, N).
@@ -282,7 +282,7 @@ class KSparseProjectionTransportTopExpertsPerItemRouter(_PerItem):
 class KSparseProjectionTransportTopItemsPerExpertRouter(
     SparseProjectionTransportTopItemsPerExpertRouter
 ):
-    """The plan of the gates by squares, with as many tokens as an expert takes; without noise."""
+    """The plan of the gates by squares; an expert gets at most its capacity. Without noise."""
 
     @nn.nowrap
     def most_tokens(self, size: int, options: Any) -> int:

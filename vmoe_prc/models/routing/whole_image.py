@@ -22,7 +22,7 @@ class WholeImageRouter(NoisyTopExpertsPerItemRouter):
         """Returns logits, noisy logits or None without noise, and the scale of the noise."""
         num_groups, group_size, size = inputs.shape
         tokens = self.tokens_per_image or group_size
-        images = jnp.mean(inputs.reshape(-1, tokens, size), axis=1)  # (N, D), whatever the groups
+        images = jnp.mean(inputs.reshape(-1, tokens, size), axis=1)  # (N, D), for any groups
         logits, noisy_logits, noise_scale = super().score(images)
 
         def of_tokens(x):

@@ -116,7 +116,7 @@ def router_terms(
       pairs: (B, X, 2) matched tokens.
       key: Random key of the random pairs.
       terms: Names of the losses; no other is computed.
-      class_pair: Whether the last pair of each image is that of the class tokens.
+      class_pair: Whether the last pair of each image is its class tokens.
 
     Returns:
       (len(terms),) float32.

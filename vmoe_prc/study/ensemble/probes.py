@@ -187,7 +187,7 @@ def _scores(suffix: str, logits: jax.Array, labels: jax.Array) -> dict[str, jax.
 def _route(
     name: str, logits: jax.Array, pairs: jax.Array, noisy: jax.Array, key: jax.Array, k: int
 ) -> jax.Array:
-    """Returns (M, B, T, E) router logits of view 0, from those of both views (M, B, 2, T, E)."""
+    """Returns (M, B, T, E) router logits of view 0, taken from both views (M, B, 2, T, E)."""
     first = logits[:, :, 0]
     if name == "own":
         return first

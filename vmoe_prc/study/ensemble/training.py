@@ -21,7 +21,7 @@ from vmoe_prc.study.ensemble.members import TERMS, Variant, router_terms
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What all members of an ensemble share.
+    """The part of an ensemble that all members share.
 
     Attributes:
       side: Side of the images and of their views in pixels.
@@ -83,7 +83,7 @@ class Task:
 
 
 class Members(NamedTuple):
-    """What differs between members; a leading axis M when they are stacked.
+    """The options that differ between members; a leading axis M when they are stacked.
 
     Attributes:
       weights: (len(terms),) float32.

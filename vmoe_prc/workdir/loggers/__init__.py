@@ -35,7 +35,7 @@ class MetricLogger(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What a logger knows of a run.
+    """The run that a logger is created for.
 
     Attributes:
       label: Label of the logger in `config.loggers`.

@@ -47,7 +47,7 @@ class WandbLogger:
             notes=run.config["description"],
             settings=wandb.Settings(silent=True),
         )
-        # Not wandb's own step, which cannot go back to that of a checkpoint.
+        # Not wandb's own step, which cannot go back to the step of a checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
