@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vmoe_prc.data.examples import Parser
 from vmoe_prc.data.ops import registry
+from vmoe_prc.data.ops.registry import BadExampleError
 from vmoe_prc.data.preprocess import Preprocess, find_spec
 
 FEATURES = tfds.features.FeaturesDict(
@@ -51,6 +53,25 @@ def test_rows_have_the_shapes_and_dtypes_of_the_spec():
     assert batch["image"].shape == (3, 2, 8, 8, 3)
     np.testing.assert_array_equal(batch["labels"], np.eye(5)[:3])
     np.testing.assert_array_equal(batch["weights"], [[0, 0.5], [1, 0.5], [2, 0.5]])
+
+
+def test_plain_examples_are_those_of_tfds():
+    """Images, labels and texts are read without TFDS, which says what is wrong with the others."""
+    features = tfds.features.FeaturesDict({k: FEATURES[k] for k in ("image", "label", "file_name")})
+    pixels = np.zeros((3, 4, 3), np.uint8)
+    plain = features.serialize_example({"image": pixels, "label": 4, "file_name": "ü.png"})
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    expected = features.deserialize_example_np(plain, decoders=decoders)
+    assert Parser(features)(plain) == expected
+    # More entries than those of the data set are left out; fewer are an error.
+    assert set(Parser(features)(record(4))) == {"image", "label", "file_name"}
+    fewer = tf.train.Example.FromString(plain)
+    del fewer.features.feature["label"]
+    several = tf.train.Example.FromString(plain)
+    several.features.feature["label"].int64_list.value.append(1)
+    for damaged in (fewer, several):
+        with pytest.raises(BadExampleError, match=r"not an example of this data set: .*label"):
+            Parser(features)(damaged.SerializeToString())
 
 
 def test_labels_of_a_sequence():

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import numpy as np
 import simplejpeg
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
@@ -14,6 +15,14 @@ from vmoe_prc.data.ops.registry import BadExampleError, Example
 def features_of(builder: tfds.core.DatasetBuilder) -> tfds.features.FeaturesDict:
     """Returns the features of an image data set, whose examples are dicts."""
     return cast(tfds.features.FeaturesDict, builder.info.features)
+
+
+# Lists of `tf.train.Feature` in which features that are one value are stored.
+_LISTS = {
+    tfds.features.Image: "bytes_list",
+    tfds.features.Text: "bytes_list",
+    tfds.features.ClassLabel: "int64_list",
+}
 
 
 class Parser:
@@ -27,6 +36,8 @@ class Parser:
         self._features = features
         images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         self._decoders = {key: tfds.decode.SkipDecoding() for key in images}
+        self._lists = {key: _LISTS.get(type(feature), "") for key, feature in features.items()}
+        self._plain = all(self._lists.values())
 
     def __call__(self, record: bytes) -> Example:
         """Parses a serialised example; images stay encoded.
@@ -37,10 +48,20 @@ class Parser:
         if not record:
             raise BadExampleError("damaged")
         try:
+            if self._plain and (example := self._parse_plain(record)):
+                return example
             example = self._features.deserialize_example_np(record, decoders=self._decoders)
             return cast(Example, example)
         except (DecodeError, KeyError, ValueError, AttributeError) as error:
             raise BadExampleError(f"not an example of this data set: {error}") from None
+
+    def _parse_plain(self, record: bytes) -> Example | None:
+        """Does the same as TFDS, in a fraction of its time, if each entry has one value."""
+        entries = tf.train.Example.FromString(record).features.feature
+        values = {k: getattr(entries[k], x).value for k, x in self._lists.items() if k in entries}
+        if len(values) < len(self._lists) or any(len(x) != 1 for x in values.values()):
+            return None
+        return {key: value[0] for key, value in values.items()}
 
     def blank(self, height: int, width: int) -> Example:
         """Makes an example as parsing would give it: a black image, and zeros.

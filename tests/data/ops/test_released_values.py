@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from vmoe_prc.data.ops import affine, randaugment, registry
+from vmoe_prc.data.ops import affine, nearest, randaugment, registry
+from vmoe_prc.data.ops.bilinear import resize_bilinear
 from vmoe_prc.data.ops.nearest import move_nearest
 from vmoe_prc.data.ops.photometric import CORRECTED, PHOTOMETRIC
 
@@ -126,6 +127,30 @@ def test_geometric_ops_take_the_nearest_pixel(golden, name, variant, border):
     # The sine of a rotation may differ by a bit, which moves pixels halfway between two others.
     assert min(candidates) <= (0.002 if name == "rotate" else 0)
     assert max(candidates) > 0.2
+
+
+@pytest.mark.parametrize("border", ["constant", "reflect"])
+def test_places_that_are_kept_are_those_of_tensorflow(border, monkeypatch):
+    """Random moves of views that are not square, half of them far beyond the edges."""
+    rng = np.random.default_rng(0)
+    view = rng.integers(0, 256, (37, 60, 3), np.uint8)
+    moves = [affine.matrix(*rng.normal((np.eye(3)[:2]), (0.3, 0.3, 40))) for _ in range(40)]
+    kept = [move_nearest(view, move, border) for move in moves]
+    monkeypatch.setattr(nearest, "_MAX_MAPPED", 0)
+    for move, seen in zip(moves, kept, strict=True):
+        np.testing.assert_array_equal(seen, move_nearest(view, move, border))
+
+
+def test_truncated_resizing_has_every_bit_of_tensorflow():
+    rng = np.random.default_rng(0)
+    for case in range(120):
+        size = tuple(rng.integers(1, 180, 2).tolist())
+        shape = [size, (size[0] * 2, size[1] * 3), rng.integers(1, 400, 2)][case % 3]
+        # Every other image has few values, so that many results are whole numbers.
+        image = rng.integers(0, 256, (*shape, 3), np.uint8) // (1, 85)[case % 2] * (1, 85)[case % 2]
+        image = image if case % 5 else image[..., :1].astype(np.float32)
+        expected = tf.raw_ops.ResizeBilinear(images=image[None], size=size, half_pixel_centers=True)
+        np.testing.assert_array_equal(resize_bilinear(image, size), expected.numpy()[0])
 
 
 def test_prc_mirrors_what_v_moe_paints_gray():

@@ -8,7 +8,6 @@ record where pixels go (see `views`); the other ops, meant for evaluation, resam
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +19,7 @@ from jaxtyping import Float32, Float64, Int, Shaped
 
 from vmoe_prc.config.registry import OPS
 from vmoe_prc.data.ops import affine
+from vmoe_prc.data.ops.bilinear import resize_bilinear
 from vmoe_prc.data.ops.decoding import decode_image
 from vmoe_prc.data.ops.registry import (
     BadExampleError,
@@ -267,7 +267,7 @@ def resize(
 def resampling(
     target: tuple[int, int], method: str, antialias: bool, truncate: bool
 ) -> Resample | None:
-    """Returns a function that resizes images by TensorFlow; None for OpenCV's bilinear weights.
+    """Returns a function that resizes as TensorFlow does; None for OpenCV's bilinear weights.
 
     Args:
       target: (height, width) of the result.
@@ -281,10 +281,7 @@ def resampling(
     if (method, antialias) == ("bilinear", False):
         if not truncate:
             return None
-        # The kernel of `tf.image.resize`, which costs more than it. OpenCV's order of sums would
-        # give 99.99999 where TensorFlow's gives 100.
-        kernel = functools.partial(tf.raw_ops.ResizeBilinear, size=target, half_pixel_centers=True)
-        return lambda image: kernel(images=image[None])[0].numpy().astype(image.dtype)
+        return lambda image: resize_bilinear(image, target).astype(image.dtype)
 
     def resample(image: np.ndarray) -> np.ndarray:
         resized = tf.image.resize(image, target, method, antialias=antialias).numpy()

@@ -5,6 +5,7 @@ All geometric ops of a view, from the crop to the last rotation, are one affine 
 antialiasing, as in V-MoE; outside of the crop its outermost pixels are repeated.
 """
 
+import functools
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +17,9 @@ from vmoe_prc.data.ops import affine
 # Maps that differ by less than this, in pixels of the view, are treated as equal.
 TOLERANCE = 1e-2
 COVERED, UNCOVERED = 0, 255
+_STILL = np.eye(3)
+# RandAugment draws its moves from a few; the marks of as many, of at most so many pixels, are kept.
+_MAX_MARKS, _MAX_MARKED = 64, 512 * 512
 
 
 def resample(
@@ -59,9 +63,10 @@ def uncovered(view_from_canvas: affine.Matrix, size: tuple[int, int]) -> UInt8[n
       size: (height, width) of both.
 
     Returns:
-      255 where the canvas does not reach, 0 elsewhere.
+      255 where the canvas does not reach, 0 elsewhere; not to be changed, as it may be kept.
     """
-    return _mark(np.full(size, COVERED, np.uint8), view_from_canvas, UNCOVERED)
+    find = _uncovered if size[0] * size[1] <= _MAX_MARKED else _uncovered.__wrapped__
+    return find(tuple(view_from_canvas.ravel().tolist()), tuple(size))
 
 
 def square(
@@ -102,7 +107,15 @@ def _warp(content: np.ndarray, view_from_box: np.ndarray, out: np.ndarray) -> np
     return cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out) if colour else warped
 
 
+@functools.lru_cache(_MAX_MARKS)
+def _uncovered(view_from_canvas: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
+    canvas = np.full(size, COVERED, np.uint8)
+    return _mark(canvas, np.reshape(view_from_canvas, (3, 3)), UNCOVERED)
+
+
 def _mark(canvas: np.ndarray, view_from_canvas: np.ndarray, outside: int) -> np.ndarray:
+    if np.array_equal(view_from_canvas, _STILL):
+        return canvas
     return cv2.warpAffine(
         canvas,
         _columns_first(view_from_canvas),
