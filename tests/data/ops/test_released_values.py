@@ -134,7 +134,8 @@ def test_places_that_are_kept_are_those_of_tensorflow(border, monkeypatch):
     """Random moves of views that are not square, half of them far beyond the edges."""
     rng = np.random.default_rng(0)
     view = rng.integers(0, 256, (37, 60, 3), np.uint8)
-    moves = [affine.matrix(*rng.normal((np.eye(3)[:2]), (0.3, 0.3, 40))) for _ in range(40)]
+    rows = rng.normal(np.eye(3)[:2], (0.3, 0.3, 40), (40, 2, 3)).tolist()
+    moves = [affine.matrix(*pair) for pair in rows]
     kept = [move_nearest(view, move, border) for move in moves]
     monkeypatch.setattr(nearest, "_MAX_MAPPED", 0)
     for move, seen in zip(moves, kept, strict=True):
