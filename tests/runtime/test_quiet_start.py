@@ -21,7 +21,10 @@ def test_only_notes_are_held_back(capfd):
 
 
 def test_a_library_may_ask_for_tensorflow_before_it_is_loaded(tmp_path, monkeypatch, capfd):
+    """TensorFlow loads without its notes, and without Keras."""
     text = "import os\nos.write(2, b'I0000 a note\\nE0000 an error\\n')\n"
+    text += "keras = os.environ['TF_USE_LEGACY_KERAS']\n"
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
     (tmp_path / "tensorflow.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]:
@@ -29,7 +32,8 @@ def test_a_library_may_ask_for_tensorflow_before_it_is_loaded(tmp_path, monkeypa
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     quiet_start.quiet_tensorflow()
     assert importlib.util.find_spec("tensorflow").origin == str(tmp_path / "tensorflow.py")
-    importlib.import_module("tensorflow")
+    assert importlib.import_module("tensorflow").keras == "1"
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
     assert capfd.readouterr().err == "E0000 an error\n"
     assert not any(isinstance(finder, quiet_start._Finder) for finder in sys.meta_path)
     monkeypatch.delitem(sys.modules, "tensorflow")

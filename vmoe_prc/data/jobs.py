@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from typing import Any, BinaryIO, TypeVar, cast
 
 from vmoe_prc.data.errors import DatasetError
+from vmoe_prc.runtime.quiet_start import quiet_tensorflow
 
 # Between the moment when a process closes its files and the one when it is gone.
 _LAST_SECONDS = 10
@@ -202,6 +203,7 @@ def answer_jobs() -> None:
     # some answers, ends the others.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    quiet_tensorflow()
     answers = os.fdopen(os.dup(1), "wb")
     # What libraries print does not come between the answers.
     os.dup2(2, 1)
