@@ -13,6 +13,7 @@ from configs import digits_models
 from vmoe_prc.data.builders import builder_factory
 from vmoe_prc.data.image_lists import Item
 from vmoe_prc.data.shards import ImageListBuilder
+from vmoe_prc.train.program import build_program
 
 NUM_EXAMPLES = 200  # one in a hundred of them is still two
 
@@ -86,11 +87,27 @@ def test_takes_three_steps(recipe, three_steps, tmp_path):
     assert "Classification" in (workdir / "summary.txt").read_text()
 
 
+# Their parts are in no row of test_choices.
+TRAINED = ("dense", "ensemble")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", digits_models.MOE)
-def test_a_small_model_of_every_kind_takes_three_steps(model, three_steps, digits_dir):
+@pytest.mark.parametrize("model", TRAINED)
+def test_a_small_model_takes_three_steps(model, three_steps, digits_dir):
     changes = {f"dataset.{split}.data_dir": digits_dir for split in ("train", "test")}
     layers = {} if model == "dense" else {"model.encoder.moe.layers": "(0,)"}
     small = {"model.encoder.num_layers": 1, **layers}
     workdir = three_steps(f"configs/digits_models.py:model={model}", **changes, **small)
     assert "calibration/ece" in (workdir / "summary.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in digits_models.MOE if name not in TRAINED])
+def test_the_steps_of_every_other_small_model_are_traced(model, digits_dir):
+    config = digits_models.get_config(f"model={model}")
+    for dataset in config.dataset.values():
+        dataset.data_dir = digits_dir
+    config.model.encoder.update({"num_layers": 1})
+    config.model.encoder.moe.layers = (0,)
+    # It traces a step of training; all routers take steps and are evaluated in test_choices.
+    assert "calibration" in [evaluator.name for evaluator in build_program(config).evaluators]
