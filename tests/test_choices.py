@@ -121,9 +121,11 @@ def rows():
         off = "mixup" if turn % 4 else "consistency"
         config = override(values, {**changes(fields.Config, values, counts), off: None})
         config = repaired(config)
-        if turn > 5:  # Left are routers, losses, and options outside the model.
+        if turn > 1:
             config.model.encoder.update({"num_layers": 1})
             config.model.encoder.moe.layers = (0,)
+        if turn > 5:  # Left are routers and losses; attacks would double each compilation.
+            config.adversarial = None
         tokens = 16 + (config.model.classifier == "token")
         config.model.encoder.moe.group_size = 4 * tokens
         made = set(choices(fields.Config, config.to_dict()))
