@@ -14,8 +14,9 @@ from tiny_jpegs import TinyJpegs
 
 from vmoe_prc.config import ConfigError
 from vmoe_prc.config.registry import OPS
-from vmoe_prc.data import pipeline
+from vmoe_prc.data import files, pipeline, tfrecords
 from vmoe_prc.data.feed import prefetch_to_device
+from vmoe_prc.data.order import Order
 from vmoe_prc.data.split import open_split
 from vmoe_prc.runtime.mesh import batch_sharding, create_mesh
 
@@ -237,6 +238,28 @@ def test_file_formats_give_the_same_batches(dataset, tmp_path, file_format):
     options = {"process": TWO_VIEWS, "shuffle_buffer": 1}
     other = dataset(**options, data_dir=str(tmp_path))
     assert_equal(take(other, 8), take(dataset(**options), 8))
+
+
+def test_one_request_reads_all_adjacent_records(dataset, monkeypatch):
+    """Blocks of the shuffle are adjacent records: a request brings those that a chunk needs."""
+    records = open_split(dataset()).records
+    expected = [records.read([number])[0] for number in range(NUM_TRAIN)]
+    requests, read_range = [], tfrecords.read_range
+
+    def counted(path, begin, end):
+        requests.append((path, begin, end))
+        return read_range(path, begin, end)
+
+    monkeypatch.setattr(tfrecords, "read_range", counted)
+    order = Order(NUM_TRAIN, seed=1, block=NUM_TRAIN)
+    numbers = order.numbers(np.arange(NUM_TRAIN)).tolist()
+    assert numbers != sorted(numbers)
+    # Twice the same record, and none.
+    assert records.read([*numbers, 3]) == [*(expected[number] for number in numbers), expected[3]]
+    assert records.read([]) == []
+    assert len(requests) == len({path for path, *_ in requests}) < NUM_TRAIN
+    monkeypatch.setattr(files, "_MOST_AT_ONCE", 2)
+    assert records.read(numbers) == [expected[number] for number in numbers]
 
 
 def test_the_index_of_tfrecords_is_written_once_and_checked(dataset, data_dir, tmp_path):

@@ -2,10 +2,11 @@
 
 import abc
 import collections
+import itertools
 import os
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.core.splits import SubSplitInfo
 
 from vmoe_prc.data.tfrecord_index import indexed
-from vmoe_prc.data.tfrecords import read_record
+from vmoe_prc.data.tfrecords import read_records
 from vmoe_prc.errors import RunError
 
 # A whole split, or a part of one such as train[:99%].
@@ -22,6 +23,8 @@ SplitInfo = tfds.core.SplitInfo | SubSplitInfo
 
 # Fraction of the open-file limit that readers of ArrayRecord may use.
 _SHARE_OF_DESCRIPTORS = 8
+# Adjacent records of one request: some megabytes of images.
+_MOST_AT_ONCE = 64
 
 
 class Records(abc.ABC):
@@ -62,7 +65,7 @@ class FileRecords(Records):
     def read(self, numbers: Sequence[int]) -> list[bytes]:
         """Reads records; a damaged one is empty."""
         try:
-            return [self._files.read(*self._find(number)) for number in numbers]
+            return self._files.read([self._find(number) for number in numbers])
         except (OSError, tf.errors.OpError) as error:
             raise unreadable(self._name, error) from error
 
@@ -100,7 +103,8 @@ def unreadable(name: str, error: Exception) -> RunError:
 
 class _Files(abc.ABC):
     @abc.abstractmethod
-    def read(self, file: int, index: int) -> bytes: ...
+    def read(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Reads the records at (file, index) in it; a damaged one is empty."""
 
 
 class _ArrayRecords(_Files):
@@ -111,7 +115,10 @@ class _ArrayRecords(_Files):
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, file: int, index: int) -> bytes:
+    def read(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self._read(*place) for place in places]
+
+    def _read(self, file: int, index: int) -> bytes:
         try:
             [record] = self._reader(file).read([index])
         except RuntimeError:
@@ -148,15 +155,26 @@ class _TFRecords(_Files):
         self._offsets: list[np.ndarray] | None = None
         self._lock = threading.Lock()
 
-    def read(self, file: int, index: int) -> bytes:
+    def read(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
         if self._offsets is None:
             with self._lock:
                 self._offsets = self._offsets or indexed(self._paths, self._sizes)
-        offsets = self._offsets[file]
-        if index >= len(offsets) - 1:
-            # Behind a record whose length is damaged.
-            return b""
-        return read_record(self._paths[file], int(offsets[index]), int(offsets[index + 1]))
+        records: dict[tuple[int, int], bytes] = {}
+        for file, begin, end in _runs(sorted(set(places))):
+            offsets = self._offsets[file][begin : end + 1].tolist()
+            # Those behind a record whose length is damaged are not found.
+            found = read_records(self._paths[file], offsets) if len(offsets) > 1 else []
+            records |= {(file, begin + i): record for i, record in enumerate(found)}
+        return [records.get(place, b"") for place in places]
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yields (file, begin, end) of adjacent records, at most `_MOST_AT_ONCE`, of sorted places."""
+    for _, run in itertools.groupby(enumerate(places), lambda x: (x[1][0], x[1][1] - x[0])):
+        adjacent = [place for _, place in run]
+        file, stop = adjacent[0][0], adjacent[-1][1] + 1
+        for begin in range(adjacent[0][1], stop, _MOST_AT_ONCE):
+            yield file, begin, min(begin + _MOST_AT_ONCE, stop)
 
 
 def _is_array_record(path: str) -> bool:

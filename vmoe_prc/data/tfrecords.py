@@ -5,8 +5,10 @@ data (4). The file has no index, so where its records begin is found once, by go
 length, and kept in a file next to it.
 """
 
+import itertools
 import os
 import struct
+from collections.abc import Sequence
 
 import google_crc32c
 import numpy as np
@@ -42,14 +44,23 @@ def read_range(path: str, begin: int, end: int) -> bytes:
         os.close(descriptor)
 
 
-def read_record(path: str, begin: int, end: int) -> bytes:
-    """Reads one record, given where it begins and ends; empty if it is damaged.
+def read_records(path: str, offsets: Sequence[int]) -> list[bytes]:
+    """Reads adjacent records by one request; a damaged one is empty.
+
+    Args:
+      path: The file.
+      offsets: Where each of the records begins, and where the last one ends.
 
     Raises:
       OSError, tf.errors.OpError: If the file cannot be read.
     """
-    content = read_range(path, begin + _HEADER_SIZE, end)
-    data, checksum = content[: -_CHECKSUM.size], content[-_CHECKSUM.size :]
+    content = read_range(path, offsets[0], offsets[-1])
+    bounds = [offset - offsets[0] for offset in offsets]
+    return [_data(content[begin:end]) for begin, end in itertools.pairwise(bounds)]
+
+
+def _data(record: bytes) -> bytes:
+    data, checksum = record[_HEADER_SIZE : -_CHECKSUM.size], record[-_CHECKSUM.size :]
     return data if checksum == _masked_crc(data) else b""
 
 
