@@ -39,6 +39,10 @@ def remedies(config: Any, state: TrainState, num_devices: int, available: int) -
             bool(moe.layers) and _more_partitions(moe, config, num_devices),
             "config.num_expert_partitions: more, so that a device holds fewer experts",
         ),
+        (
+            not config.shard_optimizer and num_devices > 1,
+            "config.shard_optimizer=True: the optimiser's state is split over all devices",
+        ),
         (not config.shard_dense_params, "config.shard_dense_params=True: kernels are split"),
         (
             optimizer.get("mu_dtype") == "float32",

@@ -351,6 +351,11 @@ class Config:
     shard_dense_params: bool = option(
         False, "Whether the kernels outside the experts are split over all devices."
     )
+    shard_optimizer: bool = option(
+        False,
+        "Whether the optimiser's state and the update are split over all devices, though each "
+        "device has whole parameters.",
+    )
     params_axis_resources: tuple[tuple[str, tuple[str | None, ...]], ...] = option(
         (("Moe/Mlp/.*", ("expert",)),),
         "Pairs (regex, mesh axis or None of each leading dimension) that shard parameters.",

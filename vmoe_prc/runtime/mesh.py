@@ -160,6 +160,23 @@ def tree_shardings(
     return shardings
 
 
+def split_further(shape: Sequence[int], sharding: NamedSharding) -> NamedSharding:
+    """Splits an array over the axes of the mesh that do not split it yet.
+
+    The largest dimension that is whole and that these devices divide is split; if there is none,
+    the sharding is returned as it is.
+    """
+    spec = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+    used = {name for axes in spec for name in ((axes,) if isinstance(axes, str) else axes or ())}
+    free = tuple(name for name in sharding.mesh.axis_names if name not in used)
+    devices = math.prod(sharding.mesh.shape[name] for name in free)
+    whole = [i for i, size in enumerate(shape) if spec[i] is None and size % devices == 0]
+    if not whole or math.prod(shape) == 1:
+        return sharding
+    spec[max(whole, key=lambda i: shape[i])] = free
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))
+
+
 def on_each_device(
     function: Callable[..., Any], in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec
 ) -> Callable[..., Any]:

@@ -1,5 +1,6 @@
 """The training state, and the random keys of a step."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vmoe_prc.arrays import Leaf
-from vmoe_prc.runtime.mesh import AxisRules, tree_shardings
+from vmoe_prc.runtime.mesh import AxisRules, split_further, tree_shardings
 
 
 @flax.struct.dataclass
@@ -47,6 +48,7 @@ def abstract_train_state(
     mesh: Mesh | AbstractMesh,
     rules: AxisRules = (),
     use_ema: bool = False,
+    shard_optimizer: bool = False,
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the state, without making it.
 
@@ -57,15 +59,24 @@ def abstract_train_state(
       mesh: The device mesh.
       rules: Pairs (regex of names, mesh axes), see `mesh.tree_shardings`.
       use_ema: Whether to keep an average of the parameters.
+      shard_optimizer: Whether the optimiser's state is split over all devices.
 
     Raises:
       ConfigError: If a rule does not fit the state.
     """
     shapes = jax.eval_shape(lambda: _initialize(model, optimizer, image_shape, 0, use_ema))
+    shardings = tree_shardings(shapes, rules, mesh, model.shard_kernels)
+    if shard_optimizer:
+        split = jax.tree.map(
+            lambda x, sharding: split_further(x.shape, sharding),
+            shapes.opt_state,
+            shardings.opt_state,
+        )
+        shardings = dataclasses.replace(shardings, opt_state=split)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
-        tree_shardings(shapes, rules, mesh, model.shard_kernels),
+        shardings,
     )
 
 

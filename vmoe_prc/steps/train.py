@@ -25,6 +25,7 @@ from vmoe_prc.models import apply_model
 from vmoe_prc.models.float32_gradients import float32_gradients
 from vmoe_prc.models.routing import Routing
 from vmoe_prc.models.routing.bias import BIAS
+from vmoe_prc.runtime.mesh import split_further
 from vmoe_prc.runtime.trees import map_named, named_leaves
 from vmoe_prc.steps.accuracy import accuracy
 from vmoe_prc.steps.adversarial import attack
@@ -144,6 +145,7 @@ def make_train_step(
     *,
     ema_decay: float | None = None,
     max_skipped_steps: int = 10,
+    place: Callable[[Any], Any] = lambda tree: tree,
     **options: Any,
 ) -> TrainStep:
     """Builds the function (state, batch) -> (state, metrics) of one update.
@@ -159,6 +161,8 @@ def make_train_step(
       optimizer: The optimiser.
       ema_decay: Decay of the average of the parameters; None for no average.
       max_skipped_steps: Steps in a row without an update after which the state stops.
+      place: Says how gradients and parameters, trees alike, are split over devices where the
+        update is computed; see `placement_of_updates`.
       **options: Options of `make_gradients`, which also says what a batch is.
     """
     gradients = make_gradients(model, **options)
@@ -166,18 +170,17 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = gradients(state.params, batch, state.step)
-        grads, biases = _split_biases(grads)
+        grads, biases = _split_biases(place(grads))
         norm = optax.tree.norm(grads)
         running = state.skipped_in_a_row < max_skipped_steps
         finite = jnp.isfinite(metrics["total_loss"]) & jnp.isfinite(norm)
 
         def updated(state: TrainState) -> tuple[Any, Any]:
-            updates, opt_state = optimizer.update(
-                grads, state.opt_state, state.params, grad_norm=norm
-            )
+            params = place(state.params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, params, grad_norm=norm)
             if biases:
                 updates = map_named(lambda name, x: -biases[name] if name in biases else x, updates)
-            return optax.apply_updates(state.params, updates), opt_state
+            return place(optax.apply_updates(params, updates)), opt_state
 
         # Only this norm is kept of a first computation of the update, whose elements are
         # formed and summed in one pass; the second one replaces the old arrays in place. Without
@@ -218,6 +221,19 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def placement_of_updates(params: Any) -> Callable[[Any], Any]:
+    """Splits the update over all devices, as the optimiser's state is with `shard_optimizer`.
+
+    Each device receives the sum of its part of a gradient and updates its part of the parameters,
+    which the others then gather (ZeRO, arXiv 1910.02054, stage 1).
+
+    Args:
+      params: Shapes and shardings of the parameters.
+    """
+    shardings = jax.tree.map(lambda x: split_further(x.shape, x.sharding), params)
+    return lambda tree: jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def _split_biases(grads: Any) -> tuple[Any, dict[str, jax.Array]]:

@@ -16,7 +16,13 @@ from vmoe_prc.optimizer import create_optimizer
 from vmoe_prc.runtime.mesh import batch_sharding
 from vmoe_prc.schedule import create_learning_rate_schedule
 from vmoe_prc.steps.state import TrainState, abstract_train_state, create_train_state
-from vmoe_prc.steps.train import Gradients, TrainStep, make_gradients, make_train_step
+from vmoe_prc.steps.train import (
+    Gradients,
+    TrainStep,
+    make_gradients,
+    make_train_step,
+    placement_of_updates,
+)
 
 BatchSpec = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -83,7 +89,11 @@ def build_step(
         mesh,
         config.params_axis_resources if config.model.encoder.moe.layers else (),
         use_ema=config.ema_decay is not None,
+        shard_optimizer=config.shard_optimizer,
     )
+    placement = {}
+    if config.shard_optimizer:
+        placement["place"] = placement_of_updates(abstract_state.params)
     options = {
         "loss": plain["loss"],
         "balance": plain["auxiliary_loss"],
@@ -100,6 +110,7 @@ def build_step(
         optimizer,
         ema_decay=config.ema_decay,
         max_skipped_steps=config.max_skipped_steps,
+        **placement,
         **options,
     )
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
