@@ -43,6 +43,17 @@ def _partitions(number: int) -> str:
     return f"--config.num_expert_partitions={number}"
 
 
+# Each with its own images, classes and steps.
+FINE_TUNED = {
+    "finetune": "configs/imagenet_finetune_prc.py",
+    "cifar10": "configs/cifar_prc.py:dataset=cifar10",
+    "cifar100": "configs/cifar_prc.py:dataset=cifar100",
+    "flowers": "configs/flowers_prc.py",
+    "pets": "configs/pets_prc.py",
+}
+# As many images a device on slices of 8 to 256; 16 devices are `s32_v5e`.
+WEAK_SCALING = (("v5e", 8, "2x4"), ("v5e", 64, "8x8"), ("v5e", 256, "16x16"))
+
 CASES = {
     "digits_v5e": Case("configs/digits_prc.py", "v5e:2x4", (HALF, _partitions(4))),
     "digits_v5e_2_slices": Case(
@@ -62,6 +73,25 @@ CASES = {
     "h14_last5_h100x64": Case(f"{LARGE}H/14,last=5", "h100:64", (HALF, REMAT, _partitions(32))),
     "h14_h100x64": Case(f"{LARGE}H/14", "h100:64", (HALF, REMAT, _partitions(32))),
     "b16_v5p": Case("configs/imagenet21k_vmoe.py", "v5p:4x4x4", (HALF, _partitions(8))),
+    "s32_v6e": Case("configs/imagenet_prc.py", "v6e:4x4", (HALF, _partitions(8))),
+    "b16_v6e": Case("configs/imagenet21k_vmoe.py", "v6e:8x8", (HALF, _partitions(8))),
+    "b16_v5e": Case("configs/imagenet21k_vmoe.py", "v5e:8x8", (HALF, _partitions(8))),
+    "l16_v5p": Case(f"{LARGE}L/16", "v5p:4x4x4", (HALF, REMAT, _partitions(32))),
+    "h14_last5_v5p": Case(f"{LARGE}H/14,last=5", "v5p:4x4x4", (HALF, REMAT, _partitions(32))),
+    "h14_v5p": Case(f"{LARGE}H/14", "v5p:4x4x4", (HALF, REMAT, _partitions(32))),
+    **{
+        f"{name}_{target}": Case(config, slice_, (HALF, _partitions(8)))
+        for name, config in FINE_TUNED.items()
+        for target, slice_ in (("v5e", "v5e:2x4"), ("v5p", "v5p:2x2x2"), ("h100", "h100:8"))
+    },
+    **{
+        f"s32_{target}_{number}": Case(
+            "configs/imagenet_prc.py",
+            f"{target}:{sides}",
+            (HALF, _partitions(8), f"--config.dataset.train.batch_size={32 * number}"),
+        )
+        for target, number, sides in WEAK_SCALING
+    },
 }
 
 
@@ -235,6 +265,7 @@ The command then ends with the largest buffers and the options that are not in u
 | `config.model.encoder.remat=all_but_products` | all but products | element-wise work |
 | `config.microsteps` | activations, by as many parts | gradients are summed for each part |
 | `config.num_expert_partitions` | experts and their moments | all-to-all over more devices |
+| `config.shard_optimizer=True` | all moments but a device's part | none; as much is sent |
 | `config.shard_dense_params=True` | all other kernels and their moments | gathering them twice |
 | `config.optimizer.mu_dtype=bfloat16` | a quarter of Adam's moments | rounding |
 | `config.optimizer.name=adafactor` | three quarters of Adam's moments | another optimiser |

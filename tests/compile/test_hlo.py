@@ -9,6 +9,10 @@ GPU = "\n".join(
         "%a.done = bf16[4,1,392,64]{3,2,1,0} all-to-all-done(%a)",
         "%g = (f32[2,8]{1,0}, f32[4,8]{1,0}) all-gather-start(%y), replica_groups=[2,2]<=[4], "
         "dimensions={0}",
+        "%e = ((bf16[6,4]{1,0}, bf16[8,4]{1,0}, s64[2]{0}, s64[2]{0}, s64[2]{0}, "
+        "/*index=5*/s64[2]{0}), bf16[8,4]{1,0}) ragged-all-to-all-start(%y, %z), "
+        "replica_groups={{0,1},{2,3}}",
+        "%e.done = bf16[8,4]{1,0} ragged-all-to-all-done(%e)",
         "%r = f32[685]{0} all-reduce-start(%z), replica_groups=mesh['a'=4,'b'=1] {'a'}",
         '%f = (bf16[2,8]{1,0}, u8[0]{0}) custom-call(%q), custom_call_target="__cudnn$fmhaSoftmax"',
         "%while.1 = (s32[], f32[8]) while(%t), condition=%c, body=%b, "
@@ -32,10 +36,11 @@ TPU = "\n".join(
 
 
 def test_collectives_of_a_gpu_are_counted_once_without_their_operands():
-    exchanged, gathered, summed = hlo.collectives(GPU)
+    exchanged, gathered, ragged, summed = hlo.collectives(GPU)
     assert (exchanged.kind, exchanged.bytes) == ("all-to-all", [4 * 392 * 64 * 2])
     assert exchanged.groups == gathered.groups == [[0, 1], [2, 3]]
     assert (gathered.kind, gathered.shapes, gathered.bytes) == ("all-gather", [(4, 8)], [128])
+    assert (ragged.kind, ragged.shapes, ragged.bytes) == ("ragged-all-to-all", [(8, 4)], [64])
     assert (summed.kind, summed.groups, summed.bytes) == ("all-reduce", [[0, 1, 2, 3]], [2740])
 
 

@@ -14,13 +14,19 @@ UNLIMITED = 4.0  # E: all tokens fit, should they all choose one expert.
 
 
 def block(
-    method, capacity_factor=UNLIMITED, batch_priority=False, sent_as_bfloat16=False, **options
+    method,
+    capacity_factor=UNLIMITED,
+    batch_priority=False,
+    sent_as_bfloat16=False,
+    dispatcher=(),
+    **options,
 ):
     dispatcher = {
         "name": method,
         "capacity_factor": capacity_factor,
         "batch_priority": batch_priority,
         "bfloat16": sent_as_bfloat16,
+        **dict(dispatcher),
     }
     router = {"num_selected_experts": 2, "noise_std": 0.0, "dispatcher": dispatcher}
     return MlpMoeBlock(
@@ -67,14 +73,38 @@ def test_equals_unlimited_capacity_with_gradients(skewed):
     assert load.max() > 0.45 if skewed else load.max() < 0.4
 
 
-@pytest.mark.parametrize("partitions", [1, 4])
-def test_eight_devices_equal_one(partitions):
+def on_eight_devices(partitions, device_capacity_factor=None):
     variables, x = problem(skewed=True)
-    expected = run(block("dropless"), variables, x)
+    module = block("dropless", dispatcher={"device_capacity_factor": device_capacity_factor})
     mesh = create_mesh(partitions)
     with jax.set_mesh(mesh):
-        actual = run(block("dropless"), variables, jax.device_put(x, batch_sharding(mesh)))
-    assert_alike(actual, expected)
+        return run(module, variables, jax.device_put(x, batch_sharding(mesh)))
+
+
+# With room for four times the mean, a device takes all choices of its row.
+@pytest.mark.parametrize(
+    ("partitions", "device_capacity_factor"), [(1, None), (4, None), (1, 1.5), (4, 4.0), (2, 2.0)]
+)
+def test_eight_devices_equal_one(partitions, device_capacity_factor):
+    expected = run(block("dropless"), *problem(skewed=True))
+    assert_alike(on_eight_devices(partitions, device_capacity_factor), expected)
+
+
+def test_choices_beyond_the_bound_of_a_device_are_dropped():
+    _, (expected, _) = run(block("dropless"), *problem(skewed=True))
+    _, (out, routing) = on_eight_devices(4, device_capacity_factor=1.5)
+    experts, kept = (np.asarray(x).reshape(2, -1) for x in (routing.experts, routing.kept))
+    bound = 1.5 * experts.size / 8
+    for row in range(2):  # Each row has 4 devices, with an expert each.
+        wanted = np.bincount(experts[row], minlength=4)
+        taken = np.bincount(experts[row][kept[row]], minlength=4)
+        assert wanted.max() > bound
+        np.testing.assert_array_equal(taken, np.minimum(wanted, bound))
+    whole = np.asarray(routing.kept).all(axis=-1).reshape(out.shape[:2])
+    nothing = ~np.asarray(routing.kept).any(axis=-1).reshape(out.shape[:2])
+    assert whole.any() and nothing.any()
+    np.testing.assert_allclose(out[whole], expected[whole], rtol=1e-5, atol=1e-5)
+    assert not out[nothing].any()
 
 
 def test_parameters_start_as_with_other_methods():

@@ -15,7 +15,7 @@ KINDS = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective
 ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16}
 ITEM_BITS |= {"u16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64}
 _INSTRUCTION = re.compile(
-    r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r"|collective-\w+|ragged-[\w-]+)"
+    r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r"|collective-\w+|ragged-all-to-all)"
     r"(?P<start>-start)?\("
 )
 # What leaves a slice of TPUs goes through its hosts.
@@ -101,6 +101,8 @@ def _results_of_start(kind: str, result: str, arrays: list[Any]) -> list[Any]:
     """Leaves out the operands, which the result of most starts holds as well, at first."""
     if kind == "collective-permute":
         return arrays[1:2]
+    if kind == "ragged-all-to-all":
+        return arrays[-1:]
     if kind == "all-gather" or result.startswith("(("):
         return arrays[len(arrays) // 2 :]
     return arrays

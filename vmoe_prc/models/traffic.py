@@ -128,7 +128,17 @@ def _between_experts(
     # With rematerialisation the backward pass sends the tokens once more.
     forward = 1 if model.encoder.get("remat", "none") == "none" else 2
     if not DISPATCHERS[dispatcher.get("name", DEFAULT_DISPATCHER)].has_capacity:
-        in_row = num_groups * moe["group_size"] * mesh.shape["expert"]
+        partitions = mesh.shape["expert"]
+        if dispatcher.get("device_capacity_factor") is not None:
+            num_choices = num_groups * moe["group_size"] * k
+            factor = min(dispatcher["device_capacity_factor"], partitions)
+            moved = [math.ceil(factor * num_choices) * token, num_choices * token]
+            counts = [_bytes((partitions, n)) for n in (partitions, moe["num_experts"])]
+            return [
+                ("tokens", "ragged-all-to-all", ("expert",), moved * (forward + 1) * num_blocks),
+                ("counts", "all-gather", ("expert",), counts * forward * num_blocks),
+            ]
+        in_row = num_groups * moe["group_size"] * partitions
         # Each choice is sent as expert (int32), slot (int32) and weight (float32).
         tokens, choices = in_row * token, _bytes((in_row, k))
         return [

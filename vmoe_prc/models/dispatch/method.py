@@ -44,6 +44,11 @@ class DispatchMethod:
     has_capacity: ClassVar[bool] = True
 
     @classmethod
+    def limit(cls, plan: Any) -> Any:
+        """Returns the plan without choices for which the method has no room."""
+        return plan
+
+    @classmethod
     def apply(cls, plan: Any, x: Float[Array, "G S D"], experts: Experts) -> Float[Array, "G S D"]:
         """Applies each token's experts and sums their outputs with its weights."""
         raise NotImplementedError

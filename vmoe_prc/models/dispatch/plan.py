@@ -136,7 +136,7 @@ def top_experts_per_item(
         capacity = group_size  # A token chooses an expert once at most.
         slots = _number_choices(chosen, priority, None, capacity)
     slots = slots if used is None else jnp.where(used, slots, capacity)
-    return Dispatcher(
+    plan = Dispatcher(
         experts=experts,
         slots=slots,
         weights=weights,
@@ -145,6 +145,7 @@ def top_experts_per_item(
         method=method,
         options=options,
     )
+    return DISPATCHERS[method].limit(plan)
 
 
 def top_items_per_expert(
