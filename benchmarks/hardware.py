@@ -10,7 +10,9 @@ compiler for its target; one that is not installed is named and left out.
 
 import argparse
 import json
+import math
 import pathlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,10 @@ RESULTS = ROOT / "docs" / "results" / "hardware"
 PAGE = ROOT / "docs" / "HARDWARE.md"
 HALF = "--config.model.dtype=bfloat16"
 DROPLESS = "--config.model.encoder.moe.router.dispatcher.name=dropless"
+
+
+BOUND = "--config.model.encoder.moe.router.dispatcher.device_capacity_factor=1.25"
+TWO_BLOCKS = ("--config.model.encoder.num_layers=2", '--config.model.encoder.moe.layers="(1,)"')
 
 
 class Case(NamedTuple):
@@ -70,6 +76,19 @@ CASES = {
     "s32_h100x1_dropless": Case("configs/imagenet_prc.py", "h100:1", (HALF, DROPLESS)),
     "b16_h100x8": Case("configs/imagenet21k_vmoe.py", "h100:8", (HALF, _partitions(8))),
     "l16_h100x8": Case(f"{LARGE}L/16", "h100:8", (HALF, REMAT, _partitions(8))),
+    "l16_h100x8_optimizer": Case(
+        f"{LARGE}L/16", "h100:8", (HALF, REMAT, _partitions(8), "--config.shard_optimizer=True")
+    ),
+    "l16_h100x8_kernels": Case(
+        f"{LARGE}L/16", "h100:8", (HALF, REMAT, _partitions(8), "--config.shard_dense_params=True")
+    ),
+    **{
+        f"two_blocks_{target}_{name}": Case(
+            "configs/imagenet_prc.py", slice_, (HALF, _partitions(8), *TWO_BLOCKS, DROPLESS, *bound)
+        )
+        for target, slice_ in (("v5e", "v5e:4x4"), ("h100", "h100:8"))
+        for name, bound in (("dropless", ()), ("bounded", (BOUND,)))
+    },
     "h14_last5_h100x64": Case(f"{LARGE}H/14,last=5", "h100:64", (HALF, REMAT, _partitions(32))),
     "h14_h100x64": Case(f"{LARGE}H/14", "h100:64", (HALF, REMAT, _partitions(32))),
     "b16_v5p": Case("configs/imagenet21k_vmoe.py", "v5p:4x4x4", (HALF, _partitions(8))),
@@ -113,7 +132,8 @@ def compile_case(name: str) -> bool:
     """Compiles one case in another process, and keeps its result if there is one."""
     case = CASES[name]
     command = [sys.executable, "-m", "vmoe_prc.compile", "--format=json"]
-    command += [f"--config={case.config}", f"--target={case.target}", *case.flags]
+    command += [f"--config={case.config}", f"--target={case.target}"]
+    command += shlex.split(" ".join(case.flags))
     print(name, flush=True)
     process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if process.returncode:
@@ -136,6 +156,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
         chips=_table([_chip_row(name) for name in CHIPS]),
         steps=_table([_step_row(name, result) for name, result in results.items()]),
         parts=_table([_part_row(name, result) for name, result in results.items()]),
+        weak=_weak_scaling(results),
         commands="\n".join(_command(name) for name in results),
         missing=f"Not compiled yet: {missing}." if missing else "All cases are compiled.",
     )
@@ -192,6 +213,37 @@ def _part_row(name: str, result: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _weak_scaling(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Describes what a device holds and sends as devices grow, with as many images for each."""
+    names = ["s32_v5e", *(f"s32_{target}_{number}" for target, number, _ in WEAK_SCALING)]
+    sizes = sorted(
+        (math.prod(results[name]["mesh"].values()), name) for name in names if name in results
+    )
+    if len(sizes) < 2:
+        return "Weak scaling is not compiled yet."
+    return "\n\n".join(
+        [
+            "As devices grow, with 64 images for each:",
+            _table([_weak_row(number, results[name]) for number, name in sizes]),
+        ]
+    )
+
+
+def _weak_row(number: int, result: Mapping[str, Any]) -> dict[str, str]:
+    kinds = result["collectives"]
+    return {
+        "devices of v5e": f"{number}",
+        "peak MiB": f"{result['memory']['peak'] / 2**20:,.0f}",
+        "arguments": f"{result['memory']['arguments'] / 2**20:,.0f}",
+        "TFLOPs": f"{result['model_flops'] / 1e12:.3f}",
+        "GB moved": f"{(result['bytes_accessed'] or 0) / 1e9:.1f}",
+        "collectives": "; ".join(
+            f"{row['instructions']} {kind} {row['bytes'] / 1e6:.1f} MB"
+            for kind, row in sorted(kinds.items())
+        ),
+    }
+
+
 def _command(name: str) -> str:
     case = CASES[name]
     flags = " ".join(case.flags)
@@ -234,11 +286,14 @@ that the state is read and written once (GPUs), which is far less than a step mo
 
 ## Programs
 
-The formula is that of [PARALLELISM.md](PARALLELISM.md), with gradients in float32; the compilers
-sum the gradients of a bfloat16 model in bfloat16. A loop of unknown length is one whose number of
-turns depends on data: on a GPU it waits for the host at each turn.
+The formula is that of [PARALLELISM.md](PARALLELISM.md), with gradients in float32, as the steps
+sum them. A loop of unknown length is one whose number of turns depends on data: on a GPU it waits
+for the host at each turn. The two of B/16, L/16 and H/14 draw the weights of mixup, two numbers a
+step, from a Dirichlet distribution by rejection (`jax.random.dirichlet`); no expert is in a loop.
 
 {parts}
+
+{weak}
 
 With several slices of TPUs the compiler takes an all-reduce over all devices apart: it is scattered
 within each slice, one part of it is reduced between the slices, over the network of the data
