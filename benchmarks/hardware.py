@@ -29,7 +29,7 @@ DROPLESS = "--config.model.encoder.moe.router.dispatcher.name=dropless"
 
 
 BOUND = "--config.model.encoder.moe.router.dispatcher.device_capacity_factor=1.25"
-TWO_BLOCKS = ("--config.model.encoder.num_layers=2", '--config.model.encoder.moe.layers="(1,)"')
+TWO_BLOCKS = ("--config.model.encoder.num_layers=2", "--config.model.encoder.moe.layers=(1,)")
 
 
 class Case(NamedTuple):
@@ -132,8 +132,7 @@ def compile_case(name: str) -> bool:
     """Compiles one case in another process, and keeps its result if there is one."""
     case = CASES[name]
     command = [sys.executable, "-m", "vmoe_prc.compile", "--format=json"]
-    command += [f"--config={case.config}", f"--target={case.target}"]
-    command += shlex.split(" ".join(case.flags))
+    command += [f"--config={case.config}", f"--target={case.target}", *case.flags]
     print(name, flush=True)
     process = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if process.returncode:
@@ -246,7 +245,7 @@ def _weak_row(number: int, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _command(name: str) -> str:
     case = CASES[name]
-    flags = " ".join(case.flags)
+    flags = shlex.join(case.flags)
     return f"python -m vmoe_prc.compile --config={case.config} --target={case.target} {flags}"
 
 
