@@ -25,6 +25,7 @@ NAMES = (
     "evaluation",
     "input_pipeline",
     "worker_processes",
+    "training_memory",
 )
 
 

@@ -21,6 +21,7 @@ from benchmarks import (
     prc_cost,
     startup,
     train_step,
+    training_memory,
     worker_processes,
 )
 from vmoe_prc import recipes
@@ -136,6 +137,12 @@ def test_worker_processes(run, monkeypatch, capsys):
     assert row["batches at ends"] == 4
     assert len(row["memory, MB"].split()) == len(row["with shared, MB"].split()) == 3
     assert "was killed by SIGKILL" in capsys.readouterr().out
+
+
+def test_training_memory(run):
+    [row] = run(training_memory.main, "--epochs=2")
+    assert row["epoch"] == 2 and row["to epoch 2"] == 1
+    assert row["with shared, MB"] >= row["own, MB"] > 100 and row["workers, MB"] == 0
 
 
 def test_photographs_are_of_the_size_they_claim():
