@@ -1,6 +1,6 @@
 """What the hosts of a pod must read and decode to keep its devices busy, as a Markdown table.
 
-    python -m benchmarks.feeding --cpu=1833 --parent=16 --sizes=8,32,128,512
+    python -m benchmarks.feeding --cpu=1948 --parent=15 --sizes=8,32,128,512
 
 Calculated, not measured on a pod. The images a second that a device takes are those of
 `benchmarks.cost`: operations of the model by its formula, peak rate of the device as published, and

@@ -3,8 +3,8 @@
     python -m benchmarks.input_pipeline --output=workdir/input_pipeline.json
 
 Photographs of 500x375 pixels, as JPEGs of 83 kB, are read from memory and made into batches for
-a model, as in training. Targets: crops and flips at 65% of the speed of decoding alone, the whole
-pipeline, with RandAugment, at 40%. Wall time
+a model, as in training. Targets: crops and flips at 67% of the speed of decoding alone, the whole
+pipeline, with RandAugment, at 45%. Wall time
 includes all cores: it is the rate of a machine that does nothing else. CPU time depends less on
 other programs.
 """
