@@ -122,9 +122,16 @@ def format_table(works: dict[str, Work], devices: Sequence[str], utilisation: fl
         for device in devices:
             seconds = work.step_flops / (utilisation * peak_flops(device, "bfloat16"))
             hours = seconds * work.steps / 3600
-            row.append(f"{seconds:.3f} s, {hours:,.2f} h, {work.step_images / seconds:,.0f}/s")
+            per_second = work.step_images / seconds
+            row.append(f"{rounded(seconds)} s, {rounded(hours)} h, {rounded(per_second)}/s")
         rows.append(row)
     return "\n".join(markdown_lines(rows))
+
+
+def rounded(value: float) -> str:
+    """Formats a positive number with two digits that count, as many as an estimate has."""
+    value = float(f"{value:.1e}")
+    return f"{value:,.{max(0, 1 - math.floor(math.log10(value)))}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
