@@ -38,7 +38,7 @@ def new_workdir(config_file: str) -> pathlib.Path:
 
 
 def predict_command(config: Config, workdir: str | pathlib.Path) -> str | None:
-    """Returns the command that classifies images with a run; None if it evaluates none alone.
+    """Returns the command that classifies images with a run; None if it evaluates no single images.
 
     Args:
       config: The completed configuration.

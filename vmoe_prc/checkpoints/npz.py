@@ -40,7 +40,7 @@ _REFUSED = (
     (r"^(img|txt)/", "two towers, of images and of text, which are not supported"),
     (
         r"^Transformer/encoderblock/",
-        "blocks stacked in one array, which are not supported: save one array a block",
+        "blocks stacked in one array, which are not supported: save one array per block",
     ),
 )
 

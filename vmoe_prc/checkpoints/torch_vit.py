@@ -7,7 +7,7 @@ same as ours to rounding, with the options that `architecture` gives:
 * queries, keys and values get an axis of heads; linear layers are transposed;
 * pixels are normalised by a mean and a standard deviation there and lie in [-1, 1] here; the
   difference is folded into the patch embedding;
-* position embeddings of the patches alone get a zero for the class token;
+* position embeddings of only the patches get a zero for the class token;
 * DeiT's distillation token, whose place never changes, is a register; its own head is not used.
 """
 
@@ -183,7 +183,7 @@ def to_timm(params: Arrays) -> tuple[dict[str, np.ndarray], list[str]]:
         if ours in left:
             out[theirs] = left.pop(ours)
     if "reg_token" in out and "pos_embed" in out:
-        # timm's models with registers embed the places of patches alone.
+        # timm's models with registers embed only the places of patches.
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
         out["pos_embed"] = out["pos_embed"][:, 1:]
     out["patch_embed.proj.weight"] = left.pop("embedding/kernel").transpose(3, 2, 0, 1)

@@ -1,4 +1,4 @@
-"""Shapes of the batches of a configuration, from its preprocessing alone."""
+"""Shapes of the batches of a configuration, from only its preprocessing."""
 
 import jax
 import ml_collections

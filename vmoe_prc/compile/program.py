@@ -19,7 +19,7 @@ from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.train.fit_to_devices import fit_to_devices
 from vmoe_prc.train.step import BuiltStep, abstract_batch, build_step
 
-# Longer than any warm-up; the program differs by constants of the schedule alone.
+# Longer than any warm-up; the program differs only by constants of the schedule.
 UNKNOWN_LENGTH = 10**9
 PROGRESS_SECONDS = 30
 

@@ -1,7 +1,7 @@
 """Cluttered scenes: one labelled image anywhere on a canvas, and pieces of other images around it.
 
 After cluttered, translated MNIST (Mnih et al. 2014, arXiv 1406.6247): most patches of a scene do
-not show the object, so that what a patch shows depends on the place and not on the image alone.
+not show the object, so that what a patch shows depends on the place and not only on the image.
 """
 
 import dataclasses

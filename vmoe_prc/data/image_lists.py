@@ -35,8 +35,8 @@ class Item(NamedTuple):
 class ImageList:
     """Images in the order in which TFDS writes them, by the hashes of their names.
 
-    Columns of numbers hold them, in 70 bytes an image (104 while they are sorted) where many are in
-    one file; a list of `Item` took 410. Parts share the columns. Pickled it is a list of `Item`.
+    Columns of numbers hold them, in 70 bytes per image (104 while they are sorted) where many are
+    in one file; a list of `Item` took 410. Parts share the columns. Pickled it is a list of `Item`.
 
     Args:
       split: Name of the split, the salt of the hashes.

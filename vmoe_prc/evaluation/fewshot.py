@@ -1,6 +1,6 @@
 """Few-shot linear evaluation of frozen representations, as in V-MoE (arXiv 2106.05974).
 
-A ridge regression from the representations of a few images a class to their classes; the
+A ridge regression from the representations of a few images per class to their classes; the
 strength of its regularisation is chosen on a validation split.
 """
 
@@ -119,7 +119,7 @@ def fewshot_accuracies(
 
     Args:
       examples: Representations and classes of the splits 'train', 'val' and 'test'.
-      shots: Numbers of training images a class; all images of a class that has fewer.
+      shots: Numbers of training images per class; a class that has fewer gives all of its images.
       l2_regs: Strengths of the regularisation to choose from; the one of highest
         validation accuracy is used, the strongest of equal ones.
       seed: Seed of the choice of images.

@@ -110,7 +110,7 @@ def _use() -> list[str]:
         "```",
         "",
         "`preprocessing.json` describes how an image becomes the pixels that the model sees; every "
-        "image is routed alone and no token is dropped.",
+        "image is routed separately and no token is dropped.",
     ]
 
 

@@ -131,7 +131,7 @@ def class_titles(classes: Int[np.ndarray, " N"], names: Sequence[str] | None = N
 
     Args:
       classes: (N,) classes; -1 for an image without labels.
-      names: Names by class. A name of digits alone, as data sets without names have, is written
+      names: Names by class. A name of only digits, as data sets without names have, is written
         as "class 4".
     """
 

@@ -57,7 +57,7 @@ class ImageRouting:
 class TrainedModel:
     """A model with its parameters, preprocessing and classes; made by `open_model`.
 
-    Every image is routed alone and no token is dropped, so that a prediction does not depend
+    Every image is routed separately and no token is dropped, so that a prediction does not depend
     on the other images. With Expert Choice each image has the capacity of the evaluation.
 
     Attributes:

@@ -85,7 +85,7 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num-processes",
         type=at_least(1),
-        help="do not start with another number; 1: this process alone",
+        help="do not start with another number; 1: only this process",
     )
     group.add_argument("--process-id", type=at_least(0), help="of this process, from 0")
     group.add_argument(

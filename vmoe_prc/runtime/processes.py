@@ -1,4 +1,4 @@
-"""Several processes, one a host: how they meet, agree, and fail together."""
+"""Several processes, one per host, that connect, agree, and fail together."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ def connect(
     """Joins this process to the others of the run, before anything else of JAX, once.
 
     Without an address JAX finds the processes: on TPU pods, under Slurm and Open MPI, and on
-    Kubernetes. Where it finds none this process is alone, unless `num_processes` or an
+    Kubernetes. Where it finds none this is the only process, unless `num_processes` or an
     environment variable of the launcher says that there are others.
 
     Args:
@@ -75,7 +75,7 @@ def connect(
         if explicit:
             raise
     except RuntimeError as error:
-        # A program that has used JAX, such as a notebook, is alone unless it says otherwise.
+        # A program that has used JAX, such as a notebook, is one process unless it asks for more.
         if not explicit and _TOO_LATE in str(error):
             return
         raise RunError(f"the processes of this run do not find each other: {error}") from None
@@ -113,7 +113,7 @@ def _check_count(expected: int | None, found: int, environ: Mapping[str, str]):
         return
     if found > 1:
         return
-    advice = "--num_processes=1 uses this process alone"
+    advice = "--num_processes=1 uses only this process"
     for variable in _COUNT_VARIABLES:
         if environ.get(variable, "1") not in ("", "1"):
             reason = f"JAX has found only one process; {advice}"

@@ -98,7 +98,7 @@ def initialize(
 def _with_optimizer_state(state: TrainState, prefix: str, copied: Mapping[str, str]) -> TrainState:
     """Loads the step, and what the optimiser keeps for each parameter.
 
-    The states of V-MoE's optimisers and ours differ in the places of their parts alone, which are
+    The states of V-MoE's optimisers and ours differ only in the places of their parts, which are
     numbered: `2/mu/head/kernel` there may be `1/mu/head/kernel` here.
 
     Args:

@@ -28,7 +28,7 @@ class BiasBalancedOptions(TopExpertsOptions):
 
 @ROUTERS.register(options=BiasBalancedOptions)
 class BiasBalancedRouter(NoisyTopExpertsPerItemRouter):
-    """Chooses the K largest gates plus biases; the gates alone weigh the outputs.
+    """Chooses the K largest gates plus biases; only the gates weigh the outputs.
 
     After each step an expert with more choices in the batch than the mean loses `bias_rate`,
     and one with fewer gains it. In evaluation the biases stay. With microsteps the change is the

@@ -36,7 +36,7 @@ class SinkhornRouter(NoisyTopExpertsPerItemRouter):
     entries of the entropic transport plan, which Sinkhorn's iterations find. The gates of the
     chosen experts weigh the outputs, and only they have gradients. The plan
     balances each routing group, here as configured, in the papers the batch of a device. More than
-    one expert a token, and the number of iterations, are ours (theirs run to convergence).
+    one expert per token, and the number of iterations, are ours (theirs run to convergence).
     """
 
     sinkhorn_iterations: int = SinkhornOptions.sinkhorn_iterations

@@ -265,7 +265,7 @@ class SparseProjectionTransportTopItemsPerExpertRouter(_PerExpert):
 
 @ROUTERS.register(options=PerItemSquaresOptions)
 class KSparseProjectionTransportTopExpertsPerItemRouter(_PerItem):
-    """The plan of the gates by squares, with K experts a token; it has no noise."""
+    """The plan of the gates by squares, with K experts per token, without noise."""
 
     adam_lr: float = SquaresOptions.adam_lr
     noisy = False
