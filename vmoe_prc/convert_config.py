@@ -265,7 +265,7 @@ def _model(model: Mapping[str, Any], field: str, log: Log) -> tuple[dict[str, An
         log.note(f"{field}.name", "VisionTransformer -> VisionTransformerMoe without experts")
     if model.get("name") == "VisionTransformerMoeEnsemble":
         ours["name"] = "VisionTransformerMoe"
-        log.note(f"{field}.name", "-> VisionTransformerMoe, whose moe.ensemble_size says the rest")
+        log.note(f"{field}.name", "-> VisionTransformerMoe, whose moe.ensemble_size is set")
     if "TwoTower" in str(model.get("name")):
         log.refuse(f"{field}.name", model["name"], "a classifier: there is no contrastive training")
         return {}, {}

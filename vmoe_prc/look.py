@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from vmoe_prc.data.split import open_splits
     from vmoe_prc.runtime.logs import setup_logging
 
-    setup_logging(quiet=True)  # The tables hold what INFO would say.
+    setup_logging(quiet=True)  # The tables show what INFO would log.
     splits = open_splits(dict(config.dataset.items()))
     print("\n".join(describe(config, splits)))
     if args.output:

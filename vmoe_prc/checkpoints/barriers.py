@@ -6,8 +6,8 @@ from collections.abc import Callable
 class CheckpointBarriers:
     """Barriers of Orbax, at which a process that could not write its part does not wait.
 
-    For each checkpoint Orbax says that a save is in progress, writes in a thread, and says that
-    none is. Each of these has two barriers, in this order. A thread that fails leaves out its
+    For each checkpoint Orbax announces a save, writes in a thread, and announces the end of the
+    save. Each of these has two barriers, in this order. A thread that fails leaves out its
     barriers, so that the processes would wait at different ones, for 20 minutes. Here the failed
     process continues at once, raises its error when it next saves or waits, and ends. That ends the
     others, as JAX misses its heartbeat.

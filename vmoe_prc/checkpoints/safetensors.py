@@ -16,7 +16,7 @@ from vmoe_prc.checkpoints.names import flattened, nested
 from vmoe_prc.workdir.atomic import atomic_write
 
 _MAX_HEADER_BYTES = 100_000_000
-# The library's own reader of bytes knows no bfloat16.
+# The library's own reader of bytes does not read bfloat16.
 _DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",

@@ -101,7 +101,7 @@ def convert(arrays: Arrays, info: Mapping[str, Any], source: str) -> TorchVit:
 
     Args:
       arrays: Arrays by their names in the file.
-      info: What `config.json` and `preprocessor_config.json` next to the file say; empty if
+      info: Contents of `config.json` and `preprocessor_config.json` next to the file; empty if
         there are none.
       source: The file, for errors.
 

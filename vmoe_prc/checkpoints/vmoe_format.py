@@ -1,7 +1,7 @@
 """Checkpoints in the format of the released V-MoE models.
 
-`PREFIX.index` names the arrays and says in which of the files `PREFIX.data-00000-of-0000N`
-each slice of them lies. All of them are msgpack. The tree of names, flattened with sorted
+`PREFIX.index` names the arrays and, for each slice of them, its file
+`PREFIX.data-00000-of-0000N`. All of them are msgpack. The tree of names, flattened with sorted
 keys, numbers the arrays.
 """
 

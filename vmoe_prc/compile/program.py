@@ -36,7 +36,7 @@ def compile_step(
     Args:
       config: The completed configuration.
       target_name: Such as 'v5e:4x4'.
-      progress: Whether to say on stderr how long it has taken.
+      progress: Whether to report the time so far on stderr.
 
     Raises:
       ConfigError: If the configuration or the target cannot be used.

@@ -164,7 +164,7 @@ def describe(
 def _memory(compiled: jax.stages.Compiled, target: Target) -> Memory:
     memory = compiled.memory_analysis()
     if memory is None:
-        raise RunError("the compiler does not say how much memory the program takes")
+        raise RunError("the compiler does not report the memory of the program")
     whole = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

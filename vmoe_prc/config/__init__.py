@@ -1,4 +1,4 @@
-"""The configuration of a run: fields, defaults, checks, and files that say them.
+"""The configuration of a run: fields, defaults, checks, and files.
 
 A configuration is an `ml_collections.ConfigDict` in the vocabulary of V-MoE. `fields` has the
 vocabulary; `complete` checks a configuration against it and fills in the defaults;

@@ -1,6 +1,6 @@
 """Fields set on the command line: `--config.optimizer.name=sgd --config.mixup=None`.
 
-Values stay text until the schema says what type they have to have. So a flag can also set the
+Values stay text until the schema gives them a type. So a flag can also set the
 fields of a section that the config file leaves None, and the options of a variant that it does
 not choose, which `ml_collections.config_flags` cannot.
 """

@@ -4,7 +4,7 @@
 class Clip:
     global_norm: float | None = option(None, "Largest global norm of the gradients.", above=0)
 
-Such a dataclass is a section of the configuration; `schema` says what its types mean.
+Such a dataclass is a section of the configuration; `schema` documents the types.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class OptionInfo:
       above: Number that the value must exceed, also inside a tuple.
       choices: Values allowed: a sequence, or `module:NAME` of one; any value if None. With a
         `Registry` the field is a section: the name of an entry, and its options.
-      form: The values allowed in words, where the type says less; '' for none.
+      form: The allowed values in words, where the type allows more; '' for none.
       changes: Section or registry that a mapping changes some fields of; None if it is no
         such mapping.
     """
@@ -76,7 +76,7 @@ def option(
       choices: Values allowed; `module:NAME` of them, which is imported when they are needed;
         or a `Registry`: the field is then a section with the name of an entry under
         `registry.key`, and the options of that entry.
-      form: The values allowed in words, where the type says less.
+      form: The allowed values in words, where the type allows more.
       changes: Section or registry that the option, a mapping, changes some fields of.
     """
     info = OptionInfo(help, minimum, maximum, above, choices, form, changes)

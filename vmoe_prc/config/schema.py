@@ -38,12 +38,12 @@ REQUIRED = dataclasses.MISSING
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a section, as its declaration says.
+    """A field of a section, from its declaration.
 
     Attributes:
       hint: Its type.
       default: Its default, `REQUIRED` if it has none.
-      info: What the type does not say.
+      info: The declaration beyond the type.
       section: The section that it is, or that the sections under its names are: a dataclass,
         or a registry of them; None if it is a value.
       named: Whether it holds sections under names that the user chooses.

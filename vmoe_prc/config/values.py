@@ -75,7 +75,7 @@ def complete_leaf(value: Any, field: Field, name: str) -> Any:
 
 
 class _MismatchError(ValueError):
-    """A value that its field cannot have; a text if the type does not say why."""
+    """A value that its field cannot have; with a text where the type does not explain it."""
 
 
 def _convert(value: Any, hint: Any) -> Any:

@@ -182,7 +182,7 @@ def _file_format(path: epath.Path) -> tfds.core.FileFormat:
 
 
 def split_info(builder: Builder, split: str, field: str) -> SplitInfo:
-    """Returns what TFDS knows of a split.
+    """Returns TFDS's record of a split.
 
     Raises:
       ConfigError: If the split does not exist or is empty.

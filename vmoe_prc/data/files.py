@@ -47,7 +47,7 @@ class FileRecords(Records):
     """Records that are read from the files of a split when they are needed.
 
     Args:
-      info: What TFDS knows of the split.
+      info: TFDS's record of the split.
       name: Name of the split, for errors.
     """
 
@@ -96,7 +96,7 @@ class MemoryRecords(Records):
 
 
 def unreadable(name: str, error: Exception) -> RunError:
-    """Makes one line of what the system or TensorFlow says of files that cannot be read."""
+    """Makes one line of the system's or TensorFlow's error about files that cannot be read."""
     cause = getattr(error, "message", error)  # TensorFlow's errors give more in `str`
     return RunError(f"{name} cannot be read: {cause}")
 

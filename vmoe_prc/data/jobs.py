@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 class ProcessDiedError(RuntimeError):
-    """A process of a pool has ended; the text says which one, and how."""
+    """A process of a pool has ended; the text names it and the reason."""
 
 
 class RemoteError(RuntimeError):

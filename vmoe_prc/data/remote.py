@@ -84,7 +84,7 @@ class RemotePath:
     Args:
       url: Its address, without a slash at the end.
       below: What the directory holds, by name; None for a file.
-      info: What fsspec knows of a file.
+      info: fsspec's record of a file.
     """
 
     def __init__(

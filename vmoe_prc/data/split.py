@@ -30,7 +30,7 @@ class Split:
       config: The completed section of `config.dataset`, a copy.
       field: Name of the section, for errors.
       builder: The data set.
-      info: What TFDS knows of the split.
+      info: TFDS's record of the split.
       ops: The preprocessing.
       spec: Shapes and dtypes of a preprocessed example.
     """

@@ -1,7 +1,7 @@
 """Preprocessing in worker processes, which share no interpreter lock.
 
 Each worker makes whole batches, into shared memory. Batches do not depend on the number of workers:
-order and augmentations are functions of the seed and the position. A worker knows no epochs: it
+order and augmentations are functions of the seed and the position. A worker has no epochs: it
 makes the next step that is asked for. It starts as a new interpreter, which takes some seconds and
 a few hundred megabytes.
 """

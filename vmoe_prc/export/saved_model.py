@@ -96,7 +96,7 @@ def build_module(model: TrainedModel) -> Any:
 def _without_composites(program: export.Exported) -> bytes:
     """Serialises the program with calls in place of composite ops, such as top-k.
 
-    TensorFlow reads no composite of today's version. The function that says what a composite
+    TensorFlow reads no composite of today's version. The function that defines what a composite
     does is in the program, too.
     """
     text = _COMPOSITE.sub(

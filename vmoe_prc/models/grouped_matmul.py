@@ -132,7 +132,7 @@ def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Ar
     products = jax.lax.ragged_dot(
         rows, kernels, tiles.count * TILE, preferred_element_type=jnp.float32
     )
-    # XLA says nothing of rows beyond the last group.
+    # XLA leaves rows beyond the last group undefined.
     return (
         jnp.where(tiles.in_use, _split(products), 0).astype(rows.dtype).reshape(rows.shape[0], -1)
     )

@@ -18,7 +18,7 @@ from vmoe_prc.report.tables import (
 )
 
 LEVEL = 0.95
-# Two seeds have one degree of freedom: their interval, 12.7 standard errors, tells nothing.
+# Two seeds have one degree of freedom: their interval, 12.7 standard errors, is useless.
 MIN_SEEDS = 3
 # Accuracy and agreement share this table, so agreement columns carry the word.
 COLUMNS = {

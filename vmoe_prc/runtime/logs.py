@@ -45,7 +45,7 @@ def log_errors_of_threads() -> None:
 
     Orbax stops at the first array that cannot be read, and raises; the reads of the other arrays
     then end in threads without an event loop, each with a traceback. Where memory runs out in
-    such a thread, the process ends with status 1: TensorStore could not say that an array is
+    such a thread, the process ends with status 1: TensorStore could not report that an array is
     written, and the checkpoint would be waited for without end.
     """
     sys.unraisablehook = _log_unraisable

@@ -80,7 +80,7 @@ def _report(address: str, count: int, index: int, deadline: float) -> str:
             timeout = _remaining(deadline)
             with socket.create_connection((host.strip("[]"), int(port)), timeout) as connection:
                 connection.sendall(f"{_GREETING} {index} {count}\n".encode())
-                # Process 0 may have started later, and says at its deadline who is missing.
+                # Process 0 may have started later; at its deadline it reports who is missing.
                 if verdict := _read_line(connection, deadline + 30):
                     return verdict
                 reason = "it closed the connection"

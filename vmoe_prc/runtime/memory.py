@@ -24,7 +24,7 @@ def check_program_fits(
     """Checks that a compiled step fits the memory of the host, where the devices are CPUs.
 
     Linux would end the program in the middle of the step, without a word, or XLA would wait
-    for ever for a buffer that was refused. Other devices say that memory is exceeded.
+    for ever for a buffer that was refused. Other devices raise an error.
 
     Args:
       step: The jitted step; it is compiled if it has not been.

@@ -215,7 +215,7 @@ def all_to_all(x: Array, split_axis: int, concat_axis: int) -> Array:
 
 
 def all_gather(x: Array, spec: PartitionSpec) -> Array:
-    """Joins the parts of an array that is split as `spec` says; its gradient is scattered.
+    """Joins the parts of an array that is split by `spec`; its gradient is scattered.
 
     For use in a function of `on_each_device`; does nothing outside a mesh.
     """

@@ -41,7 +41,7 @@ def connect(
 
     Without an address JAX finds the processes: on TPU pods, under Slurm and Open MPI, and on
     Kubernetes. Where it finds none this is the only process, unless `num_processes` or an
-    environment variable of the launcher says that there are others.
+    environment variable of the launcher gives more than one.
 
     Args:
       coordinator_address: HOST:PORT of process 0, the same for all.

@@ -139,9 +139,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except RefusedError as error:
             self._refuse(400, str(error))
         except Exception as error:
-            # A fault of ours: the page says that there is one, the terminal which.
+            # A fault of ours: the page shows that there is one, the terminal which one.
             print(f"error: {self.path:.80}: {type(error).__name__}: {error}", file=sys.stderr)
-            self._refuse(500, "the server failed; its terminal says why")
+            self._refuse(500, "the server failed; its terminal shows why")
         else:
             self._send(200, answer)
 

@@ -161,9 +161,9 @@ def make_train_step(
       optimizer: The optimiser.
       ema_decay: Decay of the average of the parameters; None for no average.
       max_skipped_steps: Steps in a row without an update after which the state stops.
-      place: Says how gradients and parameters, trees alike, are split over devices where the
+      place: Splits gradients and parameters, trees alike, over the devices where the
         update is computed; see `placement_of_updates`.
-      **options: Options of `make_gradients`, which also says what a batch is.
+      **options: Options of `make_gradients`, which also documents the batch.
     """
     gradients = make_gradients(model, **options)
     optimizer = optax.with_extra_args_support(optimizer)

@@ -103,7 +103,7 @@ class Study:
     Attributes:
       source: Its file, with arguments, such as `configs/studies/digits.py:seeds=5`.
       workdir: Its directory.
-      options: What the file says, with defaults.
+      options: Contents of the file, with defaults.
       runs: Its runs in order: all arms of the first seed, then of the second.
     """
 
@@ -231,7 +231,7 @@ def _check_held(run: PlannedRun) -> None:
     except (OSError, ValueError):
         return
     now = json.loads(json.dumps(run.config.to_dict(), default=list))
-    # A run that knows the digests of its data compares them itself when it is resumed.
+    # A run that has the digests of its data compares them itself when it is resumed.
     data = read_data(run.workdir)
     earlier, now = experiment_fields(earlier, data), experiment_fields(now, data)
     for field, (before, after) in differing_fields([earlier, now]).items():

@@ -17,7 +17,7 @@ def profiler(
     """Gives a function to call after each step, which traces those that the config names.
 
     Args:
-      config: The completed configuration; `profile` says which steps.
+      config: The completed configuration; `profile` selects the steps.
       workdir: Directory of the run; the trace goes to its TensorBoard.
     """
     if config.profile is None or jax.process_index() != 0:

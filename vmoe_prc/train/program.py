@@ -35,7 +35,7 @@ from vmoe_prc.train.memory import check_batches_fit, check_state_fits, check_ste
 from vmoe_prc.train.step import abstract_batch, build_step, views_per_step
 from vmoe_prc.workdir.paths import absolute_path
 
-# Deeper models than any published ViT compile for so long that we say so.
+# Models deeper than any published ViT compile so slowly that a warning is logged.
 MANY_BLOCKS = 64
 
 

@@ -138,7 +138,7 @@ def decode_transparent(encoded: bytes) -> PIL.Image.Image | None:
     except BadExampleError:
         raise
     except Exception:
-        # The decoder of other pictures says why.
+        # The decoder of other pictures raises the error.
         return None
 
 

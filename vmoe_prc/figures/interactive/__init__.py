@@ -53,7 +53,8 @@ def patch_choices(
       most: Choices of a patch that are listed.
 
     Returns:
-      `experts`, `gates` and `kept`; the last two only if they say something.
+      `experts`, `gates` and `kept`; `gates` only if they are given, `kept` only if
+      an expert did not take a token.
     """
     choices = {"experts": experts[-num_patches:, :most].tolist()}
     if gates is not None:

@@ -78,7 +78,7 @@ class BalanceLosses:
     def values(self, routing: Routing) -> Iterator[tuple[str, jax.Array]]:
         """Yields the name and the mean over groups of each loss that the routing allows.
 
-        A loss of weight 0 is left out, unless its options say that it is always reported.
+        A loss of weight 0 is left out, unless it is always reported.
         """
         for name, options in self.options.items():
             if not self.weight(name) and not options.always_reported:

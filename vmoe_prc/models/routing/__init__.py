@@ -4,7 +4,8 @@ A router is a flax module that registers itself in `config.registry.ROUTERS`. Th
 `num_experts`, `deterministic`, `dot_general`, `tokens_per_image` and a `name`; its other attributes
 are the fields of its options dataclass, which may be a subclass of `RouterOptions`. Called with
 tokens (G, S, D) and a mask (G, S) or None, it returns the record and a plan, whose
-`apply(tokens, experts)` gives the outputs. Its class attribute `experts_choose` says who chooses.
+`apply(tokens, experts)` gives the outputs. Its class attribute `experts_choose` is True where
+experts choose tokens.
 """
 
 from vmoe_prc.models.routing.record import Routing

@@ -1,6 +1,6 @@
 """Routers by optimal transport between tokens and experts (arXiv 2209.15466).
 
-A plan (S, E) of a group says how much of each token goes to each expert: its rows sum to 1 and its
+A plan (S, E) of a group holds how much of each token goes to each expert: its rows sum to 1 and its
 columns to S / E, at least nearly so after few iterations. Experts are chosen by the plan, and weigh
 their outputs by the softmax of the logits. The three kinds of plans differ in what makes them
 smooth: entropy (Sinkhorn), squares, or squares with at most k entries in a row or column.
@@ -145,7 +145,7 @@ def project_on_simplex(values: Float[Array, " N"], largest: int) -> Float[Array,
 
 
 class TransportRouter(NoisyRouter):
-    """Chooses by a plan; subclasses make the plan and say who chooses.
+    """Chooses by a plan; subclasses make the plan and set `experts_choose`.
 
     Attributes:
       maxiter: Iterations that make the plan.
