@@ -17,6 +17,8 @@ from vmoe_prc.errors import RunError
 
 PREPARE = """
 import sys, ml_collections
+from vmoe_prc.runtime.quiet_start import quiet_tensorflow
+quiet_tensorflow()
 from vmoe_prc.data.builders import open_builder
 data_dir, manual_dir = sys.argv[1:]
 for name in ("digits", "folder"):

@@ -9,6 +9,8 @@ PROGRAMS = 4
 SCRIPT = """
 import json, sys
 import ml_collections
+from vmoe_prc.runtime.quiet_start import quiet_tensorflow
+quiet_tensorflow()
 from vmoe_prc.data import pipeline
 from vmoe_prc.data.split import open_split
 
