@@ -37,7 +37,8 @@ def check_state_fits(state: TrainState, devices: Sequence[Any]) -> None:
             f"{count:,} parameters",
             f"with gradients and optimizer state they need {needed / 2**30:,.1f} GiB per device, "
             f"of which {limit / 2**30:,.1f} GiB are there; choose a smaller model, or "
-            "spread it by config.num_expert_partitions or config.shard_dense_params",
+            "spread it by config.num_expert_partitions, config.shard_optimizer or "
+            "config.shard_dense_params",
         )
 
 

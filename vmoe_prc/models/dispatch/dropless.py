@@ -46,9 +46,9 @@ class DroplessOptions(DispatcherOptions):
 
     device_capacity_factor: float | None = option(
         None,
-        "Choices that a device takes at most, relative to choices that are balanced over the "
-        "devices of a row: tokens then go to the devices of their experts alone, and choices "
-        "beyond are dropped. None: all tokens go to all devices of the row, and none is dropped.",
+        "Choices that a device takes at most, relative to balanced choices, others being dropped: "
+        "tokens then go to the devices of their experts alone; None for all tokens to all devices "
+        "of a row, and no choice dropped.",
         minimum=1.0,
     )
 
