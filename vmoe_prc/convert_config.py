@@ -95,7 +95,7 @@ def convert(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Converts a configuration of V-MoE or PRC, and prints what it changes.
 
     Args:
-      config: What `get_config` of their file returns.
+      config: Result of `get_config` of their file.
       source: The file, for messages.
 
     Raises:

@@ -141,7 +141,7 @@ class Checkpointer:
 
         Args:
           abstract_state: Tree of `jax.ShapeDtypeStruct` with the shardings to restore to.
-          step: Which checkpoint; by default the newest one that is not damaged. Those that
+          step: Step of the checkpoint; by default the newest one that is not damaged. Those that
             are, and come after it, are deleted.
 
         Raises:
@@ -214,8 +214,8 @@ def restore_part(
 
     Args:
       directory: Directory of the checkpoints of a run.
-      step: Which one; the newest by default.
-      name: Which part of the state, such as 'params' or 'ema_params'.
+      step: Step of the checkpoint; the newest by default.
+      name: Part of the state, such as 'params' or 'ema_params'.
 
     Returns:
       A tree of NumPy arrays, nested dicts for parameters.
@@ -232,7 +232,7 @@ def restore_params(directory: str | os.PathLike[str], step: int | None = None) -
 
     Args:
       directory: Directory of the checkpoints of a run.
-      step: Which one; the newest by default.
+      step: Step of the checkpoint; the newest by default.
 
     Raises:
       CheckpointError: As `restore_part`; also if only the average is damaged.

@@ -201,7 +201,7 @@ def write_params(
       path: A path that ends in `.safetensors`, or the prefix of a V-MoE checkpoint, without a
         suffix.
       params: Arrays by their names, as `read_params` gives them.
-      metadata: What `metadata.read_metadata` gives: configuration and classes.
+      metadata: Result of `metadata.read_metadata`: configuration and classes.
 
     Raises:
       CheckpointError: If the path has another suffix.

@@ -82,7 +82,7 @@ class TorchVit:
       params: Its arrays by our names, such as `params/Encoder/encoder_norm/scale`.
       model: Fields of `config.model` that a model with these arrays has, without experts.
       grid: (rows, columns) of the patches of its position embedding; None if it has none.
-      notes: What was assumed, for the user.
+      notes: Assumptions, for the user.
     """
 
     params: dict[str, np.ndarray]

@@ -333,7 +333,7 @@ def _split_tokens(
     Args:
       num_tokens: All tokens.
       grid: Rows and columns if they are known; otherwise the grid must be square.
-      hint: What to do about a grid that is not known.
+      hint: Advice in the error about a grid that is not known.
 
     Raises:
       ValueError: If the tokens do not form the grid with at most one class token.

@@ -56,9 +56,9 @@ class Report:
       model_flops: FLOPs of the model's matrix products, forward and backward.
       compiled_flops: FLOPs by the compiler's account; None if it gives none, as for GPUs.
       bytes_accessed: Bytes of memory traffic, likewise.
-      collectives: By kind: `instructions`, `arrays` and `bytes` of the program, and
+      collectives: For each kind `instructions`, `arrays` and `bytes` of the program, and
         `formula`, the bytes of docs/PARALLELISM.md, gradients in float32.
-      between_slices: What a device sends to other slices of TPUs, likewise: `arrays`, `bytes`.
+      between_slices: `arrays` and `bytes` that a device sends to other slices of TPUs, by kind.
       bytes_sent: Bytes that leave a device, by the formula.
       custom_calls: Calls of kernels and libraries by target.
       loops: Number of loops.
@@ -113,7 +113,7 @@ def describe(
 
     Args:
       config: The completed configuration.
-      target: What it was compiled for.
+      target: The devices that it was compiled for.
       mesh: Its devices.
       step: The step that was compiled.
       compiled: The result.

@@ -19,7 +19,7 @@ class ConfigError(UserError, ValueError):
     Args:
       field: Full dotted name of the field, such as `config.model.patch_size`.
       value: The offending value.
-      expected: What is allowed there, in words.
+      expected: The allowed values, in words.
       suggestion: A near value that is allowed, if there is one.
     """
 

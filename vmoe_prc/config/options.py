@@ -20,7 +20,7 @@ class OptionError(ValueError):
     Args:
       field: Name of the option, such as 'hidden_size'.
       value: Its value.
-      expected: What is allowed there, in words.
+      expected: The allowed values, in words.
     """
 
     def __init__(self, field: str, value: Any, expected: str):

@@ -83,7 +83,7 @@ class RemotePath:
 
     Args:
       url: Its address, without a slash at the end.
-      below: What the directory holds, by name; None for a file.
+      below: Contents of the directory by name; None for a file.
       info: fsspec's record of a file.
     """
 

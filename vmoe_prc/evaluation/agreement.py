@@ -91,7 +91,7 @@ def agreement_intervals(
     All quantities of a block are functions of sums over images, which are resampled jointly.
 
     Args:
-      per_image: By block, what `agreement_per_image` gives for the N images.
+      per_image: Result of `agreement_per_image` for the N images, by block.
 
     Returns:
       Shares in [0, 1] by block and metric: `METRICS`, the `PARTS` of the agreement of first

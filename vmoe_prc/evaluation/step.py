@@ -61,7 +61,7 @@ class PairSums:
 
     Attributes:
       mask: (B,) bool, False for images that do not count.
-      agreement: By block, sums over the pairs of each image, (B, ...); NaN where gates are not
+      agreement: Sums over the pairs of each image by block, (B, ...); NaN where gates are not
         finite.
     """
 

@@ -55,7 +55,7 @@ class Graph:
 
         Args:
           inputs: Shapes of the float32 inputs; a text is a size that is not fixed.
-          outputs: By name: the value, its dtype and its shape.
+          outputs: Value, dtype and shape of each output by name.
           metadata: Texts that the model carries.
 
         Raises:

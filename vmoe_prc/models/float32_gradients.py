@@ -1,8 +1,8 @@
 """Layers that compute in bfloat16 and have float32 gradients of their parameters.
 
 Linen's layers cast their parameters to the dtype of the computation, so that gradients have this
-dtype, too, until they reach the cast; and there is where XLA sums them over devices. Here the
-cast belongs to the product: products of bfloat16 arrays are summed in float32 over the tokens of a
+dtype, too, until they reach the cast, where XLA sums them over devices. Here the cast belongs to
+the product: products of bfloat16 arrays are summed in float32 over the tokens of a
 device, as matrix units do anyway, and the float32 sums are summed over devices. The forward pass
 and the gradients of inputs are those of Linen.
 """

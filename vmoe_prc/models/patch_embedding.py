@@ -33,7 +33,7 @@ def patch_products(
       padding: No padding.
       precision: Precision of the product.
       preferred_element_type: dtype of the product.
-      **options: What else `nn.Conv` gives, with its defaults.
+      **options: Other arguments of `nn.Conv`, with its defaults.
 
     Returns:
       (N, H / P, W / Q, D) products, as of the convolution.

@@ -24,7 +24,7 @@ class Traffic:
     """Collectives of one kind and purpose.
 
     Attributes:
-      what: What is sent.
+      what: The arrays that are sent.
       collective: Operation of XLA, such as 'all-to-all'.
       axes: Mesh axes whose devices take part.
       arrays: Number of arrays; the compiler may put several into one operation.

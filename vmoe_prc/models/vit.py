@@ -35,7 +35,7 @@ class VisionTransformerMoe(nn.Module):
       representation_size: Width of the tanh layer before the head; None for none.
       head_bias_init: Initial bias of the head.
       head_kernel_zero_init: Whether the kernel of the head starts at zero.
-      ensemble_average: Which probabilities of an ensemble's members are averaged: 'softmax' or
+      ensemble_average: Probabilities of an ensemble's members that are averaged: 'softmax' or
         'sigmoid'.
       deterministic: Whether dropout and routing noise are off, and the members of an ensemble
         are averaged.
@@ -190,8 +190,9 @@ class Encoder(nn.Module):
       gelu: 'tanh', the approximation of V-MoE, or 'exact'.
       layer_norm_epsilon: Added to variances.
       deterministic: Whether dropout and routing noise are off.
-      remat: What the backward pass computes again: 'none', 'blocks' (all of a block but its
-        input) or 'all_but_products' (all but the results of products with kernels).
+      remat: Activations that the backward pass computes again: 'none', 'blocks' (all of a
+        block but its input) or 'all_but_products' (all but the results of products with
+        kernels).
       dtype: Dtype of the computation of the blocks.
       output_dtype: Dtype of the last norm.
       dot_general: Product with the kernels of the dense layers; JAX's own if None.

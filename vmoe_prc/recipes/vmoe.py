@@ -98,7 +98,7 @@ def imagenet_fine_tuning(backbone: str, k: int, others: bool, seed: int) -> dict
     """Returns V-MoE's fine-tuning on ImageNet-1K: 10,000 steps of 1,024 images at 384 px.
 
     Args:
-      backbone: What is fine-tuned, as in a description: 'ViT-S/32, E=8, K=2, Last 2'.
+      backbone: The model to fine-tune, as in a description: 'ViT-S/32, E=8, K=2, Last 2'.
       k: Number of selected experts.
       others: See `imagenet_tests`.
       seed: Seed of the run.

@@ -51,7 +51,7 @@ class Experiment:
       dataset: Name of the data set.
       method: 'V-MoE', 'PRC', ...
       k: Selected experts; None where the experts select.
-      settings: What distinguishes it from other experiments of the same method and k.
+      settings: Its differences from other experiments of the same method and k.
       runs: Its runs, in the order of their seeds.
     """
 

@@ -48,7 +48,7 @@ class Comparison:
     """One experiment minus another one.
 
     Attributes:
-      name: What is subtracted from what.
+      name: Names of minuend and subtrahend.
       seeds: The seeds that both have, in order; without runs that diverged.
       differences: Differences by column; a column that a run lacks is missing.
       sampling_error: Standard error of the difference of accuracy that comes from the

@@ -13,7 +13,7 @@ def groups(controller: str) -> Iterator[pathlib.Path]:
     """Yields the directories of the groups of this process, and of the groups that they are in.
 
     Args:
-      controller: What is limited, such as 'cpu' or 'memory'.
+      controller: The limited resource, such as 'cpu' or 'memory'.
     """
     try:
         lines = MEMBERSHIP.read_text().splitlines()

@@ -205,7 +205,7 @@ def all_to_all(x: Array, split_axis: int, concat_axis: int) -> Array:
     For use in a function of `on_each_device`; does nothing outside a mesh.
 
     Args:
-      x: What this device holds. Part i along `split_axis` goes to device i of the row.
+      x: The array of this device. Part i along `split_axis` goes to device i of the row.
       split_axis: Dimension that becomes smaller.
       concat_axis: Dimension along which the received parts are joined, in device order.
     """

@@ -38,7 +38,7 @@ def create_server(
     """Makes the server; `serve_forever` runs it.
 
     Args:
-      gallery: What answers.
+      gallery: Answers the requests.
       host: Address to listen on.
       port: Port; 0 for any free one.
       max_bytes: Bytes of a picture.

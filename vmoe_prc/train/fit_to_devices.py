@@ -29,7 +29,7 @@ def fit_to_devices(
       devices: All devices of the run.
 
     Returns:
-      The configuration, or a copy with numbers. What they are is logged.
+      The configuration, or a copy with numbers, which are logged.
 
     Raises:
       ConfigError: If an override of the evaluated model is 'auto'.

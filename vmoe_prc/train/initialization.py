@@ -104,7 +104,7 @@ def _with_optimizer_state(state: TrainState, prefix: str, copied: Mapping[str, s
     Args:
       state: The state with its parameters.
       prefix: The checkpoint.
-      copied: By name of each parameter that is copied as it is, its name in the checkpoint.
+      copied: Name in the checkpoint by name of each parameter that is copied as it is.
 
     Raises:
       ConfigError: If there is none, or it does not fit the optimiser.

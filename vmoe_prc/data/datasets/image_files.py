@@ -26,7 +26,7 @@ class Labelled(NamedTuple):
     """An image of a source file.
 
     Attributes:
-      name: What it is called, unique in its split.
+      name: Its name, unique in its split.
       image: Encoded image.
       label: Its class, by number or by name.
     """

@@ -32,7 +32,7 @@ def move_nearest(
     Args:
       view: The pixels.
       new_from_old: Affine map of coordinates, see `affine`.
-      border: What is seen beyond the edges: 'constant' for gray, 'reflect' for the mirrored view.
+      border: Pixels beyond the edges: 'constant' for gray, 'reflect' for the mirrored view.
     """
     height, width, channels = view.shape
     matrix = tuple(new_from_old.ravel().tolist())

@@ -11,7 +11,7 @@ class ClassificationOptions:
     """Options of every classification loss; one of your own adds its fields in a subclass.
 
     Attributes:
-      ACTIVATION: What makes probabilities of logits: 'softmax' or 'sigmoid'.
+      ACTIVATION: Function from logits to probabilities: 'softmax' or 'sigmoid'.
     """
 
     ACTIVATION: ClassVar[str] = "softmax"

@@ -14,7 +14,7 @@ class ConsistencyOptions:
     """Options of every consistency loss; one of your own adds its fields in a subclass.
 
     Attributes:
-      label: What tables and figures call the method; its name in the registry if empty.
+      label: Name of the method in tables and figures; its name in the registry if empty.
     """
 
     label: ClassVar[str] = ""

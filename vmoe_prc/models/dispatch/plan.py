@@ -220,7 +220,7 @@ def compute_capacity(
       num_experts: E.
       capacity_factor: Slots relative to perfectly balanced choices.
       ceil_or_round: 'ceil' or 'round', what makes it an integer.
-      multiple_of: What it is made a multiple of; None for nothing.
+      multiple_of: Number of which the result is a multiple; None for any.
 
     Raises:
       ValueError: If the capacity factor is not positive, or no slot is left.

@@ -38,7 +38,7 @@ def run_members(
     """Trains runs together and evaluates them.
 
     Args:
-      task: What all runs share; its steps are a multiple of `chunk`.
+      task: The part that all runs share; its steps are a multiple of `chunk`.
       runs: Variants with their seeds.
       train: Training images (N, side, side) uint8 and labels.
       test: Images and labels of the evaluation.
@@ -91,7 +91,7 @@ def run_stage(
 
     Args:
       path: File of JSON lines.
-      task: What all runs share. One run at a time computes the selected experts only.
+      task: The part that all runs share. One run at a time computes the selected experts only.
       variants: Losses of the runs.
       seeds: Seeds of each variant.
       train: Training images and labels.
