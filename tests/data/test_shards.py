@@ -123,6 +123,8 @@ def test_a_stopped_preparation_resumes(photos, tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys
+from vmoe_prc.runtime.quiet_start import quiet_tensorflow
+quiet_tensorflow()
 from vmoe_prc.data import shards
 from vmoe_prc.data.preparation import prepare
 shards.SHARD_BYTES = 5_000
@@ -131,18 +133,19 @@ prepare("folder", sys.argv[1], sys.argv[2], processes=2)
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_resumes(photos, tmp_path):
+def test_a_killed_preparation_resumes(photos, tmp_path, monkeypatch):
     """The script has no `if __name__ == "__main__"`."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5_000)
+    prepare("folder", photos, tmp_path / "whole", processes=1)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
-    def start(data_dir):
+    def start():
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        command = [sys.executable, str(script), str(photos), str(tmp_path / data_dir)]
+        command = [sys.executable, str(script), str(photos), str(tmp_path / "data")]
         return subprocess.Popen(command, env=environment, start_new_session=True)
 
-    assert start("whole").wait() == 0
-    process = start("data")
+    process = start()
     while not (notes := sorted((tmp_path / "data").rglob(".unfinished*/*.json"))):
         assert process.poll() is None
         time.sleep(0.01)
@@ -150,7 +153,7 @@ def test_a_killed_preparation_resumes(photos, tmp_path):
     process.wait()
     times = {path.name: path.stat().st_mtime_ns for path in notes}
     assert times and not list((tmp_path / "data").rglob("dataset_info.json"))
-    assert start("data").wait() == 0
+    assert start().wait() == 0
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
