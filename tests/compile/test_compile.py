@@ -136,6 +136,19 @@ def test_a_step_for_a_tpu_slice():
 @pytest.mark.slow
 @pytest.mark.compiler
 @needs_libtpu
+def test_dropless_compiles_for_tpus_with_one_expert_a_device():
+    report = compile_for_tpu(
+        "--target=v5e:2x4",
+        "--config.num_expert_partitions=4",
+        "--config.model.encoder.moe.router.dispatcher.name=dropless",
+    )
+    assert report["experts_per_device"] == 1
+    assert report["loops_of_unknown_length"] == report["host_calls"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@needs_libtpu
 def test_a_step_for_two_tpu_slices_sends_no_tokens_between_them(tmp_path):
     report = compile_for_tpu(
         "--target=v5e:2x4:2",

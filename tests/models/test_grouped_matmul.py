@@ -15,6 +15,7 @@ SIZES = {
     "fewer rows than there is room for": [1, 129, 50],
     "nothing at all": [0, 0, 0],
     "whole tiles": [128, 128, 44],
+    "a single group": [200],
 }
 
 
@@ -61,7 +62,7 @@ def test_products_and_gradients(sizes, dtype):
         .set(jax.random.normal(key, (len(own), width), dtype))
         for key, width in zip(keys[:2], (8, 16), strict=True)
     )
-    kernels = jax.random.normal(keys[2], (3, 8, 16), dtype)
+    kernels = jax.random.normal(keys[2], (len(sizes), 8, 16), dtype)
 
     @jax.jit
     def run(rows, kernels, cotangent):

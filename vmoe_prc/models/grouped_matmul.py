@@ -129,8 +129,10 @@ def _batched_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) ->
 
 
 def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
+    if kernels.shape[0] == 1:
+        kernels = jnp.concatenate([kernels, jnp.zeros_like(kernels)])
     products = jax.lax.ragged_dot(
-        rows, kernels, tiles.count * TILE, preferred_element_type=jnp.float32
+        rows, kernels, _sizes_of_several(tiles), preferred_element_type=jnp.float32
     )
     # XLA leaves rows beyond the last group undefined.
     return (
@@ -139,10 +141,10 @@ def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Ar
 
 
 def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
-    return jax.lax.ragged_dot_general(
+    products = jax.lax.ragged_dot_general(
         rows,
         others,
-        tiles.count * TILE,
+        _sizes_of_several(tiles),
         jax.lax.RaggedDotDimensionNumbers(
             dot_dimension_numbers=(((0,), (0,)), ((), ())),
             lhs_ragged_dimensions=[0],
@@ -150,6 +152,16 @@ def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> 
         ),
         preferred_element_type=jnp.float32,
     )
+    return products[: len(tiles.count)]
+
+
+def _sizes_of_several(tiles: Tiles) -> jax.Array:
+    """Returns the rows of the groups, with an empty group after a single one.
+
+    The compiler for TPUs (libtpu 0.0.42.1) ends with an internal error where there is one group.
+    """
+    sizes = tiles.count * TILE
+    return jnp.pad(sizes, (0, 1)) if len(tiles.count) == 1 else sizes
 
 
 def _hopper_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> Array:
