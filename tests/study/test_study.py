@@ -26,7 +26,7 @@ SMALL = {
     "model": {
         "hidden_size": 16,
         "patch_size": (8, 8),
-        "encoder": {"num_layers": 2, "mlp_dim": 32, "moe": {"layers": (1,), "group_size": 68}},
+        "encoder": {"num_layers": 1, "mlp_dim": 32, "moe": {"layers": (0,), "group_size": 68}},
     },
     "optimizer": {"learning_rate": {"warmup_steps": 2}},
     "save_checkpoint": {"every_steps": 3},
