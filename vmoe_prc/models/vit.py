@@ -495,8 +495,11 @@ class MapHead(nn.Module):
         return (x + y)[:, 0]
 
 
-def _repeated(param: Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Repeats a float32 parameter, so that its gradient is summed in float32, and casts it."""
+def _repeated(param: Array, shape: tuple[Any, ...], dtype: Any) -> jax.Array:
+    """Repeats a float32 parameter, so that its gradient is summed in float32, and casts it.
+
+    Sizes of the shape may be symbolic, as in an export for any batch.
+    """
     return jnp.broadcast_to(param, shape).astype(dtype)
 
 
