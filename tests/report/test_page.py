@@ -44,7 +44,7 @@ def cells_of(browser, title):
     return browser.execute_script(script, title)
 
 
-@pytest.mark.parametrize(("width", "scheme"), zip(WIDTHS, ("light", "dark"), strict=True))
+@pytest.mark.parametrize(("width", "scheme"), [*zip(WIDTHS, ("light", "dark"), strict=True)])
 def test_it_is_whole_and_fits(browser, page, width, scheme):
     show(browser, page, width, scheme)
     assert_whole(browser, page)
