@@ -57,8 +57,9 @@ def step_traffic(
     """Lists what a step of training sends, scalars aside, with gradients in float32.
 
     Scalars are losses, metrics and norms: some bytes for each block and parameter array.
-    In evaluation, which has no backward pass, only half of the token traffic is sent, all of the
-    choices (dropless dispatch), and of the other rows only the kernels.
+    In evaluation, which has no backward pass, the tokens are sent once each way, the choices
+    (dropless dispatch) and the kernels once, and nothing else. Of an optimiser that is split over
+    the devices nothing is known: its gradients are listed as all-reduced.
 
     Args:
       model: The model.

@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vmoe_prc.arrays import Array, Float, Int
+from vmoe_prc.arrays import Array, Bool, Float, Int
 from vmoe_prc.config.options import option
 from vmoe_prc.config.registry import DISPATCHERS
 from vmoe_prc.models.dispatch.exchange import exchange
 from vmoe_prc.models.dispatch.method import DispatchMethod, Experts
-from vmoe_prc.models.dispatch.plan import Dispatcher, DispatcherOptions
+from vmoe_prc.models.dispatch.plan import Dispatcher, DispatcherOptions, number_choices
 from vmoe_prc.models.grouped_matmul import grouped_product
 from vmoe_prc.models.permutation import Permutation, permute, unpermute
 from vmoe_prc.models.tiles import TILE, Tiles
@@ -73,12 +73,11 @@ class Dropless(DispatchMethod):
         experts = plan.experts.reshape(-1, plan.experts.shape[-1])
         device = experts // (plan.num_experts // partitions)
         device = jnp.where(plan.kept.reshape(experts.shape), device, partitions)
-        chosen = (device.T.reshape(-1, 1) == jnp.arange(partitions)).astype(jnp.int32)  # (K * N, P)
-        number, counts = _number(chosen)
-        counts = all_gather(counts[None], EXPERTS)  # (P, P): from, to
+        chosen = device[..., None] == jnp.arange(partitions)  # (N, K, P)
+        counts = all_gather(_counts(chosen)[None], EXPERTS)  # (P, P): from, to
         room = _bound(plan, experts.size) - (jnp.cumsum(counts, axis=0) - counts)
-        is_taken = number < jnp.sum(chosen * room[expert_index()], axis=1)
-        is_taken = is_taken.reshape(device.T.shape).T.reshape(plan.slots.shape)
+        is_taken = _numbers(chosen) < jnp.sum(chosen * room[expert_index()], axis=-1)
+        is_taken = is_taken.reshape(plan.slots.shape)
         return dataclasses.replace(plan, slots=jnp.where(is_taken, plan.slots, plan.capacity))
 
     @classmethod
@@ -136,12 +135,10 @@ def _to_devices_of_experts(
     experts = jnp.where(plan.kept, plan.experts, plan.num_experts)
     experts = experts.reshape(-1, experts.shape[-1])
     chosen = experts[..., None] == jnp.arange(plan.num_experts)  # (N, K, E)
-    number, own = _number(chosen.reshape(-1, plan.num_experts).astype(jnp.int32))
+    own = _counts(chosen)
     # Choices lie by expert, and so by device.
     first = jnp.sum(jnp.where(chosen, jnp.cumsum(own) - own, 0), axis=-1)
-    place = jnp.where(
-        experts < plan.num_experts, first + number.reshape(experts.shape), num_choices
-    )
+    place = jnp.where(experts < plan.num_experts, first + _numbers(chosen), num_choices)
     rows = Permutation.create(place, num_choices)
     counts = all_gather(own[None], EXPERTS)  # (P, E)
     sizes = jnp.sum(counts.reshape(partitions, partitions, num_local), axis=-1)
@@ -170,14 +167,13 @@ def _bound(plan: Dispatcher, num_choices: int) -> int:
     return math.ceil(min(_factor(plan) or 1.0, _partitions()) * num_choices)
 
 
-def _number(chosen: Int[Array, "N X"]) -> tuple[Int[Array, " N"], Int[Array, " X"]]:
-    """Numbers the rows of each column that are set, from 0, and counts them.
+def _numbers(chosen: Bool[Array, "N K X"]) -> Int[Array, "N K"]:
+    """Numbers the choices of each column from 0, all first choices before all second ones."""
+    return number_choices(chosen[None], None, None, 0)[0]
 
-    Args:
-      chosen: 1 in one column of a row at most, 0 in the others.
-    """
-    before = jnp.cumsum(chosen, axis=0) - chosen
-    return jnp.sum(before * chosen, axis=1), jnp.sum(chosen, axis=0)
+
+def _counts(chosen: Bool[Array, "N K X"]) -> Int[Array, " X"]:
+    return jnp.sum(chosen, axis=(0, 1), dtype=jnp.int32)
 
 
 def _sort_blocks(counts: Int[Array, "P L"], num_rows: int) -> tuple[Permutation, Tiles]:

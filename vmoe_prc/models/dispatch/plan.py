@@ -131,10 +131,10 @@ def top_experts_per_item(
     if DISPATCHERS[method].has_capacity:
         selected = mean_selected or num_selected_experts
         capacity = buffer_capacity(group_size, selected, num_experts, options)
-        slots = _number_choices(chosen, priority, mask, capacity)
+        slots = number_choices(chosen, priority, mask, capacity)
     else:
         capacity = group_size  # A token chooses an expert once at most.
-        slots = _number_choices(chosen, priority, None, capacity)
+        slots = number_choices(chosen, priority, None, capacity)
     slots = slots if used is None else jnp.where(used, slots, capacity)
     plan = Dispatcher(
         experts=experts,
@@ -261,7 +261,7 @@ def buffer_capacity(
     return min(capacity, group_size)
 
 
-def _number_choices(
+def number_choices(
     chosen: Bool[Array, "G S K E"],
     priority: Float[Array, "G S"] | None,
     mask: Bool[Array, "G S"] | None,
