@@ -296,11 +296,10 @@ step, from a Dirichlet distribution by rejection (`jax.random.dirichlet`); no ex
 
 With several slices of TPUs the compiler takes an all-reduce over all devices apart: it is scattered
 within each slice, one part of it is reduced between the slices, over the network of the data
-centre, and the result is gathered within each slice, which the formula does not have. Nor does it
-have `shard_optimizer` (`l16_h100x8_optimizer`), which makes the all-reduce of gradients a
-reduce-scatter, and gathers the new parameters.
+centre, and the result is gathered within each slice, which the formula does not have.
 
-On 8 H100s that takes 1.3 GiB off the peak of L/16, 5%; splitting all kernels
+With `shard_optimizer` (`l16_h100x8_optimizer`) the all-reduce of gradients is a reduce-scatter, and
+the new parameters are gathered. On 8 H100s that takes 1.3 GiB off the peak of L/16, 5%; splitting all kernels
 (`l16_h100x8_kernels`) saves more state, but none of the peak, since gathered kernels come on top.
 A bound on the choices of a device (`two_blocks_*_bounded`) makes `dropless` send 59 MB of tokens
 for the block instead of 211, where buffers send 57.

@@ -157,3 +157,28 @@ def test_traffic_of_a_mesh_by_hand(router):
     assert rows["S of PRC"].bytes == 64
     assert rows["tokens"].sent == rows["tokens"].bytes / 2
     assert rows["S of PRC"].sent == 2 * 64 * 3 / 4
+
+
+def test_a_split_optimizer_scatters_gradients_and_gathers_parameters():
+    """Of 4 devices, 2 share an expert; one array has no dimension that 4 devices divide."""
+    model, mesh = tiny.tiny_model(), abstract_mesh(4, 2)
+    optimizer = create_optimizer(total_steps=1, **tiny.OPTIMIZER)
+    shape = (16, 32, 32, 3)
+    params = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES).params
+    usual, split = (
+        {row.what: row for row in step_traffic(model, params, mesh, shape, shard_optimizer=on)}
+        for on in (False, True)
+    )
+    for what, axes in (
+        ("gradients of experts", ("data",)),
+        ("other gradients", ("data", "expert")),
+    ):
+        scattered, gathered = split[f"{what}, split"], split[f"{what}, updated parameters"]
+        assert (scattered.collective, gathered.collective) == ("reduce-scatter", "all-gather")
+        assert scattered.axes == gathered.axes == axes
+        assert scattered.bytes == gathered.bytes
+        rest = split[what].bytes if what in split else 0
+        assert scattered.bytes + rest == usual[what].bytes
+        assert scattered.sent + gathered.sent <= usual[what].sent
+    # The bias of the head, 10 numbers, is the only array without such a dimension.
+    assert split["other gradients"].bytes == 4 * 10 and "gradients of experts" not in split

@@ -124,7 +124,12 @@ def describe(
     params = jax.tree.leaves(step.abstract_state.params)
     consistency = config.consistency and config.consistency.name
     traffic = step_traffic(
-        step.model, step.abstract_state.params, mesh, step.image_shape, consistency
+        step.model,
+        step.abstract_state.params,
+        mesh,
+        step.image_shape,
+        consistency,
+        config.shard_optimizer,
     )
     cost = compiled.cost_analysis() or {}
     height, width = step.image_shape[1:3]

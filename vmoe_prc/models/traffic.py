@@ -14,7 +14,7 @@ from vmoe_prc.config.registry import DISPATCHERS, ROUTERS
 from vmoe_prc.models.dispatch import DispatcherOptions, buffer_capacity
 from vmoe_prc.models.routing import DEFAULT_ROUTER
 from vmoe_prc.models.routing.router import DEFAULT_DISPATCHER
-from vmoe_prc.runtime.mesh import AXES
+from vmoe_prc.runtime.mesh import AXES, split_further
 
 FLOAT32_BYTES = 4
 
@@ -53,13 +53,13 @@ def step_traffic(
     mesh: Mesh | AbstractMesh,
     image_shape: tuple[int, int, int, int],
     consistency: str | None = None,
+    shard_optimizer: bool = False,
 ) -> list[Traffic]:
     """Lists what a step of training sends, scalars aside, with gradients in float32.
 
     Scalars are losses, metrics and norms: some bytes for each block and parameter array.
     In evaluation, which has no backward pass, the tokens are sent once each way, the choices
-    (dropless dispatch) and the kernels once, and nothing else. Of an optimiser that is split over
-    the devices nothing is known: its gradients are listed as all-reduced.
+    (dropless dispatch) and the kernels once, and nothing else.
 
     Args:
       model: The model.
@@ -67,17 +67,17 @@ def step_traffic(
       mesh: The device mesh.
       image_shape: (N, H, W, 3) of the images of a step, over all devices.
       consistency: 'prc' if the S matrix (E, E) is summed; None or another name otherwise.
+      shard_optimizer: Whether updates are split over all devices, see `placement_of_updates`.
     """
     experts, kernels, others = _by_place(params)
     moe = model.encoder.get("moe") or {}
     num_matrices = len(moe.get("layers", ())) if consistency == "prc" else 0
     matrix = (moe.get("num_experts", 0),) * 2
     whole = [_bytes(x.shape) for x in kernels]
-    parts = [_bytes(x.sharding.shard_shape(x.shape)) for x in experts]
     rows = [
         *_between_experts(model, mesh, image_shape),
-        ("gradients of experts", "all-reduce", ("data",), parts),
-        ("other gradients", "all-reduce", AXES, [_bytes(x.shape) for x in others]),
+        *_gradients("gradients of experts", ("data",), experts, shard_optimizer),
+        *_gradients("other gradients", AXES, others, shard_optimizer),
         ("kernels", "all-gather", AXES, whole),
         ("gradients of kernels", "reduce-scatter", AXES, whole),
         ("S of PRC", "all-reduce", AXES, [_bytes(matrix)] * num_matrices),
@@ -88,6 +88,21 @@ def step_traffic(
         for what, collective, axes, arrays in rows
     ]
     return [row for row in traffic if row.bytes and row.devices > 1]
+
+
+def _gradients(
+    what: str, axes: tuple[str, ...], params: list[Any], shard_optimizer: bool
+) -> list[tuple[str, str, tuple[str, ...], list[int]]]:
+    """Lists sums of gradients over the devices that have the same parameters."""
+    whole, split = [], []
+    for leaf in params:
+        is_split = shard_optimizer and split_further(leaf.shape, leaf.sharding) is not leaf.sharding
+        (split if is_split else whole).append(_bytes(leaf.sharding.shard_shape(leaf.shape)))
+    return [
+        (what, "all-reduce", axes, whole),
+        (f"{what}, split", "reduce-scatter", axes, split),
+        (f"{what}, updated parameters", "all-gather", axes, split),
+    ]
 
 
 def _by_place(params: Any) -> tuple[list[Any], list[Any], list[Any]]:
