@@ -299,8 +299,9 @@ within each slice, one part of it is reduced between the slices, over the networ
 centre, and the result is gathered within each slice, which the formula does not have.
 
 With `shard_optimizer` (`l16_h100x8_optimizer`) the all-reduce of gradients is a reduce-scatter, and
-the new parameters are gathered. On 8 H100s that takes 1.3 GiB off the peak of L/16, 5%; splitting all kernels
-(`l16_h100x8_kernels`) saves more state, but none of the peak, since gathered kernels come on top.
+the new parameters are gathered. On 8 H100s that takes 1.3 GiB off the peak of L/16, 5%; splitting
+all kernels (`l16_h100x8_kernels`) saves more state, but none of the peak, since gathered kernels
+come on top.
 A bound on the choices of a device (`two_blocks_*_bounded`) makes `dropless` send 59 MB of tokens
 for the block instead of 211, where buffers send 57.
 
