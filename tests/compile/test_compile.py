@@ -87,6 +87,16 @@ def test_errors_are_one_line_with_status_2(capsys):
     assert capsys.readouterr().err.startswith("error: --config = 'configs/no.py'")
 
 
+def test_a_step_that_does_not_fit_has_lines_with_status_1(monkeypatch, capsys):
+    def compile_step(*_, **__):
+        raise program.TooLargeError("the step does not fit\nlargest buffers:\n  1 GiB")
+
+    monkeypatch.setattr(program, "compile_step", compile_step)
+    assert command.main([f"--config={DIGITS}", "--target=v5e:2x2"]) == 1
+    expected = "error: the step does not fit\nlargest buffers:\n  1 GiB\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_allocations_are_read_from_the_message_of_the_compiler():
     message = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm.
   Largest program allocations in hbm:

@@ -13,15 +13,14 @@ import json
 import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import ml_collections
-
-from vmoe_prc.config import ConfigError, complete, override
+from vmoe_prc.config import complete, override
 from vmoe_prc.config.files import read_config_file
 from vmoe_prc.config.flags import split_config_flags
 from vmoe_prc.errors import RunError
 from vmoe_prc.runtime.arguments import ArgumentParser
+from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 
 if TYPE_CHECKING:
     import jax
@@ -29,32 +28,25 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    try:
+
+    def program() -> None:
         remaining, changes = split_config_flags(sys.argv[1:] if argv is None else argv)
-        args = _parser().parse_args(remaining)
-        config = complete(override(read_config_file(args.config, "--config"), changes))
-        # The devices of this machine are not asked: one might be in use.
-        os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        return _compile(args, config)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        _compile(_parser().parse_args(remaining), changes)
+
+    return run_program(program)
 
 
-def _compile(args: argparse.Namespace, config: ml_collections.ConfigDict) -> int:
+def _compile(args: argparse.Namespace, changes: dict[str, Any]) -> None:
+    config = complete(override(read_config_file(args.config, "--config"), changes))
+    # The devices of this machine are not asked: one might be in use.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
     from vmoe_prc.compile import hlo
-    from vmoe_prc.compile.program import TooLargeError, compile_step
+    from vmoe_prc.compile.program import compile_step
     from vmoe_prc.compile.report import format_report
 
-    try:
-        compiled, report = compile_step(config, args.target, progress=not args.quiet)
-    except TooLargeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    compiled, report = compile_step(config, args.target, progress=not args.quiet)
     if args.hlo:
         args.hlo.write_text(hlo.text_of(compiled))
     if args.save:
@@ -63,7 +55,6 @@ def _compile(args: argparse.Namespace, config: ml_collections.ConfigDict) -> int
         print(json.dumps(report.as_dict(), indent=2))
     else:
         print(format_report(report))
-    return 0
 
 
 def _save(compiled: "jax.stages.Compiled", path: pathlib.Path) -> None:
@@ -101,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--save", type=pathlib.Path, help="file for the compiled program, where JAX can write it"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    add_traceback_argument(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from vmoe_prc.compile.batches import train_batch_spec
 from vmoe_prc.compile.memory import allocations, in_gib, remedies, too_large
 from vmoe_prc.compile.report import Report, describe
 from vmoe_prc.compile.targets import Target, devices_of, parse_target
+from vmoe_prc.errors import UserError
 from vmoe_prc.runtime.mesh import create_mesh
 from vmoe_prc.train.fit_to_devices import fit_to_devices
 from vmoe_prc.train.step import BuiltStep, abstract_batch, build_step
@@ -24,8 +25,11 @@ UNKNOWN_LENGTH = 10**9
 PROGRESS_SECONDS = 30
 
 
-class TooLargeError(RuntimeError):
+class TooLargeError(UserError):
     """A step that needs more memory than a device has; its text is for the user."""
+
+    exit_status = 1
+    _has_lines = True
 
 
 def compile_step(
