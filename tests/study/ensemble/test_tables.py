@@ -4,15 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from vmoe_prc.config import ConfigError
-from vmoe_prc.study.ensemble.tables import differences_table, main, means_table
+from vmoe_prc.study.ensemble.tables import agreement_bars, differences_table, main, means_table
 
 
 def run(variant, seed, accuracy):
-    others = ("top1", "chance", "image", "place", "kappa_place", "use", "crop_accuracy")
-    others += ("same_label", "noise_0.1/kappa", "noise_0.3/kappa")
+    others = ("top1", "chance", "image", "place", "kappa", "kappa_place", "use")
+    others += ("crop_accuracy", "same_label", "noise_0.1/kappa", "noise_0.3/kappa")
     routed = {f"accuracy/{name}": accuracy for name in ("own", "other_view", "random")}
     return {
         "variant": variant,
@@ -36,14 +37,23 @@ def test_means_and_spreads():
 
 
 def test_differences_are_paired_by_seed():
-    _, b = differences_table(RUNS, "a")
+    [b] = differences_table(RUNS, "a").rows
     low, high = stats.ttest_1samp(np.array([2, 1, 3]), 0).confidence_interval()
-    assert b[:3] == ["b", "3", f"+2.00 [{low:+.2f}, {high:+.2f}]"]
+    found = b.differences["accuracy"]
+    np.testing.assert_allclose([found.mean, found.low, found.high], [2, low, high])
+    assert (b.name, b.seeds) == ("b \N{MINUS SIGN} a", (0, 1, 2))
 
 
 def test_two_pairs_have_no_interval():
-    _, b = differences_table(RUNS[:2] + RUNS[3:5], "a")
-    assert b[1:3] == ["2", "+1.50"]
+    [b] = differences_table(RUNS[:2] + RUNS[3:5], "a").rows
+    assert b.differences["accuracy"].mean == pytest.approx(1.5)
+    assert b.differences["accuracy"].low is None
+
+
+def test_agreement_is_averaged_over_seeds():
+    a, b = agreement_bars([RUNS[0] | {"place": 0.1}, RUNS[1] | {"place": 0.3}, RUNS[3]])
+    assert (a.label, a.place, a.chance) == ("a", pytest.approx(0.2), 0.5)
+    assert (b.label, b.place) == ("b", 0.5)
 
 
 def test_an_unknown_reference_is_an_error():
@@ -54,8 +64,19 @@ def test_an_unknown_reference_is_an_error():
 def test_the_command_shows_the_columns_that_are_asked_for(tmp_path, capsys):
     path = tmp_path / "main.jsonl"
     path.write_text("".join(f"{json.dumps(run)}\n" for run in RUNS))
-    assert main([str(path), "--reference=a", "--columns", "NLL", "accuracy"]) == 0
+    pictures = [f"--differences={tmp_path}/differences.png", f"--agreement={tmp_path}/bars.png"]
+    command = [str(path), "--reference=a", "--columns", "NLL", "accuracy", *pictures]
+    assert main(command) == 0
     means, differences = capsys.readouterr().out.split("\n\n")
     assert means.splitlines()[0].split(" | ")[1:] == ["n", "NLL", "accuracy |"]
     assert "150.00 ± 0.00 | 60.00 ± 10.00" in means
-    assert "+0.00 [" in differences and "+2.00 [" in differences
+    # Equal differences have no interval.
+    assert "| 3 | +0.00 | +2.00 [" in differences
+    for picture in ("differences.png", "bars.png"):
+        assert min(Image.open(tmp_path / picture).size) > 100
+
+
+def test_a_picture_of_differences_needs_a_reference(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "main.jsonl"), "--differences=x.png"])
+    assert "--differences needs --reference" in capsys.readouterr().err

@@ -7,13 +7,16 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from vmoe_prc.config import ConfigError, nearest
+from vmoe_prc.figures.agreement_bars import AgreementBar, agreement_figure
+from vmoe_prc.report.figures import differences_figure
+from vmoe_prc.report.formats import table_cells
+from vmoe_prc.report.paired import Comparison, DifferenceTable, paired_difference
 from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 from vmoe_prc.workdir.text_tables import markdown_lines
@@ -60,16 +63,13 @@ def means_table(
 
 def differences_table(
     results: Sequence[Result], reference: str, columns: Sequence[str] = tuple(COLUMNS)
-) -> list[list[str]]:
-    """Returns a row per variant: difference from the reference over the seeds of both, in points.
+) -> DifferenceTable:
+    """Compares each variant with the reference over the seeds that both have, in points.
 
     Args:
       results: Runs; the runs of a variant have different seeds.
       reference: Name of the variant that is subtracted.
       columns: Names in `COLUMNS`.
-
-    Returns:
-      Mean differences with 95% t intervals of at least three pairs, and a header.
 
     Raises:
       ConfigError: If no run is of the reference.
@@ -79,21 +79,33 @@ def differences_table(
         allowed = f"expected one of {', '.join(variants)}"
         raise ConfigError("--reference", reference, allowed, nearest(reference, variants))
     by_seed = {run["seed"]: run for run in variants[reference]}
-    rows = [["minus " + reference, "n", *columns]]
+    rows = []
     for name, runs in variants.items():
         pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
-        if name == reference or not pairs:
-            continue
-        cells = []
-        for value in map(COLUMNS.__getitem__, columns):
-            differences = 100 * np.array([value(a) - value(b) for a, b in pairs])
-            cell = f"{differences.mean():+.2f}"
-            if len(pairs) > 2:
-                low, high = stats.ttest_1samp(differences, 0).confidence_interval()
-                cell += f" [{low:+.2f}, {high:+.2f}]"
-            cells.append(cell)
-        rows.append([name, str(len(pairs)), *cells])
-    return rows
+        if name != reference and pairs:
+            differences = {
+                column: paired_difference(*_percentages(COLUMNS[column], zip(*pairs, strict=True)))
+                for column in columns
+            }
+            seeds = tuple(run["seed"] for run, _ in pairs)
+            rows.append(Comparison(f"{name} \N{MINUS SIGN} {reference}", seeds, differences))
+    return DifferenceTable("Differences, paired over seeds", tuple(columns), tuple(rows))
+
+
+def agreement_bars(results: Sequence[Result]) -> list[AgreementBar]:
+    """Returns the agreement of each variant in parts, averaged over its seeds."""
+    fields = ("chance", "image", "place", "kappa", "kappa_place")
+    bars = []
+    for name, runs in _by_variant(results).items():
+        means: dict[str, Any] = {f: float(np.mean([run[f] for run in runs])) for f in fields}
+        bars.append(AgreementBar(name, **means))
+    return bars
+
+
+def _percentages(
+    value: Callable[[Result], float], groups: Iterable[Iterable[Result]]
+) -> list[list[float]]:
+    return [[100 * value(run) for run in runs] for runs in groups]
 
 
 def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -119,17 +131,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="COLUMN",
         help=f"what to show, by default all: {', '.join(map(repr, COLUMNS))}",
     )
+    parser.add_argument(
+        "--differences", type=pathlib.Path, metavar="FILE", help="picture of the differences"
+    )
+    parser.add_argument(
+        "--agreement", type=pathlib.Path, metavar="FILE", help="picture of agreement in parts"
+    )
     add_traceback_argument(parser)
     args = parser.parse_args(argv)
+    if args.differences and not args.reference:
+        parser.error("--differences needs --reference")
     return run_program(lambda: _print_tables(args), args.traceback)
 
 
 def _print_tables(args: argparse.Namespace) -> None:
     results = [json.loads(line) for line in args.results.read_text().splitlines()]
-    tables = [means_table(results, args.columns)]
+    print("\n".join(markdown_lines(means_table(results, args.columns))))
     if args.reference:
-        tables.append(differences_table(results, args.reference, args.columns))
-    print("\n\n".join("\n".join(markdown_lines(table)) for table in tables))
+        differences = differences_table(results, args.reference, args.columns)
+        print("\n".join(["", *markdown_lines(table_cells(differences))]))
+        if args.differences:
+            differences_figure(differences).savefig(args.differences, dpi=150)
+    if args.agreement:
+        agreement_figure(agreement_bars(results)).savefig(args.agreement, dpi=150)
 
 
 if __name__ == "__main__":
