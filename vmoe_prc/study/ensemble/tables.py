@@ -7,7 +7,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,10 +83,12 @@ def differences_table(
     for name, runs in variants.items():
         pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
         if name != reference and pairs:
-            differences = {
-                column: paired_difference(*_percentages(COLUMNS[column], zip(*pairs, strict=True)))
-                for column in columns
-            }
+            differences = {}
+            for column in columns:
+                a, b = (
+                    [100 * COLUMNS[column](r) for r in each] for each in zip(*pairs, strict=True)
+                )
+                differences[column] = paired_difference(a, b)
             seeds = tuple(run["seed"] for run, _ in pairs)
             rows.append(Comparison(f"{name} \N{MINUS SIGN} {reference}", seeds, differences))
     return DifferenceTable("Differences, paired over seeds", tuple(columns), tuple(rows))
@@ -100,12 +102,6 @@ def agreement_bars(results: Sequence[Result]) -> list[AgreementBar]:
         means: dict[str, Any] = {f: float(np.mean([run[f] for run in runs])) for f in fields}
         bars.append(AgreementBar(name, **means))
     return bars
-
-
-def _percentages(
-    value: Callable[[Result], float], groups: Iterable[Iterable[Result]]
-) -> list[list[float]]:
-    return [[100 * value(run) for run in runs] for runs in groups]
 
 
 def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
