@@ -20,6 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 if metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# Each core has a worker of pytest-xdist: more threads of XLA in each would only change places.
+os.environ.setdefault("PJRT_NPROC", "1")
+
 # Processes and sessions share all that they compile, also what takes less than a second.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")

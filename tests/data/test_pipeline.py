@@ -84,7 +84,7 @@ def test_augmentation_differs_from_epoch_to_epoch(dataset):
     assert len(np.unique(matrices, axis=0)) == len(matrices)
 
 
-@pytest.mark.parametrize("process_count", [2, 4, 8])
+@pytest.mark.parametrize("process_count", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_processes_together_read_the_global_batch(dataset, process_count):
     config = dataset(process=TWO_VIEWS, shuffle_buffer=9, batch_size=8)
     parts = [
