@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 if metadata.version("jaxlib").startswith(("0.10.", "0.11.")):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Each core has a worker of pytest-xdist: more threads of XLA in each would only change places.
+# Each core has a worker of pytest-xdist: more threads of XLA in each would only take turns.
 os.environ.setdefault("PJRT_NPROC", "1")
 
 # Processes and sessions share all that they compile, also what takes less than a second.
@@ -49,6 +49,11 @@ SWITCHES = (
     "--disable-sync",
 )
 GOLDEN = Path(__file__).parent / "data" / "golden"
+
+
+def pytest_xdist_auto_num_workers():
+    # One more than cores: tests wait for disks, servers and other processes.
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_finish():

@@ -48,6 +48,7 @@ def test_metrics_of_a_run(finished):
     assert sum(last[f"test/encoderblock_1/load/{e}"] for e in range(4)) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, digits_dir, tmp_path):
     workdir, summary = finished
     # As a kill after step 5 leaves it: a checkpoint of step 3, metrics up to step 5.
