@@ -15,7 +15,7 @@ import numpy as np
 from vmoe_prc.config import ConfigError, nearest
 from vmoe_prc.figures.agreement_bars import AgreementBar, agreement_figure
 from vmoe_prc.report.figures import differences_figure
-from vmoe_prc.report.formats import table_cells
+from vmoe_prc.report.formats import to_markdown
 from vmoe_prc.report.paired import Comparison, DifferenceTable, paired_difference
 from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
@@ -90,8 +90,9 @@ def differences_table(
                 )
                 differences[column] = paired_difference(a, b)
             seeds = tuple(run["seed"] for run, _ in pairs)
-            rows.append(Comparison(f"{name} \N{MINUS SIGN} {reference}", seeds, differences))
-    return DifferenceTable("Differences, paired over seeds", tuple(columns), tuple(rows))
+            rows.append(Comparison(name, seeds, differences))
+    title = f"Differences from {reference}, paired over seeds"
+    return DifferenceTable(title, tuple(columns), tuple(rows))
 
 
 def agreement_bars(results: Sequence[Result]) -> list[AgreementBar]:
@@ -145,7 +146,7 @@ def _print_tables(args: argparse.Namespace) -> None:
     print("\n".join(markdown_lines(means_table(results, args.columns))))
     if args.reference:
         differences = differences_table(results, args.reference, args.columns)
-        print("\n".join(["", *markdown_lines(table_cells(differences))]))
+        print(f"\n{to_markdown([differences])}")
         if args.differences:
             differences_figure(differences).savefig(args.differences, dpi=150)
     if args.agreement:
