@@ -77,6 +77,17 @@ def test_the_command_shows_the_columns_that_are_asked_for(tmp_path, capsys):
         assert min(Image.open(tmp_path / picture).size) > 100
 
 
+def test_columns_are_fields_of_the_lines_too(tmp_path, capsys):
+    path = tmp_path / "main.jsonl"
+    path.write_text("".join(f"{json.dumps(run)}\n" for run in RUNS))
+    assert main([str(path), "--columns", "accuracy/own"]) == 0
+    assert "| a | 3 | 60.00 ± 10.00 |" in capsys.readouterr().out
+    assert main([str(path), "--columns", "acuracy"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --columns = 'acuracy'") and error.count("\n") == 1
+    assert "did you mean 'accuracy'?" in error
+
+
 def test_a_picture_of_differences_needs_a_reference(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "main.jsonl"), "--differences=x.png"])

@@ -5,6 +5,7 @@ python -m vmoe_prc.study.ensemble.tables DIR/main.jsonl --reference="V-MoE, batc
 
 import argparse
 import json
+import operator
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,12 +49,12 @@ def means_table(
 
     Args:
       results: Runs of a stage.
-      columns: Names in `COLUMNS`.
+      columns: Names in `COLUMNS`, or of fields of the runs.
     """
     rows = [["", "n", *columns]]
     for name, runs in _by_variant(results).items():
         cells = []
-        for value in map(COLUMNS.__getitem__, columns):
+        for value in map(_value, columns):
             values = 100 * np.array([value(run) for run in runs])
             spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.2f}{spread}")
@@ -69,7 +70,7 @@ def differences_table(
     Args:
       results: Runs; the runs of a variant have different seeds.
       reference: Name of the variant that is subtracted.
-      columns: Names in `COLUMNS`.
+      columns: Names in `COLUMNS`, or of fields of the runs.
 
     Raises:
       ConfigError: If no run is of the reference.
@@ -86,7 +87,7 @@ def differences_table(
             differences = {}
             for column in columns:
                 a, b = (
-                    [100 * COLUMNS[column](r) for r in each] for each in zip(*pairs, strict=True)
+                    [100 * _value(column)(r) for r in each] for each in zip(*pairs, strict=True)
                 )
                 differences[column] = paired_difference(a, b)
             seeds = tuple(run["seed"] for run, _ in pairs)
@@ -103,6 +104,10 @@ def agreement_bars(results: Sequence[Result]) -> list[AgreementBar]:
         means: dict[str, Any] = {f: float(np.mean([run[f] for run in runs])) for f in fields}
         bars.append(AgreementBar(name, **means))
     return bars
+
+
+def _value(column: str) -> Callable[[Result], float]:
+    return COLUMNS.get(column, operator.itemgetter(column))
 
 
 def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -123,10 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--columns",
         nargs="+",
-        choices=COLUMNS,
         default=list(COLUMNS),
         metavar="COLUMN",
-        help=f"what to show, by default all: {', '.join(map(repr, COLUMNS))}",
+        help=f"what to show, by default {', '.join(map(repr, COLUMNS))}; or fields of the lines, "
+        "such as encoderblock_0/place",
     )
     parser.add_argument(
         "--differences", type=pathlib.Path, metavar="FILE", help="picture of the differences"
@@ -143,6 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_tables(args: argparse.Namespace) -> None:
     results = [json.loads(line) for line in args.results.read_text().splitlines()]
+    for column in args.columns:
+        allowed = (*COLUMNS, *(results[0] if results else ()))
+        if column not in allowed:
+            expected = f"expected one of {', '.join(allowed)}"
+            raise ConfigError("--columns", column, expected, nearest(column, allowed))
     print("\n".join(markdown_lines(means_table(results, args.columns))))
     if args.reference:
         differences = differences_table(results, args.reference, args.columns)
