@@ -51,9 +51,11 @@ SWITCHES = (
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 
+@pytest.hookimpl(wrapper=True)
 def pytest_xdist_auto_num_workers():
-    # One more than cores: tests wait for disks, servers and other processes.
-    return len(os.sched_getaffinity(0)) + 1
+    number = yield
+    # One more than cores, unless a number is asked for: tests wait for disks and other processes.
+    return number if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") else number + 1
 
 
 def pytest_collection_finish():
