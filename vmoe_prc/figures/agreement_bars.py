@@ -1,13 +1,15 @@
 """Stacked bars of agreement: chance, image and place, one bar per variant or block."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vmoe_prc.evaluation.decomposition import Decomposition
 from vmoe_prc.figures.panels import plain_text, supertitle
 
 PARTS = {
@@ -40,6 +42,14 @@ class AgreementBar:
     kappa: float
     kappa_place: float
     kappa_place_interval: tuple[float, float] | None = None
+
+
+def mean_bar(label: str, runs: Sequence[Mapping[str, Any]]) -> AgreementBar:
+    """Returns the bar of the mean of runs, which have the fields of `Decomposition`."""
+    means: dict[str, Any] = {
+        f: float(np.mean([run[f] for run in runs])) for f in Decomposition._fields
+    }
+    return AgreementBar(label, **means)
 
 
 def agreement_figure(bars: Sequence[AgreementBar], *, title: str = "") -> Figure:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vmoe_prc.config.metric_names import MetricName
 from vmoe_prc.evaluation.agreement import PARTS
-from vmoe_prc.figures.agreement_bars import AgreementBar
+from vmoe_prc.figures.agreement_bars import AgreementBar, mean_bar
 from vmoe_prc.figures.palette import line_styles
 from vmoe_prc.figures.panels import plain_text
 from vmoe_prc.report.experiments import Experiment
@@ -88,10 +87,8 @@ def agreement_bars(
         metrics = [run.metrics for run in experiment.runs if not run.diverged]
         names = {field: str(MetricName(field, split)) for field in PARTS}
         if metrics and all(name in m for m in metrics for name in names.values()):
-            means: dict[str, Any] = {
-                f: float(np.mean([m[n] for m in metrics])) for f, n in names.items()
-            }
-            bars.append(AgreementBar(experiment.label, **means))
+            parts = [{field: m[name] for field, name in names.items()} for m in metrics]
+            bars.append(mean_bar(experiment.label, parts))
     return bars
 
 

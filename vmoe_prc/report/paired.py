@@ -114,20 +114,46 @@ def compare(a: Experiment, b: Experiment, split: str = "test") -> Comparison:
       split: The split of the accuracy; agreement is from `{split}_pairs`.
     """
     by_seed = [
-        {run.config["seed"]: metrics_of(run, split) for run in experiment.runs if not run.diverged}
+        {
+            run.config["seed"]: {
+                COLUMNS[column]: value
+                for column, value in metrics_of(run, split).items()
+                if column in COLUMNS
+            }
+            for run in experiment.runs
+            if not run.diverged
+        }
         for experiment in (a, b)
     ]
-    seeds = tuple(sorted(by_seed[0].keys() & by_seed[1].keys()))
-    differences, error = {}, None
-    for column, title in COLUMNS.items() if seeds else ():
-        if not all(column in metrics[seed] for metrics in by_seed for seed in seeds):
-            continue
-        values = [[metrics[seed][column] for seed in seeds] for metrics in by_seed]
-        differences[title] = paired_difference(values[0], values[1])
-        count = num_images([*a.runs, *b.runs], split)
-        if column == ACCURACY and count:
-            error = math.hypot(*(sampling_error(statistics.mean(v), count) for v in values))
-    return Comparison(f"{a.label} \N{MINUS SIGN} {b.label}", seeds, differences, error)
+    found = compare_by_seed(f"{a.label} \N{MINUS SIGN} {b.label}", *by_seed)
+    count = num_images([*a.runs, *b.runs], split)
+    if not count or ACCURACY not in found.differences:
+        return found
+    means = (
+        statistics.mean(metrics[seed][ACCURACY] for seed in found.seeds) for metrics in by_seed
+    )
+    error = math.hypot(*(sampling_error(mean, count) for mean in means))
+    return dataclasses.replace(found, sampling_error=error)
+
+
+def compare_by_seed(
+    name: str, a: Mapping[int, Mapping[str, float]], b: Mapping[int, Mapping[str, float]]
+) -> Comparison:
+    """Compares columns, in %, on the seeds that both have, where all of their runs have them.
+
+    Args:
+      name: Name of the comparison.
+      a: Columns by seed.
+      b: The columns that are subtracted, by seed.
+    """
+    seeds = tuple(sorted(a.keys() & b.keys()))
+    runs = [side[seed] for side in (a, b) for seed in seeds]
+    differences = {
+        column: paired_difference([a[s][column] for s in seeds], [b[s][column] for s in seeds])
+        for column in (runs[0] if runs else ())
+        if all(column in run for run in runs)
+    }
+    return Comparison(name, seeds, differences)
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> DifferenceTable:

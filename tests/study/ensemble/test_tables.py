@@ -61,6 +61,11 @@ def test_an_unknown_reference_is_an_error():
         differences_table(RUNS, "c")
 
 
+def test_a_seed_counts_once():
+    with pytest.raises(ConfigError, match="'a': has seed 0 twice"):
+        means_table([*RUNS, RUNS[0]])
+
+
 def test_the_command_shows_the_columns_that_are_asked_for(tmp_path, capsys):
     path = tmp_path / "main.jsonl"
     path.write_text("".join(f"{json.dumps(run)}\n" for run in RUNS))
@@ -82,6 +87,9 @@ def test_columns_are_fields_of_the_lines_too(tmp_path, capsys):
     path.write_text("".join(f"{json.dumps(run)}\n" for run in RUNS))
     assert main([str(path), "--columns", "accuracy/own"]) == 0
     assert "| a | 3 | 60.00 ± 10.00 |" in capsys.readouterr().out
+    # A percentage of a seed or of a name means nothing.
+    assert main([str(path), "--columns", "seed"]) == main([str(path), "--columns", "variant"]) == 2
+    capsys.readouterr()
     assert main([str(path), "--columns", "accuracy_"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --columns = 'accuracy_'") and error.count("\n") == 1

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from vmoe_prc.config import ConfigError, nearest
-from vmoe_prc.figures.agreement_bars import AgreementBar, agreement_figure
+from vmoe_prc.figures.agreement_bars import AgreementBar, agreement_figure, mean_bar
 from vmoe_prc.report.figures import differences_figure
 from vmoe_prc.report.formats import to_markdown
-from vmoe_prc.report.paired import Comparison, DifferenceTable, paired_difference
+from vmoe_prc.report.paired import DifferenceTable, compare_by_seed
 from vmoe_prc.runtime.arguments import ArgumentParser
 from vmoe_prc.runtime.programs import add_traceback_argument, run_program
 from vmoe_prc.workdir.text_tables import markdown_lines
@@ -49,13 +49,13 @@ def means_table(
 
     Args:
       results: Runs of a stage.
-      columns: Names in `COLUMNS`, or of fields of the runs.
+      columns: Names in `COLUMNS`, or of shares and losses of the runs.
     """
     rows = [["", "n", *columns]]
     for name, runs in _by_variant(results).items():
         cells = []
-        for value in map(_value, columns):
-            values = 100 * np.array([value(run) for run in runs])
+        for column in columns:
+            values = np.array([_percentages(run, columns)[column] for run in runs.values()])
             spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.2f}{spread}")
         rows.append([name, str(len(runs)), *cells])
@@ -70,50 +70,50 @@ def differences_table(
     Args:
       results: Runs; the runs of a variant have different seeds.
       reference: Name of the variant that is subtracted.
-      columns: Names in `COLUMNS`, or of fields of the runs.
+      columns: Names in `COLUMNS`, or of shares and losses of the runs.
 
     Raises:
-      ConfigError: If no run is of the reference.
+      ConfigError: If no run is of the reference, or a variant has a seed twice.
     """
     variants = _by_variant(results)
     if reference not in variants:
         allowed = f"expected one of {', '.join(variants)}"
         raise ConfigError("--reference", reference, allowed, nearest(reference, variants))
-    by_seed = {run["seed"]: run for run in variants[reference]}
-    rows = []
-    for name, runs in variants.items():
-        pairs = [(run, by_seed[run["seed"]]) for run in runs if run["seed"] in by_seed]
-        if name != reference and pairs:
-            differences = {}
-            for column in columns:
-                a, b = (
-                    [100 * _value(column)(r) for r in each] for each in zip(*pairs, strict=True)
-                )
-                differences[column] = paired_difference(a, b)
-            seeds = tuple(run["seed"] for run, _ in pairs)
-            rows.append(Comparison(name, seeds, differences))
+    by_seed = {
+        name: {seed: _percentages(run, columns) for seed, run in runs.items()}
+        for name, runs in variants.items()
+    }
+    rows = [
+        compare_by_seed(name, runs, by_seed[reference])
+        for name, runs in by_seed.items()
+        if name != reference
+    ]
     title = f"Differences from {reference}, paired over seeds"
-    return DifferenceTable(title, tuple(columns), tuple(rows))
+    return DifferenceTable(title, tuple(columns), tuple(row for row in rows if row.seeds))
 
 
 def agreement_bars(results: Sequence[Result]) -> list[AgreementBar]:
     """Returns the agreement of each variant in parts, averaged over its seeds."""
-    fields = ("chance", "image", "place", "kappa", "kappa_place")
-    bars = []
-    for name, runs in _by_variant(results).items():
-        means: dict[str, Any] = {f: float(np.mean([run[f] for run in runs])) for f in fields}
-        bars.append(AgreementBar(name, **means))
-    return bars
+    return [mean_bar(name, [*runs.values()]) for name, runs in _by_variant(results).items()]
 
 
-def _value(column: str) -> Callable[[Result], float]:
-    return COLUMNS.get(column, operator.itemgetter(column))
+def _percentages(run: Result, columns: Sequence[str]) -> dict[str, float]:
+    return {name: 100 * COLUMNS.get(name, operator.itemgetter(name))(run) for name in columns}
 
 
-def _by_variant(results: Sequence[Result]) -> dict[str, list[Result]]:
-    variants: dict[str, list[Result]] = {}
+def _by_variant(results: Sequence[Result]) -> dict[str, dict[int, Result]]:
+    """Groups runs by variant and seed.
+
+    Raises:
+      ConfigError: If a variant has a seed twice, which would count as two.
+    """
+    variants: dict[str, dict[int, Result]] = {}
     for run in results:
-        variants.setdefault(run.get("label") or run["variant"], []).append(run)
+        name, seed = run.get("label") or run["variant"], run["seed"]
+        runs = variants.setdefault(name, {})
+        if seed in runs:
+            raise ConfigError("results", name, f"has seed {seed} twice")
+        runs[seed] = run
     return variants
 
 
@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=list(COLUMNS),
         metavar="COLUMN",
-        help=f"what to show, by default {', '.join(map(repr, COLUMNS))}; or fields of the lines, "
-        "such as encoderblock_0/place",
+        help=f"what to show, by default {', '.join(map(repr, COLUMNS))}; or shares and losses "
+        "of the lines, such as encoderblock_0/place",
     )
     parser.add_argument(
         "--differences", type=pathlib.Path, metavar="FILE", help="picture of the differences"
@@ -148,10 +148,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _print_tables(args: argparse.Namespace) -> None:
     results = [json.loads(line) for line in args.results.read_text().splitlines()]
+    # Shares and losses; seeds and steps are integers, names are strings.
+    fields = [{name for name, x in run.items() if isinstance(x, float)} for run in results]
+    allowed = [*COLUMNS, *sorted(set.intersection(*fields) if fields else ())]
     for column in args.columns:
-        allowed = (*COLUMNS, *(results[0] if results else ()))
         if column not in allowed:
-            expected = f"expected one of {', '.join(allowed)}"
+            expected = f"expected one of {', '.join(COLUMNS)}, or a share or loss of all lines"
             raise ConfigError("--columns", column, expected, nearest(column, allowed))
     print("\n".join(markdown_lines(means_table(results, args.columns))))
     if args.reference:
