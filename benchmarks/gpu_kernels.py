@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.grouped_product import even, skewed
+from benchmarks.grouped_product import even, ragged_outer_products, skewed
 from vmoe_prc.models import grouped_matmul
 from vmoe_prc.models.attention import attention
 from vmoe_prc.models.tiles import TILE, Tiles
@@ -92,7 +92,11 @@ def _products(
     def arm(name):
         def run(rows, kernels, cotangent):
             product = getattr(grouped_matmul, f"_{name}_product")
-            outer = getattr(grouped_matmul, f"_{name}_outer_products")
+            outer = (
+                ragged_outer_products
+                if name == "ragged"
+                else getattr(grouped_matmul, f"_{name}_outer_products")
+            )
             transposed = jnp.swapaxes(kernels, 1, 2)
             return (
                 product(rows, kernels, tiles),

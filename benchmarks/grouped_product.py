@@ -73,6 +73,19 @@ def in_tiles(rows: jax.Array, kernels: jax.Array, sizes: jax.Array) -> jax.Array
     return grouped_product(padded.at[place].set(rows), kernels, tiles)[place]
 
 
+def ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
+    """Sums outer products by group with XLA's instruction, (E, D, F) float32."""
+    dimensions = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((0,), (0,)), ((), ())),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=[],
+    )
+    sizes = tiles.count * TILE
+    return jax.lax.ragged_dot_general(
+        rows, others, sizes, dimensions, preferred_element_type=jnp.float32
+    )
+
+
 def even(rows: int, groups: int) -> np.ndarray:
     """As many rows for each group."""
     return np.full(groups, rows // groups)

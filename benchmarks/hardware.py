@@ -49,13 +49,20 @@ def _partitions(number: int) -> str:
     return f"--config.num_expert_partitions={number}"
 
 
-# Each with its own images, classes and steps.
-FINE_TUNED = {
+# On eight chips, each with its own images, classes and steps.
+OTHER_RECIPES = {
     "finetune": "configs/imagenet_finetune_prc.py",
     "cifar10": "configs/cifar_prc.py:dataset=cifar10",
     "cifar100": "configs/cifar_prc.py:dataset=cifar100",
     "flowers": "configs/flowers_prc.py",
     "pets": "configs/pets_prc.py",
+    "fashion_mnist": "configs/fashion_mnist_prc.py",
+    "places": "configs/places_prc.py",
+    "s32_vmoe": "configs/imagenet_vmoe.py",
+    "finetune_vmoe": "configs/imagenet_finetune_vmoe.py",
+    "cifar10_vmoe": "configs/cifar10_vmoe.py",
+    "cifar100_eee": "configs/cifar100_eee.py",
+    "soft_s16": "configs/soft_moe.py",
 }
 # As many images a device on slices of 8 to 256; 16 devices are `s32_v5e`.
 WEAK_SCALING = (("v5e", 8, "2x4"), ("v5e", 64, "8x8"), ("v5e", 256, "16x16"))
@@ -100,7 +107,7 @@ CASES = {
     "h14_v5p": Case(f"{LARGE}H/14", "v5p:4x4x4", (HALF, REMAT, _partitions(32))),
     **{
         f"{name}_{target}": Case(config, slice_, (HALF, _partitions(8)))
-        for name, config in FINE_TUNED.items()
+        for name, config in OTHER_RECIPES.items()
         for target, slice_ in (("v5e", "v5e:2x4"), ("v5p", "v5p:2x2x2"), ("h100", "h100:8"))
     },
     **{

@@ -109,15 +109,24 @@ def test_allocations_are_read_from_the_message_of_the_compiler():
     assert allocations(message) == ["1.50G bf16[512,768] mul"]
 
 
-def compile_for_tpu(*flags):
+def start_compiling(*flags):
     flags = ["--format=json", "--quiet", "--config.model.dtype=bfloat16", *flags]
-    result = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "vmoe_prc.compile", f"--config={DIGITS}", *flags],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+
+
+def report_of(process):
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return json.loads(output)
+
+
+def compile_for_tpu(*flags):
+    return report_of(start_compiling(*flags))
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -154,6 +163,22 @@ def test_dropless_compiles_for_tpus_with_one_expert_a_device():
     )
     assert report["experts_per_device"] == 1
     assert report["loops_of_unknown_length"] == report["host_calls"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@needs_libtpu
+def test_work_of_dropless_on_tpus_does_not_grow_with_the_experts():
+    # Both at once: the compiler opens no chip that one of them would have to wait for.
+    flags = ["--target=v5e:2x2", "--config.model.encoder.moe.router.dispatcher.name=dropless"]
+    processes = [
+        start_compiling(*flags, f"--config.model.encoder.moe.num_experts={experts}")
+        for experts in (4, 16)
+    ]
+    few, many = map(report_of, processes)
+    assert few["model_flops"] < few["compiled_flops"]
+    # A tile more for each expert, and the router.
+    assert many["compiled_flops"] < 1.5 * few["compiled_flops"]
 
 
 @pytest.mark.slow

@@ -38,12 +38,23 @@ def expected(rows, kernels, sizes):
     return jnp.concatenate(parts)
 
 
-@pytest.fixture(params=["looped", "batched", "ragged"])
+def on_tpu(rows, others, tiles):
+    return grouped_matmul._tpu_outer_products(rows, others, tiles, interpret=True)
+
+
+IMPLEMENTATIONS = {
+    "CPU": (grouped_matmul._looped_product, grouped_matmul._looped_outer_products),
+    "GPU": (grouped_matmul._batched_product, grouped_matmul._batched_outer_products),
+    "TPU": (grouped_matmul._ragged_product, on_tpu),
+}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 def implementation(request, monkeypatch):
     """Runs on the CPU what other platforms would."""
-    for table, function in [("_PRODUCTS", "product"), ("_OUTER_PRODUCTS", "outer_products")]:
-        own = getattr(grouped_matmul, f"_{request.param}_{function}")
-        monkeypatch.setitem(getattr(grouped_matmul, table), "default", own)
+    product, outer_products = request.param
+    monkeypatch.setitem(grouped_matmul._PRODUCTS, "default", product)
+    monkeypatch.setitem(grouped_matmul._OUTER_PRODUCTS, "default", outer_products)
 
 
 @pytest.mark.usefixtures("implementation")

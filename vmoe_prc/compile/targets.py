@@ -144,6 +144,8 @@ def _find_tpus(target, describe):
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{prefix}-{target.devices_per_slice * units}"
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # No chip is opened: several steps may be compiled at once, or one beside a training.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     # The two cores of a TPU v4 are one device, as they are on a machine.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name == "v4" else {}
     if target.slices > 1:

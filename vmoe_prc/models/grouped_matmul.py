@@ -4,7 +4,8 @@ Rows come in tiles of `TILE`, and each tile belongs to one group: the first row 
 the first of a tile, and the rows between its last one and the end of its tile are zero. A
 kernel then needs no masks, and only tiles in use cost work, regardless of the sizes.
 
-* TPU: XLA's own instruction, `jax.lax.ragged_dot`.
+* TPU: XLA's own instruction, `jax.lax.ragged_dot`, and for outer products a kernel of ours, see
+  `tpu_matmul`.
 * NVIDIA Hopper in half precision: a kernel of ours, see `hopper_matmul`.
 * Other GPUs: one batched product of all tiles, each with a copy of its group's matrix.
 * CPU: a loop over the tiles in use. On a GPU such a loop would wait for the host at each turn.
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe_prc.arrays import Array, Float
+from vmoe_prc.models import tpu_matmul
 from vmoe_prc.models.tiles import TILE, Tiles
 from vmoe_prc.runtime.mesh import vary
 
@@ -51,7 +53,7 @@ def _backward(saved, gradient):
     rows, kernels, tiles = saved
     return (
         _dispatch(_PRODUCTS, gradient, jnp.swapaxes(kernels, 1, 2), tiles),
-        _dispatch(_OUTER_PRODUCTS, rows, gradient, tiles).astype(kernels.dtype),
+        _dispatch(_OUTER_PRODUCTS, rows, gradient, tiles),
         jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), tiles),
     )
 
@@ -112,7 +114,7 @@ def _looped_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> 
 
         return None, jax.lax.fori_loop(0, count, add, zeros)
 
-    return jax.lax.scan(total, None, (tiles.first, tiles.count))[1]
+    return jax.lax.scan(total, None, (tiles.first, tiles.count))[1].astype(rows.dtype)
 
 
 def _batched_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
@@ -125,7 +127,7 @@ def _batched_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) ->
     rows, others = (jnp.where(tiles.in_use, _split(x), 0) for x in (rows, others))
     parts = jnp.einsum("TBD,TBF->TDF", rows, others, preferred_element_type=jnp.float32)
     own = (tiles.group == jnp.arange(len(tiles.count))[:, None]).astype(jnp.float32)
-    return jnp.einsum("ET,TDF->EDF", own, parts)
+    return jnp.einsum("ET,TDF->EDF", own, parts).astype(rows.dtype)
 
 
 def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Array:
@@ -140,19 +142,10 @@ def _ragged_product(rows: jax.Array, kernels: jax.Array, tiles: Tiles) -> jax.Ar
     )
 
 
-def _ragged_outer_products(rows: jax.Array, others: jax.Array, tiles: Tiles) -> jax.Array:
-    products = jax.lax.ragged_dot_general(
-        rows,
-        others,
-        _sizes_of_several(tiles),
-        jax.lax.RaggedDotDimensionNumbers(
-            dot_dimension_numbers=(((0,), (0,)), ((), ())),
-            lhs_ragged_dimensions=[0],
-            rhs_group_dimensions=[],
-        ),
-        preferred_element_type=jnp.float32,
-    )
-    return products[: len(tiles.count)]
+def _tpu_outer_products(
+    rows: jax.Array, others: jax.Array, tiles: Tiles, interpret: bool = False
+) -> Array:
+    return tpu_matmul.outer_products(rows, others, tiles.group, tiles.count, interpret)
 
 
 def _sizes_of_several(tiles: Tiles) -> jax.Array:
@@ -188,6 +181,6 @@ _OUTER_PRODUCTS = {
     "default": _looped_outer_products,
     "cuda": _batched_outer_products,
     "rocm": _batched_outer_products,
-    "tpu": _ragged_outer_products,
+    "tpu": _tpu_outer_products,
     HOPPER: _hopper_outer_products,
 }
