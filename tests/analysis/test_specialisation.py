@@ -170,6 +170,7 @@ def test_tokens_are_those_of_images_that_count(run):
     assert set(rows // 17) == {3, 60} and len(set(rows)) == 2 * 17
 
 
+@pytest.mark.slow
 def test_the_command(finished, run, tmp_path, capsys):
     folder, parquet = tmp_path / "out", tmp_path / "table.parquet"
     workdir = f"--workdir={finished[0]}"

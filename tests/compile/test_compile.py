@@ -35,6 +35,7 @@ def digits(**changes):
     return complete(override(read_config_file(DIGITS, "--config"), changes))
 
 
+@pytest.mark.slow
 def test_the_report_of_a_step(cpu_target):
     config = digits(num_expert_partitions=4)
     compiled, report = program.compile_step(config, "cpu:8")
@@ -171,6 +172,7 @@ def test_dropless_compiles_for_tpus_with_one_expert_a_device():
 def test_work_of_dropless_on_tpus_does_not_grow_with_the_experts():
     # Both at once: the compiler opens no chip that one of them would have to wait for.
     flags = ["--target=v5e:2x2", "--config.model.encoder.moe.router.dispatcher.name=dropless"]
+    flags += ["--config.model.encoder.num_layers=1", "--config.model.encoder.moe.layers=(0,)"]
     processes = [
         start_compiling(*flags, f"--config.model.encoder.moe.num_experts={experts}")
         for experts in (4, 16)

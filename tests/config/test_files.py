@@ -98,6 +98,7 @@ def schedule(options, total_steps):
 """
 
 
+@pytest.mark.slow
 def test_modules_next_to_a_config_register_what_it_names(tmp_path):
     """A process that knows only config.json finds the module again."""
     write(tmp_path / "helpers_of_mine.py", "SCHEDULE = 'mine'")

@@ -86,6 +86,7 @@ def test_classes_and_digest(dataset, tmp_path, images):
     assert renamed.digest != first.digest
 
 
+@pytest.mark.slow
 def test_a_data_set_registered_outside_of_the_package(dataset, tmp_path):
     @DATASETS.register("evens")
     class Evens(Digits):

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from small_run import small_config
 
 from vmoe_prc.compile.batches import train_batch_spec
@@ -34,6 +35,7 @@ def train(**changes):
     return state, jax.device_get(metrics)
 
 
+@pytest.mark.slow
 def test_a_split_optimizer_makes_the_same_updates_of_whole_parameters():
     expected, expected_metrics = train()
     state, metrics = train(shard_optimizer=True)
