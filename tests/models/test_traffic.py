@@ -159,6 +159,18 @@ def test_traffic_of_a_mesh_by_hand(router):
     assert rows["S of PRC"].sent == 2 * 64 * 3 / 4
 
 
+@pytest.mark.parametrize(("options", "slots"), [({"num_slots": 3}, 3), ({}, 17 // 4)])
+def test_soft_moe_sends_the_slots_of_each_image(options, slots):
+    router = {"name": "SoftRouter", "dispatcher": {"bfloat16": True}, **options}
+    model = tiny.tiny_model(router=router)
+    mesh, shape = abstract_mesh(4, 2), (16, 32, 32, 3)
+    optimizer = create_optimizer(total_steps=1, **tiny.OPTIMIZER)
+    params = abstract_train_state(model, optimizer, shape, mesh, tiny.RULES).params
+    rows = {row.what: row for row in step_traffic(model, params, mesh, shape)}
+    # Images of a device, experts, slots, D, bytes of bfloat16; four times.
+    assert rows["tokens"].bytes == 4 * (4 * 4 * slots * 32 * 2)
+
+
 def test_a_split_optimizer_scatters_gradients_and_gathers_parameters():
     """Of 4 devices, 2 share an expert; one array has no dimension that 4 devices divide."""
     model, mesh = tiny.tiny_model(), abstract_mesh(4, 2)

@@ -9,8 +9,9 @@ def forward_flops_per_image(model: Config, image_size: tuple[int, int]) -> int:
     """Counts 2 operations per multiply-add of the matrix products of a forward pass.
 
     A token counts the experts that it chooses on average, whether or not capacity lets it keep
-    them, and nothing for moving it there: dispatch is overhead, not work. A teacher is not
-    counted. A training step costs three times as much.
+    them, and nothing for moving it there: dispatch is overhead, not work. Soft MoE counts its
+    slots, and nothing for mixing them. A teacher is not counted. A training step costs three times
+    as much.
 
     Args:
       model: The `model` part of a config.
@@ -44,11 +45,16 @@ def _multiply_adds(model: Config, image_size: tuple[int, int]) -> tuple[int, int
     embedding = patches * patch_height * patch_width * 3 * size
     attention = tokens * 4 * size * size + 2 * tokens * tokens * size
     dense_mlp = tokens * 2 * size * mlp_dim
-    chosen = router.get("num_selected_experts", 1)
-    chosen += getattr(ROUTERS[router.get("name", DEFAULT_ROUTER)], "mean_extra_choices", 0)
-    num_used = chosen + moe.get("num_shared_experts", 0)
-    experts = round(num_used * tokens * 2 * size * (moe.get("mlp_dim") or mlp_dim))
-    routing = tokens * size * moe.get("num_experts", 0)
+    kind, num_experts = ROUTERS[router.get("name", DEFAULT_ROUTER)], moe.get("num_experts", 0)
+    slots = getattr(kind, "slots_per_expert", None)
+    if slots is None:
+        chosen = router.get("num_selected_experts", 1) + getattr(kind, "mean_extra_choices", 0)
+        used, compared = chosen * tokens, num_experts
+    else:
+        used = compared = num_experts * slots(router, tokens, num_experts)
+    used += tokens * moe.get("num_shared_experts", 0)
+    experts = round(used * 2 * size * (moe.get("mlp_dim") or mlp_dim))
+    routing = tokens * size * compared
     num_layers, num_moe = encoder["num_layers"], len(moe_layers)
     # The members of an ensemble each compute the blocks from the first with experts on.
     members = moe.get("ensemble_size", 1)

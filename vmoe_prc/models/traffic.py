@@ -134,8 +134,9 @@ def _between_experts(
         return []
     num_images, *image_size, _ = image_shape
     patches = math.prod(side // p for side, p in zip(image_size, model.patch_size, strict=True))
-    num_tokens = num_images * (patches + (model.classifier == "token"))
-    num_tokens *= moe.get("ensemble_size", 1)
+    num_images *= moe.get("ensemble_size", 1)
+    tokens_per_image = patches + (model.classifier == "token")
+    num_tokens = num_images * tokens_per_image
     num_groups = num_tokens // moe["group_size"] // mesh.size
     router = moe.get("router") or {}
     dispatcher, k = router.get("dispatcher") or {}, router.get("num_selected_experts", 1)
@@ -163,12 +164,16 @@ def _between_experts(
             ("tokens", "reduce-scatter", ("expert",), [tokens] * 2 * num_blocks),
             ("gradients of weights", "reduce-scatter", ("expert",), [choices] * num_blocks),
         ]
-    kind = ROUTERS[router.get("name", DEFAULT_ROUTER)]
+    kind, num_experts = ROUTERS[router.get("name", DEFAULT_ROUTER)], moe["num_experts"]
+    if slots := getattr(kind, "slots_per_expert", None):
+        in_image = num_experts * slots(router, tokens_per_image, num_experts)
+        buffers = num_images // mesh.size * in_image * token
+        return [("tokens", "all-to-all", ("expert",), [buffers] * 2 * (forward + 1) * num_blocks)]
     mean_choices = k + getattr(kind, "mean_extra_choices", 0)
     capacity = buffer_capacity(
         moe["group_size"],
         1 if kind.experts_choose else mean_choices,
-        moe["num_experts"],
+        num_experts,
         DispatcherOptions(
             **{
                 field.name: dispatcher.get(field.name, field.default)
@@ -176,7 +181,7 @@ def _between_experts(
             }
         ),
     )
-    buffers = num_groups * moe["num_experts"] * capacity * token
+    buffers = num_groups * num_experts * capacity * token
     return [("tokens", "all-to-all", ("expert",), [buffers] * 2 * (forward + 1) * num_blocks)]
 
 

@@ -105,6 +105,20 @@ class SoftRouter(nn.Module):
     dot_general: DotGeneral = None
     tokens_per_image: int | None = None
 
+    @staticmethod
+    def slots_per_expert(options: Config, tokens: int, num_experts: int) -> int:
+        """Returns p, the slots that each expert has for the tokens of an image.
+
+        Args:
+          options: Options of the router.
+          tokens: T.
+          num_experts: E.
+        """
+        if (slots := options.get("num_slots")) is not None:
+            return slots
+        factor = options.get("capacity_factor")
+        return max(1, round(tokens * (1.0 if factor is None else factor) / num_experts))
+
     @nn.compact
     def __call__(
         self, inputs: Float[Array, "G S D"], mask: Bool[Array, "G S"] | None = None
@@ -117,10 +131,8 @@ class SoftRouter(nn.Module):
         """
         del mask
         size, tokens = inputs.shape[-1], self.tokens_per_image or inputs.shape[1]
-        slots = self.num_slots
-        if slots is None:
-            factor = 1.0 if self.capacity_factor is None else self.capacity_factor
-            slots = max(1, round(tokens * factor / self.num_experts))
+        options = {"num_slots": self.num_slots, "capacity_factor": self.capacity_factor}
+        slots = self.slots_per_expert(options, tokens, self.num_experts)
         mu = self.param("mu", nn.initializers.lecun_normal(), (size, self.num_experts, slots))
         scale = self.param("scale", nn.initializers.ones, ())
         images = _unit(inputs.reshape(-1, tokens, size).astype(self.dtype), axis=-1)
