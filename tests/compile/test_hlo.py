@@ -50,6 +50,13 @@ def test_collectives_of_a_tpu():
     assert scattered.bytes == [2 * 128], "what goes in, not what comes out"
 
 
+def test_a_collective_behind_several_fusions_is_one():
+    line = "%g.{} = bf16[4,8]{{1,0}} all-gather(%a), channel_id=1, replica_groups={{{{0,1}}}}, "
+    line += 'frontend_attributes={{chain_id="{}"}}'
+    text = "\n".join(line.format(i, chain) for i, chain in enumerate("00010"))
+    assert [x.bytes for x in hlo.collectives(text)] == [[64], [64]]
+
+
 def test_what_leaves_a_slice():
     assert hlo.between_slices(TPU) == {"all-reduce": (1, 2 * 128 * 2)}
     assert not hlo.between_slices(GPU)

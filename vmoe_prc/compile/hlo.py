@@ -18,6 +18,8 @@ _INSTRUCTION = re.compile(
     r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r"|collective-\w+|ragged-all-to-all)"
     r"(?P<start>-start)?\("
 )
+# A collective of a TPU that goes on behind other work is written in each fusion of this work.
+_CHAIN = re.compile(r'chain_id="(\w+)"')
 # What leaves a slice of TPUs goes through its hosts.
 _BETWEEN_SLICES = re.compile(
     r"= \((?P<result>[^ ]+), .* send\(.*_xla_megascale_transfer_type=\"(?P<kind>\w+)\""
@@ -61,11 +63,15 @@ def text_of(compiled: Any) -> str:
 
 def collectives(text: str) -> list[Collective]:
     """Lists each collective of a program."""
-    found = []
+    found, chains = [], set()
     for line in text.splitlines():
         match = _INSTRUCTION.search(line)
         if match is None:
             continue
+        if chain := _CHAIN.search(line):
+            if (match["kind"], chain[1]) in chains:
+                continue
+            chains.add((match["kind"], chain[1]))
         kind, groups = match["kind"], replica_groups(line)
         arrays = [(dims, ITEM_BITS[dtype] // 8) for dtype, dims in _arrays(match["result"])]
         if match["start"]:
