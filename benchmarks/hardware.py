@@ -62,7 +62,6 @@ OTHER_RECIPES = {
     "finetune_vmoe": "configs/imagenet_finetune_vmoe.py",
     "cifar10_vmoe": "configs/cifar10_vmoe.py",
     "cifar100_eee": "configs/cifar100_eee.py",
-    "soft_s16": "configs/soft_moe.py",
 }
 # As many images a device on slices of 8 to 256; 16 devices are `s32_v5e`.
 WEAK_SCALING = (("v5e", 8, "2x4"), ("v5e", 64, "8x8"), ("v5e", 256, "16x16"))
@@ -109,6 +108,10 @@ CASES = {
         f"{name}_{target}": Case(config, slice_, (HALF, _partitions(8)))
         for name, config in OTHER_RECIPES.items()
         for target, slice_ in (("v5e", "v5e:2x4"), ("v5p", "v5p:2x2x2"), ("h100", "h100:8"))
+    },
+    **{
+        f"soft_s16_{target}": Case("configs/soft_moe.py", slice_, (HALF, _partitions(8)))
+        for target, slice_ in (("v5e", "v5e:8x8"), ("v5p", "v5p:2x2x2"), ("h100", "h100:8"))
     },
     **{
         f"s32_{target}_{number}": Case(
