@@ -33,11 +33,12 @@ def test_cases_are_recipes_and_targets(name):
     assert config.dataset.train.batch_size % devices == 0
 
 
-MORE_THAN_THE_FORMULA = {
+UNLIKE_THE_FORMULA = {
     # Kernels are gathered a second time for the backward pass.
     ("l16_h100x8_kernels", "all-gather"),
     # The compiler sums these small arrays whole, where the formula has a reduce-scatter.
     ("places_v5p", "all-reduce"),
+    ("places_v5p", "reduce-scatter"),
 }
 
 
@@ -56,5 +57,5 @@ def test_compiled_steps_are_clean(name):
         assert calls["__cudnn$fmhaSoftmaxBackward"] == blocks
     for kind, row in result["collectives"].items():
         # Metrics and norms are not in the formula, nor is what goes between slices.
-        if (name, kind) not in MORE_THAN_THE_FORMULA and not result.get("between_slices"):
-            assert row["bytes"] < 1.01 * row["formula"] + 1e5
+        if (name, kind) not in UNLIKE_THE_FORMULA and not result.get("between_slices"):
+            assert abs(row["bytes"] - row["formula"]) < 0.01 * row["formula"] + 1e5

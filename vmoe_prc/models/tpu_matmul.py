@@ -14,8 +14,8 @@ from vmoe_prc.arrays import Array, Float, Int
 from vmoe_prc.models.tiles import TILE
 from vmoe_prc.runtime.mesh import vary
 
-# Rows and columns of a block of the result: sums of 4 MiB, and twice 2 MiB of bfloat16, in the
-# 16 MiB of a v5e.
+# Rows and columns of a block of the result: sums of 4 MiB, and twice the block in the dtype of the
+# rows, are at most 12 of the 16 MiB of a v5e.
 BLOCK = 1024, 1024
 
 

@@ -166,22 +166,21 @@ def _between_experts(
         ]
     kind, num_experts = ROUTERS[router.get("name", DEFAULT_ROUTER)], moe["num_experts"]
     if slots := getattr(kind, "slots_per_expert", None):
-        in_image = num_experts * slots(router, tokens_per_image, num_experts)
-        buffers = num_images // mesh.size * in_image * token
-        return [("tokens", "all-to-all", ("expert",), [buffers] * 2 * (forward + 1) * num_blocks)]
-    mean_choices = k + getattr(kind, "mean_extra_choices", 0)
-    capacity = buffer_capacity(
-        moe["group_size"],
-        1 if kind.experts_choose else mean_choices,
-        num_experts,
-        DispatcherOptions(
-            **{
-                field.name: dispatcher.get(field.name, field.default)
-                for field in dataclasses.fields(DispatcherOptions)
-            }
-        ),
-    )
-    buffers = num_groups * num_experts * capacity * token
+        slots_on_device = num_images // mesh.size * slots(router, tokens_per_image, num_experts)
+    else:
+        mean_choices = k + getattr(kind, "mean_extra_choices", 0)
+        slots_on_device = num_groups * buffer_capacity(
+            moe["group_size"],
+            1 if kind.experts_choose else mean_choices,
+            num_experts,
+            DispatcherOptions(
+                **{
+                    field.name: dispatcher.get(field.name, field.default)
+                    for field in dataclasses.fields(DispatcherOptions)
+                }
+            ),
+        )
+    buffers = num_experts * slots_on_device * token
     return [("tokens", "all-to-all", ("expert",), [buffers] * 2 * (forward + 1) * num_blocks)]
 
 
