@@ -32,7 +32,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import filelock
 import numpy as np
 import pytest
+import typecheck
 from hypothesis import settings
+
+typecheck.install()
 
 settings.register_profile("vmoe_prc", deadline=None, max_examples=10, derandomize=True)
 settings.load_profile("vmoe_prc")

@@ -23,8 +23,7 @@ def run(notebook, tmp_path, **environment):
     """Executes a notebook in a kernel that knows nothing of this process; returns its output."""
     clean = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     clean |= {"HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    # Quick compilation changes no result.
-    clean["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("count=8", "count=1")
+    # Whole test sets are evaluated: programs that are compiled quickly would take longer in all.
     clean |= {k: v for k, v in os.environ.items() if k in COMPILATION_CACHE}
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
     client = NotebookClient(notebook, timeout=600, resources=resources)

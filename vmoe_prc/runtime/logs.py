@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -51,7 +52,8 @@ def log_errors_of_threads() -> None:
     sys.unraisablehook = _log_unraisable
 
 
-def _log_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+def _log_unraisable(unraisable: Any) -> None:
+    # `sys.UnraisableHookArgs`, which only type checkers know.
     # Errors of Python's own code, as in `__del__`, name an object.
     if unraisable.object is not None:
         sys.__unraisablehook__(unraisable)
