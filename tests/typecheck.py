@@ -19,7 +19,7 @@ check = beartype.beartype(conf=CONF)
 
 
 def modules_with_shapes():
-    """Returns the names of modules that annotate shapes; the name of a package includes all in it."""
+    """Returns the names of modules that annotate shapes; that of a package includes all in it."""
     paths = [path for path in PACKAGE.rglob("*.py") if "vmoe_prc.arrays import" in path.read_text()]
     names = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in paths]
     return sorted(".".join(parts).removesuffix(".__init__") for parts in names)

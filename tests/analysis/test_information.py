@@ -76,6 +76,7 @@ def test_margins(run):
     assert larger["distance"] == pytest.approx(row["distance"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_renamed_experts_choose_alike(run, finished):
     """Checkpoints agree on names, seeds only up to names."""
     renamed = with_router(run, lambda kernel: jnp.roll(kernel, 1, axis=1))

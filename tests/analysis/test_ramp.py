@@ -34,6 +34,7 @@ def test_levels_fill_the_groups_of_all_devices(run):
         ramp_test(run, levels=40)
 
 
+@pytest.mark.slow
 def test_capacity(run):
     table = drop_curve(run, "test", capacities=(0.1, 4.0))
     dropless, *limited = table.to_dict("records")

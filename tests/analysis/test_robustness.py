@@ -89,6 +89,7 @@ def test_corruptions_repeat_with_their_seed():
         assert (apply(images(), 3, 1) != apply(images(), 3, 2)).any()
 
 
+@pytest.mark.slow
 def test_attacks_stay_within_their_bounds_and_raise_the_loss(run):
     batch = next(iter(run.batches("test")))
     x, labels = batch["image"], batch["labels"]
@@ -137,6 +138,7 @@ def test_levels_are_of_the_value_range_of_the_data(run, kind):
         np.testing.assert_allclose(others, (unit + 1) * 127.5, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_unchanged_images_change_nothing_and_noise_does(run):
     frame = robustness_table(run, "test", {"gaussian_noise": (0, 0.5), "fgsm": (0, 8)})
     frame = frame[frame["block"] == "all"].set_index(["perturbation", "level"])
@@ -152,6 +154,7 @@ def test_unchanged_images_change_nothing_and_noise_does(run):
     assert frame.loc[("fgsm", 8.0), "accuracy"] <= still["accuracy"]
 
 
+@pytest.mark.slow
 def test_the_command_compares_runs(finished, tmp_path, capsys):
     path = tmp_path / "curves.csv"
     workdirs = [f"--workdir={finished[0]}"] * 2

@@ -131,6 +131,7 @@ def test_cosines_of_weights():
     np.testing.assert_allclose(weight_similarity(params), expected)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_that_the_block_adds_up(run):
     batch = next(iter(run.batches("test")))
     images = batch["image"]

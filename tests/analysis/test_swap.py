@@ -72,6 +72,7 @@ def test_logits_from_outside_are_final_where_a_router_mixes_tokens(router):
     np.testing.assert_array_equal(found, logits["encoderblock_1"])
 
 
+@pytest.mark.slow
 def test_routing_among_equal_experts_is_worth_nothing(run):
     """Experts that are copies of one: whichever are chosen, the answer is the same."""
     params = jax.tree.map(lambda x: x, run.params)
@@ -87,6 +88,7 @@ def test_routing_among_equal_experts_is_worth_nothing(run):
     assert gains["D_random"] == 0
 
 
+@pytest.mark.slow
 def test_routing_among_opposite_experts_is_worth_something(run):
     """Experts whose outputs differ in sign and are large: random ones change likelihood."""
     params = jax.tree.map(lambda x: x, run.params)

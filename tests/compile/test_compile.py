@@ -51,6 +51,7 @@ def test_the_report_of_a_step(cpu_target):
     json.dumps(report.as_dict())
 
 
+@pytest.mark.slow
 def test_too_little_memory_names_buffers_and_options(cpu_target, monkeypatch):
     small = dataclasses.replace(cpu_target, chip=dataclasses.replace(CPU, memory=2**20))
     monkeypatch.setattr(program, "parse_target", lambda _: small)

@@ -60,6 +60,7 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@pytest.mark.slow
 def test_the_forward_pass_is_that_of_linen_whose_gradients_are_rounded():
     exact, logits = gradients("gather", False, 1, float32_gradients)
     rounded, expected = gradients("gather", False, 1, contextlib.nullcontext)
@@ -69,6 +70,7 @@ def test_the_forward_pass_is_that_of_linen_whose_gradients_are_rounded():
     assert distance(exact, rounded) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dispatcher", "shard_kernels"), [("gather", False), ("gather", True), ("dropless", False)]
 )

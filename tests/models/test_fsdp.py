@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 import tiny
 
 from vmoe_prc.runtime.mesh import batch_sharding, create_mesh, tree_shardings
 
 
+@pytest.mark.slow
 def test_every_layer_gives_the_same_values_and_gradients():
     model = tiny.tiny_model(deterministic=True).clone(classifier="map", representation_size=24)
     model = model.clone(encoder={**model.encoder, "moe": {}})

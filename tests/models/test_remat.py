@@ -41,6 +41,7 @@ def bytes_kept(remat):
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("remat", "share"), [("blocks", 0.3), ("all_but_products", 0.7)])
 def test_gradients_are_the_same_and_less_is_kept(remat, share):
     jax.tree.map(

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from configs import fashion_mnist_prc
@@ -30,6 +31,7 @@ def student(**changes):
     return plain, TeacherGuidedMoe(**fields, teacher={"hidden_size": 16, "mlp_dim": 24})
 
 
+@pytest.mark.slow
 def test_the_teacher_gates_are_those_of_a_linear_router_on_its_mlps_inputs():
     plain, guided = student(dropout_rate=0.0)
     params = jax.jit(guided.init)(jax.random.key(0), IMAGES)["params"]

@@ -191,6 +191,7 @@ def test_routing_record_is_deterministic_without_noise():
     assert routing.kept.shape == routing.experts.shape == (2, 34, 2)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters_router_and_logits():
     model = make_model(dtype="bfloat16")
     images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
@@ -208,6 +209,7 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_router_and_logits
     np.testing.assert_allclose(logits, exact, atol=0.05)
 
 
+@pytest.mark.slow
 def test_bfloat16_of_the_encoder_only_leaves_residuals_and_head_alone():
     model = make_model()
     blocks_only = {**model.encoder, "dtype": "bfloat16", "attention_qk_norm": True}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests import tiny
 from vmoe_prc.steps.adversarial import attack
@@ -24,6 +25,7 @@ def test_steps_go_uphill_and_leave_the_range():
     np.testing.assert_allclose(attacked, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_takes_the_gradients_of_attacked_images():
     model = tiny.tiny_model(router={"noise_std": 0.0}, dropout_rate=0.0)
     batch = tiny.one_view_batch(4)

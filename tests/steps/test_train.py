@@ -157,6 +157,7 @@ def test_order_of_the_images_does_not_matter_without_capacity_limits():
         np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_microsteps_average_the_gradients_of_the_parts():
     model = tiny.tiny_model(
         dropout_rate=0.0, router={"noise_std": 0.0, "dispatcher": {"capacity_factor": 9.0}}
@@ -210,6 +211,7 @@ def test_random_pairs_are_drawn_anew_each_step_and_number_as_many():
     assert again[0] == history[0]
 
 
+@pytest.mark.slow
 def test_biases_follow_the_loads_and_no_optimiser():
     router = {"name": "BiasBalancedRouter", "num_selected_experts": 1, "bias_rate": 0.5}
     optimizer = {"name": "adam", "learning_rate": 0.1, "weight_decay": 0.1}
@@ -221,6 +223,7 @@ def test_biases_follow_the_loads_and_no_optimiser():
     assert bias.min() < 0 < bias.max() and metrics["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_mixup_mixes_labels():
     options = {"concentration": 10.0, "size": 2, "granularity": "batch"}
     _, [metrics] = run([tiny.one_view_batch()], mixup_options=options)

@@ -61,6 +61,7 @@ def test_tokens_choose_the_expert_of_their_cluster():
         cluster_tokens(np.repeat(directions, 5, axis=0), 4, seed=0)
 
 
+@pytest.mark.slow
 def test_a_model_keeps_its_other_parameters():
     model, batch = tiny_model(deterministic=True, split_rngs=False), one_view_batch()
     params = jax.jit(model.init)(jax.random.key(0), batch["image"])["params"]

@@ -80,6 +80,7 @@ def test_the_average_is_what_another_run_starts_from(tmp_path):
             np.testing.assert_array_equal(flat(tree)[name], x)
 
 
+@pytest.mark.slow
 def test_fine_tunes_at_another_resolution_with_a_new_head(tmp_path):
     saved = new_state(1)
     before = new_state(2, image_size=64)

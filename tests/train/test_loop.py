@@ -69,6 +69,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(finished, digits_
     assert timeless[: len(timeless) // 2] == timeless[len(timeless) // 2 :]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_evaluated_again(finished, digits_dir, tmp_path):
     workdir, summary = finished
     shutil.copytree(workdir, tmp_path / "copy")

@@ -38,6 +38,7 @@ def test_a_member_equals_the_same_run_alone(data):
     assert losses[0][0] != losses[0][1]
 
 
+@pytest.mark.slow
 def test_variants_of_a_seed_start_equal_and_differ_after_training(data):
     together = training.stack_members([(members.vmoe_by_group(), 5), (members.prc(), 5)])
     create, advance = training.make_training(TASK, *data, chunk=4)
