@@ -160,6 +160,15 @@ def three_steps(monkeypatch, capfd, tmp_path):
     return three_steps
 
 
+@pytest.fixture
+def programs_on_one_device(monkeypatch):
+    """Programs that a test starts see one virtual device; this process goes on with eight."""
+    import jax
+
+    jax.devices()  # Reads the flags; without it, all later tests in this process had one device.
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("count=8", "count=1"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def shared_run_unchanged(tmp_path_factory):
     """Every test of the session reads the directory of `finished`; none may add to it."""

@@ -129,6 +129,7 @@ def test_input_pipeline(run, monkeypatch):
     assert all(row["images/s"] > 0 for row in rows)
 
 
+@pytest.mark.usefixtures("programs_on_one_device")
 def test_worker_processes(run, monkeypatch, capsys):
     monkeypatch.setattr(input_pipeline, "NUM_PHOTOGRAPHS", 4)
     flags = "--workers=1", "--batches=2", "--batch-size=2", "--examples=640"
@@ -139,6 +140,7 @@ def test_worker_processes(run, monkeypatch, capsys):
     assert "was killed by SIGKILL" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("programs_on_one_device")
 def test_training_memory(run):
     [row] = run(training_memory.main, "--epochs=2")
     assert row["epoch"] == 2 and row["to epoch 2"] == 1
@@ -151,6 +153,7 @@ def test_photographs_are_of_the_size_they_claim():
     assert tf.io.decode_jpeg(encoded).shape == (375, 500, 3)
 
 
+@pytest.mark.usefixtures("programs_on_one_device")
 def test_startup(run, monkeypatch):
     for code in startup.IMPORTS.values():
         exec(code)  # Loaded already: processes would take seconds.

@@ -1,7 +1,5 @@
 """A run that is killed twice ends as one that was not."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -10,8 +8,8 @@ from vmoe_prc.checkpoints.manager import Checkpointer
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("programs_on_one_device")
 def test_two_kills(tmp_path, capfd, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("count=8", "count=1"))
     monkeypatch.setattr(soak, "STEPS_PER_FAULT", 10)
     assert soak.main(["--kills=2", "--seed=1", f"--workdir={tmp_path}"]) == 0
     printed = capfd.readouterr().out
