@@ -12,13 +12,13 @@ from vmoe_prc.losses.classification.options import ClassificationOptions
 
 
 def test_types_of_modules_without_shapes_are_checked():
-    assert schema.__name__ not in typecheck.modules_with_shapes()
+    assert schema.__name__ not in typecheck.modules_of_jaxtyping()
     with pytest.raises(beartype.roar.BeartypeCallHintParamViolation):
         schema.key_field(3)
 
 
 def test_shapes_are_checked_over_all_arguments_of_a_call():
-    assert cross_entropy.__name__ in typecheck.modules_with_shapes()
+    assert cross_entropy.__name__ in typecheck.modules_of_jaxtyping()
     logits, options = np.zeros((2, 3), np.float32), ClassificationOptions()
     cross_entropy.softmax_xent(logits, logits, options)
     with pytest.raises(jaxtyping.TypeCheckError):

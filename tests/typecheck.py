@@ -2,10 +2,12 @@
 
 Modules that annotate shapes are checked by jaxtyping, which binds the letters of all arguments of a
 call. That takes some 30 microseconds, which is most of the time of functions as small as the ones
-that read a configuration, so that all other modules are checked by beartype alone.
+that read a configuration, so that other modules are checked by beartype alone. It does not know
+names that are imported for type checkers only, which jaxtyping takes to be of any type.
 """
 
 import pathlib
+import re
 
 import beartype
 import beartype.claw
@@ -18,14 +20,22 @@ CONF = beartype.BeartypeConf(is_pep484_tower=True, claw_is_pep526=False)
 check = beartype.beartype(conf=CONF)
 
 
-def modules_with_shapes():
-    """Returns the names of modules that annotate shapes; that of a package includes all in it."""
-    paths = [path for path in PACKAGE.rglob("*.py") if "vmoe_prc.arrays import" in path.read_text()]
-    names = [path.relative_to(PACKAGE.parent).with_suffix("").parts for path in paths]
-    return sorted(".".join(parts).removesuffix(".__init__") for parts in names)
+def modules_of_jaxtyping():
+    """Returns the names of the modules that jaxtyping checks; that of a package has all in it."""
+    found = []
+    for path in sorted(PACKAGE.glob("*/**/*.py")) + sorted(PACKAGE.glob("[!_]*.py")):
+        if re.search(r"\b(vmoe_prc\.arrays|jaxtyping|TYPE_CHECKING)\b", path.read_text()):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            found.append(".".join(parts).removesuffix(".__init__"))
+    return found
 
 
 def install():
-    """Installs the checks, for modules that are imported later."""
+    """Installs the checks, for modules that are imported later.
+
+    The module of the package itself is not checked: jaxtyping would take its name for all in it.
+    """
+    import vmoe_prc  # noqa: F401
+
     beartype.claw.beartype_package("vmoe_prc", conf=CONF)
-    jaxtyping.install_import_hook(modules_with_shapes(), "typecheck.check")
+    jaxtyping.install_import_hook(modules_of_jaxtyping(), "typecheck.check")
