@@ -51,6 +51,7 @@ def with_router(run, kernel):
     return dataclasses.replace(run, params=params)
 
 
+@pytest.mark.slow
 def test_a_router_that_ignores_tokens_tells_nothing(run):
     (row,) = information_table(with_router(run, jnp.zeros_like), "test").to_dict("records")
     assert row["experts_in_use"] == row["experts_per_image"] == pytest.approx(1)
@@ -64,6 +65,7 @@ def test_information_is_bounded_by_entropy(run):
     assert all(0 <= row[n] <= row["entropy"] for n in ("class", "position", "content"))
 
 
+@pytest.mark.slow
 def test_margins(run):
     logits = jnp.array([[3.0, 1.0, 2.5, 0.0]])
     assert router_margin(logits, 1)[0] == 0.5 and router_margin(logits, 2)[0] == 1.5

@@ -14,6 +14,7 @@ def run(finished):
     return open_run(finished[0])
 
 
+@pytest.mark.slow
 def test_drops_make_the_output_jump_between_groups(run):
     found = ramp_test(run, capacities=(None, 0.5), num_images=4, levels=64)
     by_capacity = found.capacities.set_index("capacity")

@@ -29,6 +29,7 @@ def test_the_table_has_the_bytes_of_the_arrays_and_shares_them_among_the_hosts(c
     assert float(row["s, 4 hosts"]) == pytest.approx(float(row["s, 1 host"]) / 4, abs=0.01)
 
 
+@pytest.mark.slow
 def test_states_are_written_as_a_run_does(capsys, monkeypatch, tmp_path):
     written = []
     save = Checkpointer.save

@@ -32,7 +32,8 @@ def test_the_order_never_changes():
     assert blocks.tolist() == [240, 254, 246, 531, 174, 416]
 
 
-@pytest.mark.parametrize("size", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (23, 40))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [5, 23, 40])
 def test_every_place_and_every_pair_of_places_is_as_likely(size):
     """Chi-squared tests over many epochs, of single places and of neighbours."""
     epochs = 4000

@@ -113,6 +113,7 @@ def test_parameters_start_as_with_other_methods():
     jax.tree.map(np.testing.assert_array_equal, own, variables)
 
 
+@pytest.mark.slow
 def test_dropout_scales_what_it_keeps():
     variables, x = problem()
     module = block("dropless", dropout_rate=0.5)

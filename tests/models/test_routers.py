@@ -157,6 +157,7 @@ def test_choices_of_weight_0_take_no_slot():
     assert wanted.sum() < 2 * IMAGES * TOKENS
 
 
+@pytest.mark.slow
 def test_smooth_weights_have_no_jump_where_experts_change_places():
     def along_a_path(steps):
         shift = jnp.linspace(-0.5, 0.5, steps)

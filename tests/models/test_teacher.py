@@ -89,6 +89,7 @@ def test_the_losses_by_their_definitions():
     assert total(jnp.asarray(0.5)) == 0
 
 
+@pytest.mark.slow
 def test_no_gradient_reaches_the_teacher_and_its_router_learns_in_the_first_half():
     _, guided = student()
     params = jax.jit(guided.init)(jax.random.key(0), IMAGES)["params"]

@@ -419,6 +419,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counters():
     assert not np.array_equal(state.params["head"]["bias"], before.params["head"]["bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize(
     "optimizer",
@@ -440,6 +441,7 @@ def test_an_update_that_ruins_the_parameters_is_skipped(optimizer):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(start, part))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("platform")
 def test_too_many_steps_in_a_row_stop_the_state_at_the_last_of_them():
     good = tiny.one_view_batch()
