@@ -55,7 +55,7 @@ def test_a_models_own_logits_from_outside_change_nothing(run):
     )
     (wrong,) = logits.values()
     with pytest.raises(ValueError, match="no router to replace in encoderblock_0"):
-        apply_with_logits(run.model, run.params, batch["image"], {"encoderblock_0": wrong})
+        forced(run.params, batch["image"], {"encoderblock_0": wrong})
 
 
 @pytest.mark.parametrize("router", ["SimilarityRouter", "WholeImageRouter"])

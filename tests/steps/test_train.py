@@ -241,7 +241,7 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
     # One image a group: what else is in the batch cannot matter.
     model = tiny.tiny_model(deterministic=True, group_size=17)
     eval_step = jax.jit(make_eval_step(model, SOFTMAX))
-    data = tiny.two_view_batch(12)
+    data = jax.tree.map(np.asarray, tiny.two_view_batch(12))
     params = trained_params()
 
     def batch(start, size):
@@ -249,9 +249,11 @@ def test_evaluation_counts_each_image_once_whatever_the_batches():
 
         def fill(x):
             rows = x[start : start + count]
-            return jnp.concatenate([rows, jnp.ones((size - count, *x.shape[1:]), x.dtype)])
+            return np.concatenate([rows, np.ones((size - count, *x.shape[1:]), x.dtype)])
 
-        return {**jax.tree.map(fill, data), "mask": jnp.arange(size) < count}
+        return jax.tree.map(
+            jnp.asarray, {**jax.tree.map(fill, data), "mask": np.arange(size) < count}
+        )
 
     def batches(size):
         return [batch(start, size) for start in range(0, 12, size)]
