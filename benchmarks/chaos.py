@@ -5,7 +5,7 @@
 Starts a small run of real processes on this machine for each case, breaks it after its first
 checkpoint, and prints a table: what the processes do, how those that were left alone found out,
 their exit statuses (negative: a signal), and the newest checkpoint, which must restore. Exit
-status 1 if a case does not end as it should. Seconds, which are those of a busy machine, go to
+status 1 if a case does not end as it should. Seconds, measured on a busy machine, go to
 stderr. Cutting a network and filling a disk need root: they happen in network namespaces and on a
 file system of their own.
 """

@@ -3,7 +3,7 @@
     python -m benchmarks.checkpoints --bandwidth=1.0 --hosts=1,4,16
     python -m benchmarks.checkpoints --recipes="CIFAR-10,ImageNet-1K" --write=/tmp
 
-The size is that of all arrays of the state, by their shapes: parameters, the optimiser's moments
+The size counts all arrays of the state, by their shapes: parameters, the optimiser's moments
 and, with `ema_decay`, the moving average. All hosts write at once, so that they take at least
 
     size / (hosts * bandwidth of a host)
@@ -72,7 +72,7 @@ def write_ratio(
 
     Returns:
       The least CPU seconds of a checkpoint; the share of its time in which training waits, and its
-      time over that of the plain file of its turn, both medians.
+      time over the time of the plain file of its turn, both medians.
     """
     state = _random(abstract_state)
     content = b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))
@@ -141,7 +141,7 @@ def row_of(name: str, args: argparse.Namespace) -> dict[str, str]:
             cpu, waits, ratio = write_ratio(state, pathlib.Path(folder), args.repetitions)
         row["CPU s a GB"] = f"{cpu / size:.1f}"
         row["training waits"] = f"{waits:.0%}"
-        row["time over that of a plain file"] = f"{ratio:.2f}"
+        row["time relative to a plain file"] = f"{ratio:.2f}"
     return row
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.evaluation --batch-size=32
 
-The passes are those of `vmoe_prc.evaluation.splits` with one view and with two (which compare the
-experts of matched patches), that of the routing analysis, and the attack FGSM (forward, and
+The passes are `vmoe_prc.evaluation.splits` with one view and with two (which compare the
+experts of matched patches), the routing analysis, and the attack FGSM (forward, and
 backward to the pixels).
 """
 

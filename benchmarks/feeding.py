@@ -2,7 +2,7 @@
 
     python -m benchmarks.feeding --cpu=1948 --parent=15 --sizes=8,32,128,512
 
-Calculated, not measured on a pod. The images a second that a device takes are those of
+Calculated, not measured on a pod. The images a second that a device takes are from
 `benchmarks.cost`: operations of the model by its formula, peak rate of the device as published, and
 an assumed utilisation. CPU time per image (a pair of views) is given: `--cpu` of all processes, as
 `benchmarks.input_pipeline` measures it for crops and flips, `--parent` of the process that trains,
@@ -71,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cpu", type=float, required=True, help="CPU µs of an image, measured")
-    parser.add_argument("--parent", type=float, required=True, help="those of the process")
+    parser.add_argument(
+        "--parent",
+        type=float,
+        required=True,
+        help="CPU µs of an image in the process that trains, measured",
+    )
     parser.add_argument("--cores", type=int, default=96, help="cores of a host")
     parser.add_argument("--utilisation", type=float, default=0.3, help="share of the peak, assumed")
     parser.add_argument("--sizes", type=timing.integers, default=SIZES, help="numbers of devices")

@@ -5,7 +5,7 @@
 Each case damages a file of a good checkpoint at random, by a seed, and reads it as training,
 analysis, prediction or fine-tuning do. It may end in two ways only: one clear line that refuses
 the checkpoint, or arrays that are right. Checkpoints of runs have checksums, and npz files have
-those of zip archives: all their bits must be right. Of a run, training may fall back to the
+the checksums of zip archives: all their bits must be right. Of a run, training may fall back to the
 checkpoint before, and warns. In the other formats no checksum covers the elements: of them the
 number and the size must be right, and nothing may come from memory that nobody wrote. A
 traceback, a case of more than a minute, and wrong data are failures; the exit status is 1 if there

@@ -11,8 +11,8 @@ name, another choice. It may end in three ways:
 * trained: to the end, with finite metrics.
 
 A traceback, a number that is not finite in the metrics, or a configuration that takes more
-than `--timeout` seconds is a fault: exit status 1. `--train=0.1` trains a share of those that
-are accepted; the others are built only, and so are those of more than 20 steps or 64 blocks. On
+than `--timeout` seconds is a fault: exit status 1. `--train=0.1` trains a share of the
+accepted ones; the others are only built, and so are any of more than 20 steps or 64 blocks. On
 CPU.
 
     python -m benchmarks.fuzz_configs --large

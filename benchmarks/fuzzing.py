@@ -113,7 +113,7 @@ def main(
       name: Its module.
       description: For `--help`.
       run: Runs a number of cases from a seed on.
-      argv: Arguments; by default those of this process.
+      argv: Arguments; by default the arguments of this process.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",

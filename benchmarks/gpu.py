@@ -3,7 +3,7 @@
     python -m benchmarks.gpu --output=workdir/benchmarks/gpu.jsonl
 
 Prints a line of JSON for each result as soon as it is there; a part that fails is a line with
-its error, and the others go on. Parts:
+its error, and the others still run. Parts:
 
 * `parity`: logits, loss, gradients and routing of a small model on GPU and CPU, in float32;
   and in bfloat16 the dropless experts against buffers that drop nothing.

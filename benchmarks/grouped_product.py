@@ -2,7 +2,7 @@
 
     python -m benchmarks.grouped_product --rows=4800 --groups=8,32
 
-`batched` has the same number of rows in every group and is told so. `ragged_dot` is JAX's,
+`batched` has the same number of rows in every group and uses it. `ragged_dot` is JAX's,
 `in_tiles` ours, with the copies into tiles and back that dropless experts need anyway. In the
 skewed case the first group has half of all rows.
 """

@@ -31,7 +31,7 @@ DISK_BYTES = 4 * 2**20
 # Sizes from a few lines of metrics to a whole checkpoint.
 FILE_SIZES = (0, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000)
 OPEN_FILES = (24, 32, 48, 64, 100)
-# 1: cannot go on; 2: files cannot be used.
+# 1: cannot continue; 2: files cannot be used.
 STATUSES = (0, 1, 2, PREEMPTED_STATUS)
 
 

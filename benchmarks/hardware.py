@@ -272,7 +272,7 @@ _PAGE = """\
 
 The steps on this page were **compiled** ahead of time by the compilers for these devices, with
 `python -m vmoe_prc.compile`. **None was run**: no TPU or GPU was there. Memory, collectives,
-kernels and loops are those of the compiled program; times are bounds from below, by the chips'
+kernels and loops are read in the compiled program; times are bounds from below, by the chips'
 published ceilings, and say nothing about how near a run comes to them. `python -m benchmarks.gpu`
 measures that where there is an NVIDIA GPU; its results are not in yet.
 
@@ -285,7 +285,7 @@ and NVLink of a GPU in one direction.
 
 ## Steps
 
-Bytes and FLOPs of one device. `TFLOPs` are those of the model's matrix products, forward and
+Bytes and FLOPs of one device. `TFLOPs` counts the model's matrix products, forward and
 backward. `peak` is the compiler's own account of state, batch, activations and buffers.
 
 {steps}
@@ -295,7 +295,7 @@ that the state is read and written once (GPUs), which is far less than a step mo
 
 ## Programs
 
-The formula is that of [PARALLELISM.md](PARALLELISM.md), with gradients in float32, as the steps
+The formula is from [PARALLELISM.md](PARALLELISM.md), with gradients in float32, as the steps
 sum them. A loop of unknown length is one whose number of turns depends on data: on a GPU it waits
 for the host at each turn. The two of recipes with mixup (B/16, L/16, H/14, `s32_vmoe_*`) draw its
 weights, two numbers a step, from a Dirichlet distribution by rejection (`jax.random.dirichlet`); no

@@ -156,7 +156,7 @@ def make_training(
 def lower_step(
     model: Config, image_size: int, num_images: int, carry: Carry, *, prc: bool = False
 ) -> "_Lowered":
-    """Lowers the train step; its arguments are as those of `make_training`."""
+    """Lowers the train step; its arguments are as in `make_training`."""
     losses = router_losses(prc)
     step = make_train_step(
         create_model(model, deterministic=False),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.startup
 
-Each repetition is a fresh process. `over_jax` is the time beyond that of `import jax`, all
+Each repetition is a fresh process. `over_jax` is the time beyond `import jax`, all
 that the core of the package adds. The compilation cache is empty for `cold`, and what
 `cold` left in it for `warm`.
 """

@@ -66,7 +66,7 @@ def compare(times: Mapping[str, Times], baseline: str) -> dict[str, dict[str, fl
     Returns:
       By name: `seconds` and `cpu_seconds`, the least of all repetitions; `ratio`, the
       median over rounds of wall time / the baseline's, with quartiles `low` and `high`;
-      `least_ratio`, that of the least wall times, and `cpu_ratio`, of the least CPU times.
+      `least_ratio`, the ratio of the least wall times, and `cpu_ratio`, of the least CPU times.
     """
     base = times[baseline]
     rows = {}

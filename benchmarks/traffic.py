@@ -3,7 +3,7 @@ r"""Computes, without devices, what a recipe's training step sends and where its
     python -m benchmarks.traffic --config=configs/imagenet_prc.py --image-size=224 \
         --devices=64 --partitions=8 [--shard-dense-params]
 
-`arrays` and `MB` are those of one device and step in float32, `MB sent` what leaves the
+`arrays` and `MB` are per device and step in float32, `MB sent` what leaves the
 device; `docs/PARALLELISM.md` has the formula, and tests hold compiled steps to it.
 """
 

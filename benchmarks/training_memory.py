@@ -6,7 +6,7 @@ Starts `python -m vmoe_prc.main` with a small model on the digits, which evaluat
 checkpoint after each epoch, and reads what the system says of its memory: "own" is what only the
 process that trains has (USS), "with shared" counts its part of what it shares, such as batches of
 workers (PSS), "workers" what its child processes have. Each is the median of an epoch's samples.
-"to epoch 2" is the ratio of "with shared" to that of the second epoch: the first one compiles.
+"to epoch 2" is the ratio of "with shared" to its value in epoch 2: the first epoch compiles.
 """
 
 import argparse

@@ -5,9 +5,8 @@
 
 Arguments: `k=1` one expert per token, `prc=off` the V-MoE baseline, `seed=N`,
 `teacher=PATH` a run of a dense model (`:prc=off --config.model.encoder.moe.layers=()`) whose
-routers teach those of this one, without PRC (TGR-MoE). Both arms see the same crops and the same
-number of images; `configs/studies/fashion_mnist_tuning.py` chose what
-is chosen here.
+routers teach the routers of this one, without PRC (TGR-MoE). Both arms see the same crops and the
+same number of images; `configs/studies/fashion_mnist_tuning.py` chose what is chosen here.
 """
 
 import functools

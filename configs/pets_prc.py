@@ -4,7 +4,7 @@
         --config.initialization.prefix=WORKDIR_OF_IMAGENET_PRC
 
 Arguments: `k=1` one expert per token, `prc=off` the baseline of PRC, `diagonal=per_position` the
-diagonal of PRC's released program, `seed=N`. The recipe is that of the released program
+diagonal of PRC's released program, `seed=N`. The recipe is from the released program
 (`pcr_pet_ft`); the paper has no figure for this data set.
 """
 

@@ -3,7 +3,7 @@
     python -m vmoe_prc.main --config=configs/soft_moe.py:model=soft-s16
 
 Arguments: `model=NAME`, where NAME is `soft`, `ec` or `vit`, a size of ti, s, b, l and h, and the
-side of a patch, such as soft-s14, ec-b16 or vit-h14; `seed=N`. Models and optimiser are those of
+side of a patch, such as soft-s14, ec-b16 or vit-h14; `seed=N`. Models and optimiser are from
 `pretrain_jft4b` of google-research/vmoe, for the long runs of the paper: 4 million steps, 2 million
 for h. JFT-4B is not public; here they train on ImageNet-21k, for which the paper has no figure.
 """

@@ -90,7 +90,7 @@ FORMATS = {
 
 
 def write_archives(root):
-    """Writes archives of classes, as those of ImageNet-21k."""
+    """Writes archives of classes, as ImageNet-21k has."""
     for label in range(3):
         with tarfile.open(root / f"n0000000{label}.tar", "w") as tar:
             for i in range(8):

@@ -1,4 +1,4 @@
-"""Programs of several processes on this machine, which meet as those of several hosts do."""
+"""Programs of several processes on this machine, which meet as processes of several hosts do."""
 
 import os
 import pathlib

@@ -1,7 +1,7 @@
 """Config files in the words of the released programs run as they are.
 
 The files are written here, with the vocabulary and structure of google-research/vmoe and
-m82kada/PRC; `benchmarks.released_configs` walks those of the programs themselves.
+m82kada/PRC; `benchmarks.released_configs` walks the files of the programs themselves.
 """
 
 import re

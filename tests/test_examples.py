@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md: one file each adds a part that works like those of ours."""
+"""The examples of docs/extending.md: one file each adds a part that works like ours."""
 
 import json
 import pathlib

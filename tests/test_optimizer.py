@@ -152,7 +152,7 @@ def test_adafactor_keeps_little_and_follows_its_equations():
         }
     }
     updates, _ = jax.jit(optimizer.update)(grads, state, params)
-    # At the first step the means are those of the gradient itself, and momentum takes a tenth.
+    # At the first step the means are the gradient's own, and momentum takes a tenth.
     square = np.square(np.asarray(grads["Moe"]["kernel"], np.float64))
     rows, columns = square.mean(2, keepdims=True), square.mean(1, keepdims=True)
     direction = grads["Moe"]["kernel"] / np.sqrt(rows * columns / rows.mean(1, keepdims=True))

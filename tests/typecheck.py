@@ -21,7 +21,7 @@ check = beartype.beartype(conf=CONF)
 
 
 def modules_of_jaxtyping():
-    """Returns the names of the modules that jaxtyping checks; that of a package has all in it."""
+    """Returns the names of the modules that jaxtyping checks; a package covers its modules."""
     found = []
     for path in sorted(PACKAGE.glob("*/**/*.py")) + sorted(PACKAGE.glob("[!_]*.py")):
         if re.search(r"\b(vmoe_prc\.arrays|jaxtyping|TYPE_CHECKING)\b", path.read_text()):

@@ -7,7 +7,7 @@ On a CPU `--at-once=1` is faster: one run after the other, and runs that DIR has
 
 The folder holds the four IDX files of Fashion-MNIST. docs/ROUTING_STUDY.md says what is compared,
 and was written before the runs. Scenes for training and validation come from different garments,
-those of the test from the test garments.
+scenes of the test from the test garments.
 """
 
 import functools

@@ -44,7 +44,7 @@ def test_states_are_written_as_a_run_does(capsys, monkeypatch, tmp_path):
     assert len(written) == 3
     # Random numbers: zeros would be compressed to nothing.
     assert all(x.std() > 0.5 for x in written[0] if x.size > 1 and x.dtype.kind == "f")
-    assert float(row["CPU s a GB"]) > 0 and float(row["time over that of a plain file"]) > 0
+    assert float(row["CPU s a GB"]) > 0 and float(row["time relative to a plain file"]) > 0
     assert 0 <= float(row["training waits"].rstrip("%")) <= 100
     assert not list(tmp_path.iterdir())
 

@@ -112,7 +112,7 @@ def test_all_arrays_of_released_files_go_where_they_belong(name):
     ("numbers", "prefix"), [(OLD, ""), (OLD, "opt/target/"), (NEW, ""), (NEW, "params/")]
 )
 def test_a_file_is_up_cycled_at_another_resolution(numbers, prefix, tmp_path):
-    """Old names, those of older programs, new ones, and those of big_vision."""
+    """Old names, names of older programs, new names, and names of big_vision."""
     rng = np.random.default_rng(0)
     shapes = shapes_of(TINY, numbers, prefix, classes=10)
     path = tmp_path / "vit.npz"

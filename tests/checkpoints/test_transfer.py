@@ -1,4 +1,4 @@
-"""Rules that map the arrays of a checkpoint to those of a model."""
+"""Rules that map the arrays of a checkpoint to the arrays of a model."""
 
 import jax
 import numpy as np

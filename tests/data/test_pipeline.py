@@ -79,7 +79,7 @@ def test_augmentation_differs_from_epoch_to_epoch(dataset):
     first, second = take(config, 2)
     assert ids(first) == ids(second)
     assert not np.array_equal(first["view_from_image"], second["view_from_image"])
-    # Nor are the views of an image, or those of neighbours, the same.
+    # Nor are the views of an image, or the views of neighbours, the same.
     matrices = first["view_from_image"].reshape(-1, 9)
     assert len(np.unique(matrices, axis=0)) == len(matrices)
 

@@ -298,7 +298,7 @@ def test_corrupt_files_of_a_folder_are_left_out_and_named(folder, tmp_path):
     sizes = {s: i.num_examples for s, i in builder.info.splits.items()}
     assert sizes == {"train": 11, "test": 7}
     left_out = dict(builder.left_out)
-    left_out.pop("data", None)  # the directory of the prepared data, between those of the splits
+    left_out.pop("data", None)  # the directory of the prepared data, beside the splits
     assert left_out.keys() == {"train/cat/1.jpeg", "test/dog/0.png", "test/dog/bomb.png"}
     assert all(reason.startswith("unreadable (") for reason in left_out.values())
     assert "60,000x60,000 pixels" in left_out["test/dog/bomb.png"]

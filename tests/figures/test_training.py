@@ -74,7 +74,7 @@ def test_only_images_are_drawn(run):
 
 
 def test_pixels_of_any_range_and_names_of_classes(run):
-    """Bytes as 0 to 255 look as those of [-1, 1]; an image without labels is of no class."""
+    """Images in 0 to 255 look as in [-1, 1]; an image without labels is of no class."""
     batch = next(run.batches("test"))
     names = [f"${name}$_\\frac$" for name in range(10)]  # No formula.
     images = jax.device_put((batch["image"] + 1) * 127.5, batch["image"].sharding)

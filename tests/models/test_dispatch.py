@@ -190,7 +190,7 @@ def test_no_expert_has_more_slots_than_its_group_has_tokens():
 
 
 def test_padding_takes_no_slots():
-    """The tokens that are kept are those of the same group without its padding."""
+    """The kept tokens are the same as in the group without its padding."""
     gates = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 24, 4)))
     mask = np.arange(24)[None] % 3 > 0
     for make, k in ((dispatch.top_experts_per_item, (2,)), (dispatch.top_items_per_expert, ())):

@@ -102,7 +102,7 @@ def test_the_mean_of_probabilities():
 
 
 def test_the_model_averages_its_members_in_evaluation():
-    """The first blocks run once; the mean is that of the rows which training has."""
+    """The first blocks run once; the mean is over the rows which training has."""
     options = {"ensemble_size": 2, "group_size": 68, "dropout_rate": 0.0}
     model = tiny.tiny_model(deterministic=True, router={"noise_std": 0.0}, **options)
     images = tiny.one_view_batch(4)["image"]

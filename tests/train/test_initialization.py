@@ -97,7 +97,7 @@ def test_fine_tunes_at_another_resolution_with_a_new_head(tmp_path):
 
 
 def deep_model(image_size, **moe):
-    """A model like that of the released checkpoint."""
+    """A model like the one in the released checkpoint."""
     model = tiny.tiny_model(group_size=2 * ((image_size // 8) ** 2 + 1), **moe)
     return model.clone(
         representation_size=32,

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "--names",
         choices=("ours", "timm"),
         default="ours",
-        help="params: names of the arrays: ours, which are V-MoE's, or those of timm's "
+        help="params: names of the arrays: ours, which are V-MoE's, or the names of timm's "
         "VisionTransformer, without experts, for pixels normalised by mean and std 0.5",
     )
     parser.add_argument("--config", help="configuration of a checkpoint that has none with it")

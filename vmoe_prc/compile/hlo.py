@@ -18,7 +18,7 @@ _INSTRUCTION = re.compile(
     r"= (?P<result>.*?) (?P<kind>" + "|".join(KINDS) + r"|collective-\w+|ragged-all-to-all)"
     r"(?P<start>-start)?\("
 )
-# A collective of a TPU that goes on behind other work is written in each fusion of this work.
+# A collective of a TPU that runs behind other work is written in each fusion of this work.
 _CHAIN = re.compile(r'chain_id="(\w+)"')
 # What leaves a slice of TPUs goes through its hosts.
 _BETWEEN_SLICES = re.compile(

@@ -19,7 +19,7 @@ TPU_DOCS = "cloud.google.com/tpu/docs/"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of accelerator; rates are those of one JAX device.
+    """A kind of accelerator; rates are per JAX device.
 
     Attributes:
       kind: `jax.Device.device_kind`.

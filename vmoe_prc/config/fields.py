@@ -331,7 +331,7 @@ class Config:
     gradient_dtype: str = option(
         "float32",
         "Dtype in which layers in bfloat16 compute the gradients of their kernels and biases, and "
-        "in which these are summed over devices; those of float32 layers are float32.",
+        "in which these are summed over devices; float32 layers compute and sum in float32.",
         choices=("float32", "bfloat16"),
     )
     max_skipped_steps: int = option(

@@ -120,7 +120,7 @@ def summarize(left_out: Sequence[tuple[str, str]]) -> list[str]:
 def scan_class_folders(directory: str | os.PathLike[str]) -> ClassFolders:
     """Lists the images of DIR/train/CLASS and DIR/test/CLASS, or of DIR/CLASS.
 
-    Names of splits are those of `SPLIT_NAMES`, in upper or lower case; `val` is the test split
+    Names of splits are listed in `SPLIT_NAMES`, in upper or lower case; `val` is the test split
     unless there is a folder `test`, too. Without any, about every tenth image of each class,
     chosen by its name, is a test image, at least one of each class that has two.
 

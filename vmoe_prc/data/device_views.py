@@ -31,7 +31,7 @@ def device_two_views(
 
     Returns:
       (B, 2, size, size, 3) views, and (B, 2, 3, 3) `view_from_image`, which takes homogeneous
-      pixel coordinates (row, col, 1) of the image to those of the view.
+      pixel coordinates (row, col, 1) of the image to coordinates of the view.
     """
     side = images.shape[1]
     draws = [random_crops(k, len(images), smallest_area, side, size) for k in jax.random.split(key)]

@@ -105,7 +105,7 @@ def check_numbers(name: str, sizes: Mapping[str, int], partial: bool) -> None:
       partial: Whether fewer will do.
 
     Raises:
-      DatasetError: If they are not those of the data set.
+      DatasetError: If they differ from the numbers of the data set.
     """
     for split, expected in NUM_EXAMPLES.get(name.partition(":")[0].partition("/")[0], {}).items():
         found = sizes.get(split, 0)

@@ -59,7 +59,7 @@ def prepare(
         if files is not None and not takes_files(name):
             official.check_files(name, pathlib.Path(files), partial)
             if name == "imagenet21k" and not partial:
-                # A label is the rank of a class: a missing one would shift those of others.
+                # A label is the rank of a class: a missing class would shift the labels of others.
                 official.check_classes(len(class_names(pathlib.Path(files))))
             _trust_local_files(builder, pathlib.Path(files))
         elif builder.url_infos:

@@ -130,7 +130,7 @@ class Split:
 def class_names_of(builder: Builder) -> tuple[str, ...] | None:
     """Returns the names of the classes of a data set; None if the labels are no classes.
 
-    They are those of `label`, or of the first feature that has classes.
+    They are the names of the feature `label`, or of the first feature that has classes.
     """
     features = features_of(builder)
     found = [features[key] for key in sorted(features.keys(), key=lambda key: key != "label")]

@@ -111,7 +111,7 @@ class _Worker:
     def __init__(self, task: Task):
         for name, path in task.modules:
             _import(name, path)
-        # The devices are those of the process that trains.
+        # The devices belong to the process that trains.
         jax.config.update("jax_platforms", "cpu")
         section = ml_collections.ConfigDict(json.loads(task.config))
         split = open_split(section, task.field, task.labels)

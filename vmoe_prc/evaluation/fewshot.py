@@ -120,8 +120,8 @@ def fewshot_accuracies(
     Args:
       examples: Representations and classes of the splits 'train', 'val' and 'test'.
       shots: Numbers of training images per class; a class that has fewer gives all of its images.
-      l2_regs: Strengths of the regularisation to choose from; the one of highest
-        validation accuracy is used, the strongest of equal ones.
+      l2_regs: Strengths of the regularisation to choose from; the strength with
+        the highest validation accuracy is used, the largest of equal ones.
       seed: Seed of the choice of images.
 
     Returns:

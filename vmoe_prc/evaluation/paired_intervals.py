@@ -16,7 +16,7 @@ def share_difference(
 
     The adjusted Wald interval of Bonett and Price, "Adjusted Wald Confidence Interval for a
     Difference of Binomial Proportions Based on Paired Data" (2012): one unit is added to each kind
-    of change. Its length is not 0 where no unit changed, as that of the normal approximation is:
+    of change. Unlike the normal approximation, it has a length above 0 where no unit changed:
     no change in N units does not exclude changes in a share of about 3 / N.
 
     Args:

@@ -174,7 +174,7 @@ def _is_shown(name: MetricName) -> bool:
 def _limits(config: Any) -> list[str]:
     return [
         "The model knows only the classes above and gives probabilities for any picture. Accuracy "
-        "was measured on images like those of training"
+        "was measured on images like the training images"
         + (
             ", with experts of limited capacity; here no token is dropped, so that it can differ."
             if config.model.encoder.moe.layers

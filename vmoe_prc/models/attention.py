@@ -92,7 +92,7 @@ class Rotations:
     """Rotary position embedding of patches (RoPE, arXiv 2104.09864), as DINOv3 has it.
 
     Half of each head's channels turn with the row of a patch, half with its column; channel c
-    of the first half of a head forms a plane with channel c + Dh / 2. Coordinates are those of
+    of the first half of a head forms a plane with channel c + Dh / 2. The coordinates are
     the centres of the patches, in [-1, 1] over the image (arXiv 2508.10104).
 
     Attributes:

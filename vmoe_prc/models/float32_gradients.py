@@ -4,7 +4,7 @@ Linen's layers cast their parameters to the dtype of the computation, so that gr
 dtype, too, until they reach the cast, where XLA sums them over devices. Here the cast belongs to
 the product: products of bfloat16 arrays are summed in float32 over the tokens of a
 device, as matrix units do anyway, and the float32 sums are summed over devices. The forward pass
-and the gradients of inputs are those of Linen.
+and the gradients of inputs equal Linen's.
 """
 
 import contextlib
@@ -102,8 +102,8 @@ def _product(inputs: Array, kernel: Array, num_axes: int, spec: PartitionSpec) -
 
     Args:
       inputs: (..., K...) in the dtype of the computation.
-      kernel: (K..., F...) float32, or the part of it that this device has. The axes K may be
-        more than those of the inputs, whose sizes are then products of theirs.
+      kernel: (K..., F...) float32, or the part of it that this device has. It may have more
+        axes K than the inputs, whose sizes are then products of the kernel's.
       num_axes: Number of axes K of the inputs.
       spec: How the kernel is split.
 

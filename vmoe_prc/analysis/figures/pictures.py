@@ -261,7 +261,7 @@ def first_examples(runs: Sequence[OpenedRun], split: str, num_images: int) -> Ex
     for run in runs[1:]:
         size = run.batch_spec("train")["image"].shape[-3:]
         if size != shape[-3:]:
-            expected = f"takes images of {size}, but those of {runs[0].name} are {shape[-3:]}"
+            expected = f"takes images of {size}, but {runs[0].name} has images of {shape[-3:]}"
             raise ConfigError("--workdir", run.name, expected)
         check_batch(run.config, f"dataset.{split}", shape, run.mesh.size)
     rows, classes = _choose_rows(batch, num_images)

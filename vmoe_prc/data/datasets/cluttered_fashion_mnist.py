@@ -23,7 +23,7 @@ class ClutteredFashionMnist(tfds.core.GeneratorBasedBuilder):
 
     60,000 training scenes of the first 55,000 training garments, 5,000 validation scenes of the
     last 5,000, and 10,000 test scenes of the test garments; `data.clutter` draws them, with a
-    fixed seed for each split. The class is that of the whole garment.
+    fixed seed for each split. The class is the class of the whole garment.
 
     Args:
       manual_dir: Directory of the four files of Fashion-MNIST; only needed to prepare.

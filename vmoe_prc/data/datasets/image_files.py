@@ -80,7 +80,7 @@ class ImageFiles(tfds.core.GeneratorBasedBuilder, abc.ABC):
 
     @abc.abstractmethod
     def find_classes(self, files: Sequence[SourcePath]) -> list[str]:
-        """Returns the names of the classes; those of numbered classes are their numbers.
+        """Returns the names of the classes; numbered classes are named by their numbers.
 
         Raises:
           DatasetError: If a file is not of the format.

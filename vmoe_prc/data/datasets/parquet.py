@@ -20,7 +20,7 @@ class Parquet(ImageFiles):
     """Rows with the bytes of an image, or a struct that has them in `bytes`, and a label.
 
     The columns are the first of `IMAGE_COLUMNS` and `LABEL_COLUMNS` that exist; names of classes
-    are those of the Hugging Face metadata, if there are any.
+    come from the Hugging Face metadata, if there are any.
     """
 
     RELEASE_NOTES: ClassVar = {"1.0.0": "Parquet files of Hugging Face datasets."}

@@ -1,7 +1,7 @@
 """3x3 matrices of views, NumPy float64.
 
-A matrix `a_from_b` takes homogeneous pixel coordinates (row, col, 1) of image b to those of
-image a. Coordinates are continuous: pixel [r, c] covers [r, r+1) x [c, c+1).
+A matrix `a_from_b` takes homogeneous pixel coordinates (row, col, 1) of image b to coordinates
+of image a. Coordinates are continuous: pixel [r, c] covers [r, r+1) x [c, c+1).
 """
 
 import math

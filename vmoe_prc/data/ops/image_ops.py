@@ -1,10 +1,10 @@
 """Ops on one image, or on each of its two views.
 
 `decode` adds the entry `view_from_image`, (3, 3) float64: the map from pixel coordinates of the
-decoded image to those of the current view, see `affine`. Every op that moves pixels multiplies
-its matrix from the left. `two_views` gives `image` and `view_from_image` a leading axis of 2;
-later ops treat the views separately, each with its own randomness. Random crops and flips only
-record where pixels go (see `views`); the other ops, meant for evaluation, resample at once.
+decoded image to coordinates of the current view, see `affine`. Every op that moves pixels
+multiplies its matrix from the left. `two_views` gives `image` and `view_from_image` a leading axis
+of 2; later ops treat the views separately, each with its own randomness. Random crops and flips
+only record where pixels go (see `views`); the other ops, meant for evaluation, resample at once.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def each_view(function: ViewOp) -> Op:
 def sample_crop(shape: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> Box:
     """Draws a box with the area and aspect ratio of Inception's crops.
 
-    The distribution equals that of TensorFlow's `sample_distorted_bounding_box`, including two
+    The distribution equals TensorFlow's `sample_distorted_bounding_box`, including two
     peculiarities: heights, not areas, are uniform between the two bounds, and the last possible
     first row and column are never drawn.
 
@@ -118,7 +118,7 @@ def crops(
     Args:
       source: Pixels to crop: the decoded image, or what earlier ops made of it; one picture,
         or one per box.
-      source_from_image: Map from coordinates of the decoded image to those of `source`.
+      source_from_image: Map from coordinates of the decoded image to coordinates of `source`.
       boxes: (row, col, height, width) in pixels of `source`, of one view or of two.
       target: (height, width) of the views.
       resample: Function that resizes each box at once, so that later ops move its pixels; with
@@ -400,8 +400,8 @@ def value_range(
     Args:
       low: Value of `in_min`.
       high: Value of `in_max`.
-      in_min: Smallest value, or that of each channel.
-      in_max: Largest value, or that of each channel.
+      in_min: Smallest value, one for all channels or one per channel.
+      in_max: Largest value, one for all channels or one per channel.
       clip_values: Whether values beyond the range become its ends.
     """
     if not low < high:

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int16, UInt8
 from vmoe_prc.data.ops import affine
 
 GRAY = 128
-# From coordinates that are 0 at the first pixel's centre, as TensorFlow's are, to those of
+# From coordinates that are 0 at the first pixel's centre, as TensorFlow's are, to coordinates of
 # `affine`, and back.
 _FROM_CENTRES = affine.translation_matrix(0.5, 0.5)
 _TO_CENTRES = affine.translation_matrix(-0.5, -0.5)

@@ -1,12 +1,12 @@
 """RandAugment (arXiv 1909.13719) that keeps track of where each pixel goes.
 
-Ops, strengths and values are those of V-MoE's `randaug(num_layers, magnitude)`: every layer picks
+Ops, strengths and values are as in V-MoE's `randaug(num_layers, magnitude)`: every layer picks
 one of 16 ops at random and applies it at the same magnitude, in units of 10. PRC's program picks
 the identity as often as any op; both have three ops with errors, see `photometric`. In both the ops
 follow each other, and a geometric op takes the nearest pixel; beyond the edge is gray in V-MoE's,
 the mirrored view in PRC's, whose comments say gray.
 
-In the corrected variant geometric ops are not applied one by one: those of all layers are
+In the corrected variant geometric ops are not applied one by one: their matrices are
 multiplied into one map, by which the view is interpolated once. Then follow, in the order of the
 layers, the photometric ops, and gray for the area that a geometric op uncovers or a cutout covers,
 so that later ops change this gray, too. A photometric op therefore sees pixels that later geometric
@@ -86,9 +86,9 @@ def randaug(
       magnitude: Strength of all ops, usually from 0 to 30.
       translate_const: Pixels that a translation of magnitude 10 moves by.
       cutout_const: Half the side, in pixels, of the square of a cutout of magnitude 10.
-      variant: 'vmoe', the ops of V-MoE's program; 'prc', those of PRC's, with the identity and
-        mirrored edges; 'corrected', those of V-MoE without the errors of contrast, solarize and
-        posterize, and interpolated once.
+      variant: 'vmoe', the ops of V-MoE's program; 'prc', the ops of PRC's program, with the
+        identity and mirrored edges; 'corrected', V-MoE's ops without the errors of contrast,
+        solarize and posterize, and interpolated once.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant = {variant!r} must be one of {', '.join(VARIANTS)}")
@@ -227,7 +227,7 @@ def paint_in_turn(
 
 
 def _of_bytes(views: Views) -> Views:
-    """Truncates the pixels of earlier ops to bytes, such as those of `resize_small`."""
+    """Truncates the pixels of earlier ops, such as `resize_small`, to bytes."""
     if views.dtype == np.uint8:
         return views
     return dataclasses.replace(views, source=np.clip(views.source, 0, 255).astype(np.uint8))
@@ -269,7 +269,7 @@ def _moves(
 
 
 def _products(moves: np.ndarray) -> np.ndarray:
-    """Multiplies each layer's matrix by those of all later layers, (..., layers, 3, 3)."""
+    """Multiplies each layer's matrix by the matrices of all later layers, (..., layers, 3, 3)."""
     products = moves.copy()
     for layer in reversed(range(moves.shape[-3] - 1)):
         products[..., layer, :, :] = products[..., layer + 1, :, :] @ moves[..., layer, :, :]

@@ -251,7 +251,7 @@ def _on_entries(op: Op, key: str = "image", inkey: str = "", outkey: str = "") -
     inkey, outkey = inkey or key, outkey or key
     if inkey == outkey == "image":
         return op
-    # Value ranges of images are applied on the device, those of other entries here.
+    # Value ranges of images are applied on the device, value ranges of other entries here.
     op = getattr(op, "on_host", op)
 
     def moved(example: Example, rng: np.random.Generator) -> Example:

@@ -18,7 +18,8 @@ from vmoe_prc.data.ops import affine
 TOLERANCE = 1e-2
 COVERED, UNCOVERED = 0, 255
 _STILL = np.eye(3)
-# RandAugment draws its moves from a few; the marks of as many, of at most so many pixels, are kept.
+# RandAugment draws its moves from a few: the marks of the last _MAX_MARKS moves are kept, where the
+# view has at most _MAX_MARKED pixels.
 _MAX_MARKS, _MAX_MARKED = 64, 512 * 512
 
 

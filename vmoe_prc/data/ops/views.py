@@ -29,9 +29,9 @@ class Views(Lazy):
 
     Attributes:
       source: Pixels that are resampled; (2, H, W, C) if each view has its own.
-      view_from_image: Map from coordinates of the decoded image to those of the view, one matrix
-        per view, without what `paints` move.
-      view_from_source: Map from coordinates of `source` to those of the view.
+      view_from_image: Map from coordinates of the decoded image to coordinates of the view, one
+        matrix per view, without what `paints` move.
+      view_from_source: Map from coordinates of `source` to coordinates of the view.
       boxes: (row, col, height, width) in pixels of `source` of each view's crop: no pixel outside
         of it is used.
       size: (height, width) of the views.

@@ -103,7 +103,7 @@ def top_experts_per_item(
       num_selected_experts: K.
       method: Name of the dispatch method.
       options: Options of the method; its capacity factor is relative to S * K / E.
-      mask: (G, S) bool, False for tokens that take no slot, as those of the rows that fill
+      mask: (G, S) bool, False for tokens that take no slot, such as tokens of rows that fill
         up a batch; None if there are none. A method without capacity ignores it.
       scores: (G, S, E), the largest of which choose the experts; the gates if None.
       mean_selected: Experts that a token uses on average, for routers that give some of their K

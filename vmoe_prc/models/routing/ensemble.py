@@ -1,6 +1,6 @@
 """Routing of efficient ensembles of experts, E³ (arXiv 2110.03360).
 
-Letters beyond those of `dispatch`: M members. The tokens of a group come in the order (token of an
+Letters as in `dispatch`, and M members. The tokens of a group come in the order (token of an
 image, member): each token M times. Member m chooses among the m-th E/M experts only.
 """
 
