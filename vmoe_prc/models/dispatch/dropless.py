@@ -47,7 +47,7 @@ class DroplessOptions(DispatcherOptions):
     device_capacity_factor: float | None = option(
         None,
         "Choices that a device takes at most, relative to balanced choices, others being dropped: "
-        "tokens then go to the devices of their experts alone; None for all tokens to all devices "
+        "tokens then go only to the devices of their experts; None for all tokens to all devices "
         "of a row, and no choice dropped.",
         minimum=1.0,
     )
