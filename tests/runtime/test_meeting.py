@@ -31,11 +31,11 @@ def test_all_meet(address, count):
 
 def test_every_process_learns_who_is_missing(address):
     start = time.monotonic()
-    errors = outcomes(address, [(4, 0), (4, 2)], timeout=1.0)
+    errors = outcomes(address, [(4, 0), (4, 2)], timeout=3.0)
     assert time.monotonic() - start < 10
     for error in errors:
         assert isinstance(error, RunError)
-        assert "processes 1, 3 of 4 did not come within 1 s" in str(error)
+        assert "processes 1, 3 of 4 did not come within 3 s" in str(error)
 
 
 def test_process_zero_is_missing(address):
