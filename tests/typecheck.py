@@ -2,8 +2,9 @@
 
 Modules that annotate shapes are checked by jaxtyping, which binds the letters of all arguments of a
 call. That takes some 30 microseconds, which is most of the time of functions as small as the ones
-that read a configuration, so that other modules are checked by beartype alone. It does not know
-names that are imported for type checkers only, which jaxtyping takes to be of any type.
+that read a configuration, so that other modules are checked by beartype alone. Modules that
+import names for type checkers only are left to jaxtyping, too: beartype cannot resolve such names,
+and jaxtyping takes them to be of any type.
 """
 
 import pathlib
@@ -23,7 +24,7 @@ check = beartype.beartype(conf=CONF)
 def modules_of_jaxtyping():
     """Returns the names of the modules that jaxtyping checks; a package covers its modules."""
     found = []
-    for path in sorted(PACKAGE.glob("*/**/*.py")) + sorted(PACKAGE.glob("[!_]*.py")):
+    for path in sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / "__init__.py"}):
         if re.search(r"\b(vmoe_prc\.arrays|jaxtyping|TYPE_CHECKING)\b", path.read_text()):
             parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
             found.append(".".join(parts).removesuffix(".__init__"))

@@ -47,7 +47,8 @@ def test_an_error_in_a_thread_of_a_library_is_a_warning_and_any_other_keeps_its_
     thread.start()
     thread.join()
     # Threads of earlier tests may have such errors, too.
-    assert "a thread of a library: RuntimeError: Event loop is closed" in caplog.messages
+    messages = [x.getMessage() for x in caplog.records if x.thread == thread.ident]
+    assert messages == ["a thread of a library: RuntimeError: Event loop is closed"]
     assert not capsys.readouterr().err
     thread = threading.Thread(target=Broken)
     thread.start()
