@@ -125,7 +125,10 @@ def swap(args: argparse.Namespace) -> None:
     _save_figure(swap_figure(found, title=run.name), path, dpi=110)
     table = found.routings
     _print(table.drop(columns=[name for name in table if str(name).endswith(("_low", "_high"))]))
-    _say("\nDifferences of accuracy (points), with 95% interval over images")
+    _say(
+        "\nrouted_flops: share of operations (%). Others: differences of accuracy (points), with "
+        "95% interval over images"
+    )
     _print(found.gains, percent=True)
     _say(f"{folder}\n{path}")
 
